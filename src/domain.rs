@@ -1,0 +1,29 @@
+//! The words of the product as types: pure, synchronous, sure of themselves.
+//!
+//! Nothing here knows of HTTP, tokens, files or clocks. A value that exists has passed its rules
+//! (`parse`), so nobody above checks it again.
+
+pub mod address;
+pub mod audit;
+pub mod client_key;
+pub mod event;
+pub mod installation;
+pub mod instance_policy;
+pub mod instance_url;
+pub mod key_id;
+pub mod keys;
+pub mod link;
+pub mod origin;
+pub mod secret;
+
+pub use audit::{Actor, AuditEntry};
+pub use client_key::ClientKey;
+pub use event::{LifecycleEvent, LifecycleEventKind};
+pub use installation::{Installation, InstallationState};
+pub use instance_policy::InstancePolicy;
+pub use instance_url::InstanceUrl;
+pub use key_id::KeyId;
+pub use keys::{InstallKeyRecord, PrivateKeyDer, SigningKeyRecord};
+pub use link::{Link, LinkId, LinkMode, LinkState, Namespace};
+pub use origin::{JiraBaseUrl, JiraSites, PublicUrl};
+pub use secret::SharedSecret;

@@ -1,0 +1,326 @@
+//! One Jira site that we serve, and what a lifecycle event does to it.
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    ClientKey, JiraBaseUrl, SharedSecret,
+    event::{EventStamp, SiteFacts},
+};
+
+/// One Jira site. Keyed by `client_key`; two rows may share a `base_url` after a site import
+/// (Atlassian AC-1528: the imported site gets a new client key and the old one never says goodbye).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Installation {
+    /// The tenant.
+    pub client_key: ClientKey,
+    /// REST base of the site.
+    pub base_url: JiraBaseUrl,
+    /// What users of the site see, if it differs.
+    pub display_url: Option<String>,
+    /// Whether the app is installed there now.
+    pub state: InstallationState,
+    /// The current secret.
+    pub shared_secret: SharedSecret,
+    /// The secret before the last rotation; also honoured until `valid_until`.
+    pub previous_secret: Option<RetiredSecret>,
+    /// Counts distinct secrets, from 1.
+    pub secret_generation: u64,
+    /// When the app was installed (again) on the site.
+    pub installed_at: Timestamp,
+    /// When the app was removed, if it is.
+    pub uninstalled_at: Option<Timestamp>,
+    /// The newest lifecycle call that changed this record.
+    pub last_event: EventStamp,
+}
+
+/// Whether the app is installed on the site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InstallationState {
+    /// Yes.
+    Installed,
+    /// Removed; kept as a tombstone so that a reinstall revives its links.
+    Uninstalled,
+}
+
+/// A secret that was replaced. Requests signed with it may still be in flight.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetiredSecret {
+    /// The old secret.
+    pub secret: SharedSecret,
+    /// Until when it still counts; `None` while its successor has not been acknowledged.
+    pub valid_until: Option<Timestamp>,
+}
+
+/// What an event did to an installation, in the order of importance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InstallationChange {
+    /// A site that we did not know.
+    Created,
+    /// The app came back after an uninstall.
+    Reinstalled,
+    /// Known and installed: something may have been updated.
+    Updated {
+        /// A new secret.
+        secret: bool,
+        /// A new base URL (site renamed).
+        base_url: bool,
+    },
+    /// The app was removed.
+    Uninstalled,
+    /// Nothing: a repeat, or an event older than what we hold.
+    Unchanged,
+}
+
+/// The same token came twice with different bodies. The signature covers no body, so somebody put
+/// another one behind a token that was read from a log or a broken TLS connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this token was already used with a different body")]
+pub struct TokenReused;
+
+impl Installation {
+    /// `installed`: an upsert, because rename, import, upgrade and rotation all arrive this way
+    /// (Atlassian's "installation callback success rate" page).
+    pub fn install(
+        known: Option<&Self>,
+        client_key: &ClientKey,
+        stamp: &EventStamp,
+        site: &SiteFacts,
+        grace: SignedDuration,
+        now: Timestamp,
+    ) -> Result<(Self, InstallationChange), TokenReused> {
+        let Some(known) = known else {
+            let created = Self {
+                client_key: client_key.clone(),
+                base_url: site.base_url.clone(),
+                display_url: site.display_url.clone(),
+                state: InstallationState::Installed,
+                shared_secret: site.shared_secret.clone(),
+                previous_secret: None,
+                secret_generation: 1,
+                installed_at: now,
+                uninstalled_at: None,
+                last_event: stamp.clone(),
+            };
+            return Ok((created, InstallationChange::Created));
+        };
+        if !known.is_news(stamp)? {
+            return Ok((known.clone(), InstallationChange::Unchanged));
+        }
+        let secret = known.shared_secret != site.shared_secret;
+        let base_url = known.base_url != site.base_url;
+        let back = known.state == InstallationState::Uninstalled;
+        let mut next = known.clone();
+        if secret {
+            let old = std::mem::replace(&mut next.shared_secret, site.shared_secret.clone());
+            next.previous_secret = Some(RetiredSecret {
+                secret: old,
+                valid_until: Some(now.saturating_add(grace).unwrap_or(Timestamp::MAX)),
+            });
+            next.secret_generation += 1;
+        }
+        next.base_url = site.base_url.clone();
+        next.display_url = site.display_url.clone();
+        next.state = InstallationState::Installed;
+        next.uninstalled_at = None;
+        next.last_event = stamp.clone();
+        let change = if back {
+            next.installed_at = now;
+            InstallationChange::Reinstalled
+        } else {
+            InstallationChange::Updated { secret, base_url }
+        };
+        Ok((next, change))
+    }
+
+    /// `uninstalled`: leaves a tombstone. One that is older than the newest `installed` is a straggler
+    /// from before a reinstall and changes nothing.
+    pub fn uninstall(
+        &self,
+        stamp: &EventStamp,
+        now: Timestamp,
+    ) -> Result<(Self, InstallationChange), TokenReused> {
+        if self.state == InstallationState::Uninstalled || !self.is_news(stamp)? {
+            return Ok((self.clone(), InstallationChange::Unchanged));
+        }
+        let next = Self {
+            state: InstallationState::Uninstalled,
+            uninstalled_at: Some(now),
+            last_event: stamp.clone(),
+            ..self.clone()
+        };
+        Ok((next, InstallationChange::Uninstalled))
+    }
+
+    /// The secrets a token of this site may be signed with now, newest first.
+    pub fn accepted_secrets(&self, now: Timestamp) -> impl Iterator<Item = &SharedSecret> {
+        let previous = self
+            .previous_secret
+            .as_ref()
+            .filter(|retired| retired.valid_until.is_none_or(|until| now < until));
+        std::iter::once(&self.shared_secret).chain(previous.map(|retired| &retired.secret))
+    }
+
+    /// Whether the app is installed on the site.
+    pub fn is_installed(&self) -> bool {
+        self.state == InstallationState::Installed
+    }
+
+    /// Events of the same second are taken in the order of arrival; older ones say nothing new.
+    fn is_news(&self, stamp: &EventStamp) -> Result<bool, TokenReused> {
+        if stamp.token_digest == self.last_event.token_digest {
+            return if stamp.body_digest == self.last_event.body_digest {
+                Ok(false)
+            } else {
+                Err(TokenReused)
+            };
+        }
+        Ok(stamp.issued_at >= self.last_event.issued_at)
+    }
+}
+
+impl InstallationState {
+    /// The word in answers and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Installed => "installed",
+            Self::Uninstalled => "uninstalled",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::JiraSites;
+
+    const GRACE: SignedDuration = SignedDuration::from_secs(300);
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).expect("second")
+    }
+
+    fn stamp(second: i64, token: &str, body: &str) -> EventStamp {
+        EventStamp {
+            issued_at: at(second),
+            token_digest: token.to_owned(),
+            body_digest: body.to_owned(),
+        }
+    }
+
+    fn site(secret: &str, base_url: &str) -> SiteFacts {
+        SiteFacts {
+            base_url: JiraSites::default().parse(base_url).expect("base URL"),
+            display_url: None,
+            shared_secret: SharedSecret::parse(&secret.repeat(32)).expect("secret"),
+        }
+    }
+
+    fn installed() -> Installation {
+        let key = ClientKey::parse("tenant").expect("key");
+        let facts = site("a", "https://acme.atlassian.net");
+        Installation::install(None, &key, &stamp(100, "t1", "b1"), &facts, GRACE, at(100))
+            .expect("install")
+            .0
+    }
+
+    fn again(
+        known: &Installation,
+        stamp: &EventStamp,
+        site: &SiteFacts,
+        now: i64,
+    ) -> (Installation, InstallationChange) {
+        Installation::install(Some(known), &known.client_key, stamp, site, GRACE, at(now))
+            .expect("install")
+    }
+
+    #[test]
+    fn a_rotation_keeps_the_old_secret_for_the_grace_time() {
+        let known = installed();
+        let facts = site("b", "https://acme.atlassian.net");
+        let (next, change) = again(&known, &stamp(200, "t2", "b2"), &facts, 200);
+        assert_eq!(
+            change,
+            InstallationChange::Updated {
+                secret: true,
+                base_url: false
+            }
+        );
+        assert_eq!(next.secret_generation, 2);
+        assert_eq!(next.accepted_secrets(at(499)).count(), 2);
+        assert_eq!(next.accepted_secrets(at(500)).count(), 1);
+        assert_eq!(
+            next.accepted_secrets(at(500)).next(),
+            Some(&facts.shared_secret)
+        );
+    }
+
+    #[test]
+    fn a_rename_is_followed_without_a_rotation() {
+        let known = installed();
+        let facts = site("a", "https://renamed.atlassian.net");
+        let (next, change) = again(&known, &stamp(200, "t2", "b2"), &facts, 200);
+        assert_eq!(
+            change,
+            InstallationChange::Updated {
+                secret: false,
+                base_url: true
+            }
+        );
+        assert_eq!(next.base_url.as_str(), "https://renamed.atlassian.net");
+        assert_eq!(next.secret_generation, 1);
+    }
+
+    #[test]
+    fn an_older_event_changes_nothing() {
+        let known = installed();
+        let facts = site("z", "https://old.atlassian.net");
+        let (next, change) = again(&known, &stamp(99, "t0", "b0"), &facts, 200);
+        assert_eq!(
+            (next, change),
+            (known.clone(), InstallationChange::Unchanged)
+        );
+        let (next, change) = known
+            .uninstall(&stamp(99, "t0", "b0"), at(200))
+            .expect("uninstall");
+        assert_eq!((next, change), (known, InstallationChange::Unchanged));
+    }
+
+    #[test]
+    fn one_token_serves_one_body() {
+        let known = installed();
+        let facts = site("a", "https://acme.atlassian.net");
+        assert_eq!(
+            again(&known, &stamp(100, "t1", "b1"), &facts, 101).1,
+            InstallationChange::Unchanged
+        );
+        let reused = Installation::install(
+            Some(&known),
+            &known.client_key,
+            &stamp(100, "t1", "other"),
+            &site("z", "https://acme.atlassian.net"),
+            GRACE,
+            at(101),
+        );
+        assert_eq!(reused, Err(TokenReused));
+    }
+
+    #[test]
+    fn an_uninstall_leaves_a_tombstone_that_a_reinstall_revives() {
+        let known = installed();
+        let (gone, change) = known
+            .uninstall(&stamp(200, "t2", "b2"), at(200))
+            .expect("uninstall");
+        assert_eq!(change, InstallationChange::Uninstalled);
+        assert_eq!(gone.uninstalled_at, Some(at(200)));
+        let (back, change) = again(
+            &gone,
+            &stamp(300, "t3", "b3"),
+            &site("b", "https://acme.atlassian.net"),
+            300,
+        );
+        assert_eq!(change, InstallationChange::Reinstalled);
+        assert_eq!((back.installed_at, back.uninstalled_at), (at(300), None));
+    }
+}

@@ -1,0 +1,506 @@
+//! One installation joined to one instance: what the instance should hold, and what it is known to hold.
+
+use std::fmt;
+
+use jiff::{SignedDuration, Timestamp};
+use ring::rand::{SecureRandom, SystemRandom};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{
+    ClientKey, InstanceUrl, LifecycleEventKind, SharedSecret, installation::RetiredSecret,
+    secret::NoRandomness,
+};
+
+/// Answers to `uninstalled` that mean "no" are taken as "already gone" after this many: an instance
+/// without the record dereferences nil (500), one without our URL cannot verify us (401).
+pub const REFUSED_REMOVALS_UNTIL_GONE: u32 = 5;
+
+/// Replaced secrets of a link that are still recognised. An attempt that timed out may have reached the
+/// instance, so more than one can be in use there.
+const RETIRED_SECRETS_MAX: usize = 3;
+
+/// A link's id: a UUID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LinkId(Uuid);
+
+/// What a link's ids are prefixed with in Jira: `[a-z0-9]`, unique in the store, never used again.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Namespace(String);
+
+/// What the instance gets to know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkMode {
+    /// Our own secret and our own URL: the instance speaks to Jira through us.
+    #[default]
+    Relay,
+    /// Jira's real secret and URL, as GitLab's own proxy does. Only for the sole link of an installation.
+    Direct,
+}
+
+/// One state to be in: an event that the instance should have acknowledged, numbered so that a repeat
+/// with another secret is another goal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Goal {
+    /// Told by this event.
+    pub event: LifecycleEventKind,
+    /// Counts up with every change of mind.
+    pub generation: u64,
+}
+
+/// A failed delivery, as operators see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeliveryProblem {
+    /// Stable name of the cause.
+    pub code: String,
+    /// What happened, one sentence.
+    pub message: String,
+    /// What to do about it.
+    pub hint: String,
+    /// When.
+    pub at: Timestamp,
+    /// The attempt's id in the log.
+    pub id: String,
+}
+
+/// One installation x one instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Its id.
+    pub id: LinkId,
+    /// The installation.
+    pub client_key: ClientKey,
+    /// The instance.
+    pub instance_url: InstanceUrl,
+    /// What the instance gets to know.
+    pub mode: LinkMode,
+    /// Prefix of its ids in Jira.
+    pub namespace: Namespace,
+    /// Ids pass through as they are (taken over from a GitLab that was the proxy).
+    pub keep_ids: bool,
+    /// The link's own secret, current generation.
+    pub secret: SharedSecret,
+    /// Earlier secrets that the instance may still sign with.
+    pub retired_secrets: Vec<RetiredSecret>,
+    /// What the instance should know.
+    pub desired: Goal,
+    /// Since when.
+    pub desired_since: Timestamp,
+    /// What the instance confirmed last.
+    pub acknowledged: Option<Goal>,
+    /// The `baseUrl` that the last confirmed `installed` carried.
+    pub acknowledged_base_url: Option<String>,
+    /// The operator wants the link gone: the record goes once the instance was told.
+    pub remove: bool,
+    /// Failed attempts since the desired state changed.
+    pub attempts: u32,
+    /// Of these, the ones that the instance answered.
+    pub refusals: u32,
+    /// Not before then.
+    pub next_attempt_at: Timestamp,
+    /// Why the last attempt failed.
+    pub last_error: Option<DeliveryProblem>,
+    /// When the record was made.
+    pub created_at: Timestamp,
+    /// When the instance last spoke to us.
+    pub last_seen_at: Option<Timestamp>,
+    /// What the instance said of its version.
+    pub gitlab_version: Option<String>,
+}
+
+/// Derived, never stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkState {
+    /// Not yet told, nothing failed.
+    Pending,
+    /// The instance confirmed what it should hold.
+    Connected,
+    /// The last attempt failed; another is due.
+    Failing,
+    /// To be told that it is over, or told so and kept for a reinstall.
+    Removing,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug)]
+pub enum AttemptOutcome {
+    /// Confirmed by the instance.
+    Acknowledged {
+        /// The `baseUrl` that it was given, for `installed`.
+        base_url: Option<String>,
+    },
+    /// Not confirmed.
+    Failed {
+        /// Why.
+        problem: DeliveryProblem,
+        /// The instance itself answered (as opposed to no connection, no answer).
+        refused: bool,
+        /// Wait this long before the next one.
+        retry_in: SignedDuration,
+    },
+}
+
+impl Link {
+    /// A new link that wants `installed` delivered at once.
+    pub fn new(
+        client_key: ClientKey,
+        instance_url: InstanceUrl,
+        mode: LinkMode,
+        keep_ids: bool,
+        namespace: Namespace,
+        secret: SharedSecret,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            id: LinkId(Uuid::new_v4()),
+            client_key,
+            instance_url,
+            mode,
+            namespace,
+            keep_ids,
+            secret,
+            retired_secrets: Vec::new(),
+            desired: Goal {
+                event: LifecycleEventKind::Installed,
+                generation: 1,
+            },
+            desired_since: now,
+            acknowledged: None,
+            acknowledged_base_url: None,
+            remove: false,
+            attempts: 0,
+            refusals: 0,
+            next_attempt_at: now,
+            last_error: None,
+            created_at: now,
+            last_seen_at: None,
+            gitlab_version: None,
+        }
+    }
+
+    /// The instance should get `installed` (again), with `fresh` as the link's secret if given.
+    pub fn want_installed(&mut self, fresh: Option<SharedSecret>, now: Timestamp) {
+        if let Some(fresh) = fresh {
+            let old = std::mem::replace(&mut self.secret, fresh);
+            self.retired_secrets.insert(
+                0,
+                RetiredSecret {
+                    secret: old,
+                    valid_until: None,
+                },
+            );
+            self.retired_secrets.truncate(RETIRED_SECRETS_MAX);
+        }
+        self.remove = false;
+        self.want(LifecycleEventKind::Installed, now);
+    }
+
+    /// The instance should get `uninstalled`; asking twice changes nothing.
+    pub fn want_uninstalled(&mut self, now: Timestamp) {
+        if self.desired.event != LifecycleEventKind::Uninstalled {
+            self.want(LifecycleEventKind::Uninstalled, now);
+        }
+    }
+
+    /// The instance holds what it should.
+    pub fn is_settled(&self) -> bool {
+        self.acknowledged == Some(self.desired)
+    }
+
+    /// Told that it is over, and the operator wants no trace: the record may go.
+    pub fn is_finished(&self) -> bool {
+        self.remove && self.is_settled() && self.desired.event == LifecycleEventKind::Uninstalled
+    }
+
+    /// What a person should see.
+    pub fn state(&self) -> LinkState {
+        if self.desired.event == LifecycleEventKind::Uninstalled {
+            LinkState::Removing
+        } else if self.is_settled() {
+            LinkState::Connected
+        } else if self.attempts > 0 {
+            LinkState::Failing
+        } else {
+            LinkState::Pending
+        }
+    }
+
+    /// Takes an attempt at `goal` into account. The goal may have changed meanwhile; then what was
+    /// confirmed is remembered and the new goal is due at once.
+    pub fn record(
+        &mut self,
+        goal: Goal,
+        outcome: AttemptOutcome,
+        grace: SignedDuration,
+        give_up_removal_after: SignedDuration,
+        now: Timestamp,
+    ) {
+        match outcome {
+            AttemptOutcome::Acknowledged { base_url } => {
+                self.acknowledge(goal, grace, now);
+                if goal.event == LifecycleEventKind::Installed {
+                    self.acknowledged_base_url = base_url;
+                }
+            }
+            AttemptOutcome::Failed {
+                problem,
+                refused,
+                retry_in,
+            } if goal == self.desired => {
+                self.attempts = self.attempts.saturating_add(1);
+                self.refusals = self.refusals.saturating_add(u32::from(refused));
+                self.last_error = Some(problem);
+                self.next_attempt_at = after(now, retry_in);
+                let too_old = now.duration_since(self.desired_since) >= give_up_removal_after;
+                if goal.event == LifecycleEventKind::Uninstalled
+                    && (self.refusals >= REFUSED_REMOVALS_UNTIL_GONE || too_old)
+                {
+                    self.acknowledge(goal, grace, now);
+                }
+            }
+            AttemptOutcome::Failed { .. } => self.next_attempt_at = now,
+        }
+    }
+
+    fn acknowledge(&mut self, goal: Goal, grace: SignedDuration, now: Timestamp) {
+        self.acknowledged = Some(goal);
+        if goal != self.desired {
+            self.next_attempt_at = now;
+            return;
+        }
+        if goal.event == LifecycleEventKind::Installed {
+            self.last_error = None;
+        }
+        self.attempts = 0;
+        self.refusals = 0;
+        self.retired_secrets
+            .retain(|retired| retired.valid_until.is_none_or(|until| now < until));
+        for retired in &mut self.retired_secrets {
+            retired.valid_until.get_or_insert_with(|| after(now, grace));
+        }
+    }
+
+    fn want(&mut self, event: LifecycleEventKind, now: Timestamp) {
+        self.desired = Goal {
+            event,
+            generation: self.desired.generation + 1,
+        };
+        self.desired_since = now;
+        self.attempts = 0;
+        self.refusals = 0;
+        self.last_error = None;
+        self.next_attempt_at = now;
+    }
+}
+
+impl LinkId {
+    /// Parses an id from a path or a record.
+    pub fn parse(text: &str) -> Option<Self> {
+        Uuid::try_parse(text).ok().map(Self)
+    }
+}
+
+impl Namespace {
+    const ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
+
+    /// Eight random characters, without the look-alikes `l`, `o`, `0`, `1`. The store sees to it that
+    /// none comes twice.
+    pub fn generate() -> Result<Self, NoRandomness> {
+        let mut bytes = [0_u8; 8];
+        SystemRandom::new()
+            .fill(&mut bytes)
+            .map_err(|_| NoRandomness)?;
+        let slug = bytes
+            .iter()
+            .filter_map(|b| Self::ALPHABET.get(usize::from(b % 32)))
+            .map(|&b| char::from(b))
+            .collect();
+        Ok(Self(slug))
+    }
+
+    /// Takes a slug back from the store.
+    pub fn parse(slug: &str) -> Option<Self> {
+        let ours = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        (!slug.is_empty() && slug.bytes().all(ours)).then(|| Self(slug.to_owned()))
+    }
+
+    /// The slug, without the `-` that follows it in ids.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl LinkMode {
+    /// The word in answers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Relay => "relay",
+            Self::Direct => "direct",
+        }
+    }
+}
+
+impl LinkState {
+    /// All of them, for metrics.
+    pub const ALL: [Self; 4] = [
+        Self::Pending,
+        Self::Connected,
+        Self::Failing,
+        Self::Removing,
+    ];
+
+    /// The word in answers and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Connected => "connected",
+            Self::Failing => "failing",
+            Self::Removing => "removing",
+        }
+    }
+}
+
+impl fmt::Display for LinkId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+fn after(now: Timestamp, wait: SignedDuration) -> Timestamp {
+    now.saturating_add(wait).unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRACE: SignedDuration = SignedDuration::from_secs(300);
+    const WEEK: SignedDuration = SignedDuration::from_hours(168);
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).expect("second")
+    }
+
+    fn link() -> Link {
+        Link::new(
+            ClientKey::parse("tenant").expect("key"),
+            InstanceUrl::parse("https://gitlab.example.com").expect("url"),
+            LinkMode::Relay,
+            false,
+            Namespace::generate().expect("randomness"),
+            SharedSecret::generate().expect("randomness"),
+            at(0),
+        )
+    }
+
+    fn confirmed() -> AttemptOutcome {
+        AttemptOutcome::Acknowledged {
+            base_url: Some("https://relay.example.com".to_owned()),
+        }
+    }
+
+    fn failed(refused: bool) -> AttemptOutcome {
+        AttemptOutcome::Failed {
+            problem: DeliveryProblem {
+                code: "x".to_owned(),
+                message: String::new(),
+                hint: String::new(),
+                at: at(0),
+                id: String::new(),
+            },
+            refused,
+            retry_in: SignedDuration::from_secs(5),
+        }
+    }
+
+    #[test]
+    fn goes_from_pending_over_failing_to_connected() {
+        let mut link = link();
+        assert_eq!(link.state(), LinkState::Pending);
+        link.record(link.desired, failed(true), GRACE, WEEK, at(10));
+        assert_eq!(
+            (link.state(), link.attempts, link.next_attempt_at),
+            (LinkState::Failing, 1, at(15))
+        );
+        link.record(link.desired, confirmed(), GRACE, WEEK, at(15));
+        assert_eq!(
+            (link.state(), link.attempts, link.last_error.is_none()),
+            (LinkState::Connected, 0, true)
+        );
+    }
+
+    #[test]
+    fn a_change_of_mind_during_an_attempt_is_due_at_once() {
+        let mut link = link();
+        let goal = link.desired;
+        link.want_uninstalled(at(1));
+        link.record(goal, confirmed(), GRACE, WEEK, at(2));
+        assert_eq!((link.acknowledged, link.is_settled()), (Some(goal), false));
+        assert_eq!(
+            (link.state(), link.next_attempt_at),
+            (LinkState::Removing, at(2))
+        );
+    }
+
+    #[test]
+    fn old_secrets_stay_until_the_new_one_is_confirmed_and_a_grace_time_on() {
+        let mut link = link();
+        let first = link.secret.clone();
+        link.record(link.desired, confirmed(), GRACE, WEEK, at(1));
+        link.want_installed(Some(SharedSecret::generate().expect("randomness")), at(10));
+        assert_eq!(
+            link.retired_secrets
+                .first()
+                .map(|r| (&r.secret, r.valid_until)),
+            Some((&first, None))
+        );
+        link.record(link.desired, confirmed(), GRACE, WEEK, at(20));
+        assert_eq!(
+            link.retired_secrets.first().and_then(|r| r.valid_until),
+            Some(at(320))
+        );
+        link.want_installed(None, at(400));
+        link.record(link.desired, confirmed(), GRACE, WEEK, at(400));
+        assert!(link.retired_secrets.is_empty());
+    }
+
+    #[test]
+    fn a_removal_that_is_refused_often_enough_counts_as_done() {
+        let mut link = link();
+        link.record(link.desired, confirmed(), GRACE, WEEK, at(1));
+        link.want_uninstalled(at(2));
+        link.remove = true;
+        for _ in 1..REFUSED_REMOVALS_UNTIL_GONE {
+            link.record(link.desired, failed(true), GRACE, WEEK, at(3));
+            assert!(!link.is_finished());
+        }
+        link.record(link.desired, failed(false), GRACE, WEEK, at(3));
+        assert!(!link.is_finished(), "no answer proves nothing");
+        link.record(link.desired, failed(true), GRACE, WEEK, at(3));
+        assert!(link.is_finished());
+    }
+
+    #[test]
+    fn a_removal_from_a_dead_instance_ends_after_the_deadline() {
+        let mut link = link();
+        link.want_uninstalled(at(0));
+        link.remove = true;
+        link.record(link.desired, failed(false), GRACE, WEEK, at(168 * 3600 - 1));
+        assert!(!link.is_finished());
+        link.record(link.desired, failed(false), GRACE, WEEK, at(168 * 3600));
+        assert!(link.is_finished());
+    }
+
+    #[test]
+    fn being_linked_again_takes_a_removal_back() {
+        let mut link = link();
+        link.want_uninstalled(at(1));
+        link.remove = true;
+        link.want_installed(None, at(2));
+        assert_eq!((link.state(), link.remove), (LinkState::Pending, false));
+    }
+}

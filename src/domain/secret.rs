@@ -1,0 +1,116 @@
+//! Secrets that two parties share. They print as `***`, compare in constant time, are wiped on drop.
+
+use std::fmt;
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use ring::rand::{SecureRandom, SystemRandom};
+use serde::{Deserialize, Serialize};
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+/// The HMAC key that Jira and an app, or an instance and we, sign with.
+///
+/// Serialises in clear: only `store` may do that, and it seals what it writes.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SharedSecret(Zeroizing<String>);
+
+/// Why a text is no usable secret. The text itself is not in the error.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a shared secret is {} to {} characters, this one has {length}",
+    SharedSecret::MIN_BYTES,
+    SharedSecret::MAX_BYTES
+)]
+pub struct SharedSecretError {
+    /// Bytes of the refused text.
+    pub length: usize,
+}
+
+/// There was no randomness to be had from the operating system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the operating system gave no random bytes")]
+pub struct NoRandomness;
+
+impl SharedSecret {
+    /// HS256 wants a key at least as long as its hash (RFC 7518 section 3.2).
+    pub const MIN_BYTES: usize = 32;
+    /// Far above what Jira sends; keeps records small.
+    pub const MAX_BYTES: usize = 1024;
+
+    /// Takes a secret that a peer sent.
+    pub fn parse(text: &str) -> Result<Self, SharedSecretError> {
+        if (Self::MIN_BYTES..=Self::MAX_BYTES).contains(&text.len()) {
+            Ok(Self(Zeroizing::new(text.to_owned())))
+        } else {
+            Err(SharedSecretError { length: text.len() })
+        }
+    }
+
+    /// Makes a new secret: 48 random bytes, 64 URL-safe characters.
+    pub fn generate() -> Result<Self, NoRandomness> {
+        let mut bytes = Zeroizing::new([0_u8; 48]);
+        SystemRandom::new()
+            .fill(&mut *bytes)
+            .map_err(|_| NoRandomness)?;
+        Ok(Self(Zeroizing::new(URL_SAFE_NO_PAD.encode(*bytes))))
+    }
+
+    /// The secret in clear, for signing or for the one party that must get it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl PartialEq for SharedSecret {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
+    }
+}
+
+impl Eq for SharedSecret {}
+
+impl fmt::Debug for SharedSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl TryFrom<String> for SharedSecret {
+    type Error = SharedSecretError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let text = Zeroizing::new(text);
+        Self::parse(&text)
+    }
+}
+
+impl From<SharedSecret> for String {
+    fn from(secret: SharedSecret) -> Self {
+        secret.expose().to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn never_prints_itself() {
+        let secret = SharedSecret::generate().expect("randomness");
+        assert_eq!(format!("{secret:?}"), "***");
+        assert_eq!(secret.expose().len(), 64);
+    }
+
+    #[test]
+    fn refuses_a_short_secret_without_repeating_it() {
+        let error = SharedSecret::parse("hunter2").expect_err("short");
+        assert!(!error.to_string().contains("hunter2"));
+    }
+
+    #[test]
+    fn two_made_secrets_differ() {
+        let (a, b) = (SharedSecret::generate(), SharedSecret::generate());
+        assert_ne!(a, b);
+    }
+}

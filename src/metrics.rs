@@ -1,0 +1,208 @@
+//! What is counted and timed, under stable names.
+//!
+//! One [`Metrics`] per relay with a registry of its own, so that two relays can live in one test. Labels are
+//! enums or matched routes, never a peer's text.
+
+use prometheus::{
+    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder, process_collector::ProcessCollector,
+};
+
+/// All metrics of one relay. The doc comment of a field is its help text.
+pub struct Metrics {
+    registry: Registry,
+    /// Requests answered, by listener, matched route, method and status.
+    pub requests: IntCounterVec,
+    /// Seconds from complete headers to the answer, by listener and matched route.
+    pub request_duration: HistogramVec,
+    /// Requests being answered now, by listener.
+    pub requests_in_flight: IntGaugeVec,
+    /// Requests refused, by reason (the `code` of the answer).
+    pub rejections: IntCounterVec,
+    /// Tokens that did not verify, by kind of token and reason.
+    pub verify_failures: IntCounterVec,
+    /// Lifecycle events from Jira that were taken, by event and what they changed.
+    pub lifecycle_events: IntCounterVec,
+    /// Delivery attempts to instances, by event and outcome (`delivered` or the cause).
+    pub deliveries: IntCounterVec,
+    /// Seconds of one delivery attempt, by event.
+    pub delivery_duration: HistogramVec,
+    /// Links, by state.
+    pub links: IntGaugeVec,
+    /// Installations, by state.
+    pub installations: IntGaugeVec,
+    /// Requests for one of our public keys, by whose key it was (`ours`, `atlassian`, `unknown`, ...).
+    pub public_key_requests: IntCounterVec,
+    /// Fetches from Atlassian's key server, by outcome.
+    pub install_key_fetches: IntCounterVec,
+    /// Age of the active signing key in seconds.
+    pub signing_key_age: IntGauge,
+    /// Seconds to seal, write, flush and sync one batch of changes.
+    pub store_flush: Histogram,
+    /// Transactions that shared one sync.
+    pub store_batch: Histogram,
+    /// 1 if the last batch of changes was made durable.
+    pub store_writable: IntGauge,
+    /// Open connections, by listener.
+    pub connections: IntGaugeVec,
+    /// TLS handshakes and connections that failed, by listener and cause.
+    pub connection_failures: IntCounterVec,
+}
+
+const SECONDS: [f64; 14] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0,
+];
+
+impl Metrics {
+    /// Registers everything.
+    ///
+    /// # Errors
+    /// Two metrics with one name: a mistake in this file.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new_custom(Some("jira_connect_proxy".to_owned()), None)?;
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            let metric = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
+        let gauge = |name: &str, help: &str| {
+            let metric = IntGauge::new(name, help)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
+        let timers = |name: &str, help: &str, labels: &[&str]| {
+            let opts = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
+            let metric = HistogramVec::new(opts, labels)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
+        let histogram = |name: &str, help: &str, buckets: &[f64]| {
+            let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            let metric = Histogram::with_opts(opts)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
+        let build = gauges(
+            "build_info",
+            "Always 1; the version is the label.",
+            &["version"],
+        )?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let metrics = Self {
+            requests: counter(
+                "requests_total",
+                "Requests answered, by listener, matched route, method and status.",
+                &["listener", "route", "method", "status"],
+            )?,
+            request_duration: timers(
+                "request_duration_seconds",
+                "Seconds from complete headers to the answer, by listener and matched route.",
+                &["listener", "route"],
+            )?,
+            requests_in_flight: gauges(
+                "requests_in_flight",
+                "Requests being answered now, by listener.",
+                &["listener"],
+            )?,
+            rejections: counter(
+                "rejections_total",
+                "Requests refused, by listener and reason (the code of the answer).",
+                &["listener", "reason"],
+            )?,
+            verify_failures: counter(
+                "verify_failures_total",
+                "Tokens that did not verify, by kind of token and reason.",
+                &["kind", "reason"],
+            )?,
+            lifecycle_events: counter(
+                "lifecycle_events_total",
+                "Lifecycle events from Jira that were taken, by event and what they changed.",
+                &["event", "change"],
+            )?,
+            deliveries: counter(
+                "deliveries_total",
+                "Delivery attempts to instances, by event and outcome.",
+                &["event", "outcome"],
+            )?,
+            delivery_duration: timers(
+                "delivery_duration_seconds",
+                "Seconds of one delivery attempt, by event.",
+                &["event"],
+            )?,
+            links: gauges("links", "Links, by state.", &["state"])?,
+            installations: gauges("installations", "Installations, by state.", &["state"])?,
+            public_key_requests: counter(
+                "public_key_requests_total",
+                "Requests for public keys, by whose key was asked for.",
+                &["owner"],
+            )?,
+            install_key_fetches: counter(
+                "install_key_fetches_total",
+                "Fetches from Atlassian's key server, by outcome.",
+                &["outcome"],
+            )?,
+            signing_key_age: gauge(
+                "signing_key_age_seconds",
+                "Age of the active signing key in seconds.",
+            )?,
+            store_flush: histogram(
+                "store_flush_seconds",
+                "Seconds to seal, write, flush and sync one batch of changes.",
+                &SECONDS,
+            )?,
+            store_batch: histogram(
+                "store_batch_transactions",
+                "Transactions that shared one sync.",
+                &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0],
+            )?,
+            store_writable: gauge(
+                "store_writable",
+                "1 if the last batch of changes was made durable.",
+            )?,
+            connections: gauges(
+                "connections",
+                "Open connections, by listener.",
+                &["listener"],
+            )?,
+            connection_failures: counter(
+                "connection_failures_total",
+                "Connections that ended badly, by listener and cause.",
+                &["listener", "cause"],
+            )?,
+            registry,
+        };
+        metrics.store_writable.set(1);
+        Ok(metrics)
+    }
+
+    /// Everything in Prometheus' text format, with the process's own numbers (`process_*`).
+    pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
+        let mut families = self.registry.gather();
+        // A registry with our prefix would rename `process_*`, which dashboards expect under that name.
+        families.extend(prometheus::core::Collector::collect(
+            &ProcessCollector::for_self(),
+        ));
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&families, &mut text)?;
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_has_its_prefix_and_the_process_its_own() {
+        let metrics = Metrics::new().expect("metrics");
+        let text = String::from_utf8(metrics.render().expect("render")).expect("text");
+        assert!(text.contains("jira_connect_proxy_build_info{version="));
+        assert!(text.contains("jira_connect_proxy_store_writable 1"));
+        assert!(text.contains("\nprocess_open_fds "));
+    }
+}

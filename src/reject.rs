@@ -1,0 +1,163 @@
+//! What a caller gets instead of what it asked for.
+//!
+//! The layers below speak in facts (`VerifyError`, `StoreError`, ...); each says beside its enum how a fact
+//! is put to a caller, by turning it into a [`Reject`]. The one match from kind to status code is here, and
+//! so is the one body: `{"error": {"code", "message", "hint", "id"}}`.
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::Full;
+use serde::Serialize;
+
+/// A refusal: what to tell the caller, and apart from it what to tell the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reject {
+    /// Decides the status code.
+    pub kind: RejectKind,
+    /// Stable name of the reason: snake case, also the metric label.
+    pub code: &'static str,
+    /// One sentence for the caller; repeats nothing secret.
+    pub message: String,
+    /// What the caller can do.
+    pub hint: String,
+    /// For the log only.
+    pub internal: Option<String>,
+}
+
+/// Whose fault it is, and of what sort.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RejectKind {
+    /// The request makes no sense.
+    Malformed,
+    /// No proof of identity, or a bad one.
+    Unauthenticated,
+    /// Known, but not allowed.
+    Forbidden,
+    /// No such thing.
+    NotFound,
+    /// The path exists, the method does not.
+    MethodNotAllowed,
+    /// At odds with what is there.
+    Conflict,
+    /// Over a size limit.
+    TooLarge,
+    /// The caller did not finish in time.
+    TooSlow,
+    /// Not now; try again.
+    Unavailable,
+    /// Our fault.
+    Internal,
+}
+
+impl Reject {
+    /// A refusal with all that the caller should know.
+    pub fn new(
+        kind: RejectKind,
+        code: &'static str,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
+        Self {
+            kind,
+            code,
+            message: message.into(),
+            hint: hint.into(),
+            internal: None,
+        }
+    }
+
+    /// Our fault: the caller learns nothing but the id to ask us about.
+    pub fn internal(cause: impl ToString) -> Self {
+        Self {
+            internal: Some(cause.to_string()),
+            ..Self::new(
+                RejectKind::Internal,
+                "internal_error",
+                "something went wrong here",
+                "give the id to the operator of this relay: the cause is in its log",
+            )
+        }
+    }
+
+    /// No such path or record.
+    pub fn not_found(what: &str) -> Self {
+        Self::new(
+            RejectKind::NotFound,
+            "not_found",
+            format!("there is no {what}"),
+            "check the address",
+        )
+    }
+
+    /// The path exists with other methods.
+    pub fn method_not_allowed(allowed: &str) -> Self {
+        Self::new(
+            RejectKind::MethodNotAllowed,
+            "method_not_allowed",
+            "this path does not take that method",
+            format!("use {allowed}"),
+        )
+    }
+
+    /// The status code. The only place that knows.
+    pub fn status(&self) -> StatusCode {
+        match self.kind {
+            RejectKind::Malformed => StatusCode::BAD_REQUEST,
+            RejectKind::Unauthenticated => StatusCode::UNAUTHORIZED,
+            RejectKind::Forbidden => StatusCode::FORBIDDEN,
+            RejectKind::NotFound => StatusCode::NOT_FOUND,
+            RejectKind::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            RejectKind::Conflict => StatusCode::CONFLICT,
+            RejectKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            RejectKind::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            RejectKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            RejectKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The answer, with the request's id in it.
+    pub fn response(&self, request_id: &str) -> Response<Full<Bytes>> {
+        #[derive(Serialize)]
+        struct Envelope<'a> {
+            error: Inner<'a>,
+        }
+        #[derive(Serialize)]
+        struct Inner<'a> {
+            code: &'a str,
+            message: &'a str,
+            hint: &'a str,
+            id: &'a str,
+        }
+        let body = serde_json::to_vec(&Envelope {
+            error: Inner {
+                code: self.code,
+                message: &self.message,
+                hint: &self.hint,
+                id: request_id,
+            },
+        })
+        .unwrap_or_default();
+        let mut response = Response::new(Full::from(body));
+        *response.status_mut() = self.status();
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
+        match self.kind {
+            // RFC 9110 section 15.5.2 wants a challenge; "JWT" is the scheme that Connect uses.
+            RejectKind::Unauthenticated => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("JWT"));
+            }
+            RejectKind::Unavailable => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+            }
+            // A body may still be on its way, so the connection cannot be used again.
+            RejectKind::TooLarge | RejectKind::TooSlow => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            _ => {}
+        }
+        response
+    }
+}

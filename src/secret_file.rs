@@ -1,0 +1,70 @@
+//! Files that hold a secret: made on first start, readable by their owner only.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use zeroize::Zeroizing;
+
+/// A file could not be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {source}")]
+pub struct SecretFileError {
+    /// Which file.
+    pub path: PathBuf,
+    /// What the operating system said.
+    pub source: io::Error,
+}
+
+/// Reads the file; `None` if there is none.
+pub fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, SecretFileError> {
+    let error = |source| SecretFileError {
+        path: path.to_owned(),
+        source,
+    };
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(error(source)),
+    };
+    let mode = file.metadata().map_err(error)?.permissions().mode();
+    if mode & 0o077 != 0 {
+        tracing::warn!(
+            path = %path.display(),
+            mode = format!("{:o}", mode & 0o777),
+            "a file with a secret can be read by others than its owner: chmod 600 it"
+        );
+    }
+    let mut content = Zeroizing::new(Vec::new());
+    file.read_to_end(&mut content).map_err(error)?;
+    Ok(Some(content))
+}
+
+/// Writes a new file, mode 0600, whole or not at all, and durably; makes the folders above it.
+pub fn create(path: &Path, content: &[u8]) -> Result<(), SecretFileError> {
+    let write = || -> io::Result<()> {
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        fs::create_dir_all(folder)?;
+        let temporary = path.with_extension("new");
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        File::open(folder)?.sync_all()
+    };
+    write().map_err(|source| SecretFileError {
+        path: path.to_owned(),
+        source,
+    })
+}
