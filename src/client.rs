@@ -1,0 +1,197 @@
+//! Outbound HTTP: pooled connections, TLS, deadlines, and an eye on what address is really dialled.
+//!
+//! Addresses that somebody else named are resolved, judged, and then dialled at the very address that was
+//! judged, so a name that changes its mind between look and call gains nothing. Redirects are never followed.
+
+mod connector;
+
+use std::{
+    io,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_util::{
+    client::legacy::Client as Pool,
+    rt::{TokioExecutor, TokioTimer},
+};
+use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer};
+
+use connector::Connector;
+pub use connector::{DialError, TlsFault};
+
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+const IDLE_PER_HOST: usize = 8;
+
+/// Sends requests; cheap to clone.
+#[derive(Clone)]
+pub struct Client {
+    configured: Pool<Connector, Full<Bytes>>,
+    named: Pool<Connector, Full<Bytes>>,
+    allow_private: Arc<AtomicBool>,
+}
+
+/// Who named the address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// The operator: any address will do.
+    Configured,
+    /// Somebody else: it must be public, unless the operator allows others.
+    Named,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// No connection.
+    #[error(transparent)]
+    Dial(DialError),
+    /// Connected, but no whole answer within the deadline.
+    #[error("no answer within {} s", .0.as_secs_f32())]
+    TimedOut(Duration),
+    /// The answer is larger than we read.
+    #[error("the answer has more than {0} bytes")]
+    AnswerTooLarge(usize),
+    /// The connection broke, or what came is no HTTP.
+    #[error("the connection broke: {0}")]
+    Broken(String),
+}
+
+impl Client {
+    /// `roots` are the certificate authorities to trust; `allow_private` can be changed later.
+    pub fn new(roots: RootCertStore, connect_timeout: Duration, allow_private: bool) -> Self {
+        let mut tls = ClientConfig::builder()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let tls = Arc::new(tls);
+        let allow_private = Arc::new(AtomicBool::new(allow_private));
+        let pool = |connector| {
+            Pool::builder(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(IDLE_TIMEOUT)
+                .pool_max_idle_per_host(IDLE_PER_HOST)
+                .build(connector)
+        };
+        let everywhere = Arc::new(AtomicBool::new(true));
+        Self {
+            configured: pool(Connector::new(
+                Arc::clone(&tls),
+                connect_timeout,
+                everywhere,
+            )),
+            named: pool(Connector::new(
+                tls,
+                connect_timeout,
+                Arc::clone(&allow_private),
+            )),
+            allow_private,
+        }
+    }
+
+    /// Whether addresses named by others may be private from now on. Open connections stay.
+    pub fn set_allow_private(&self, allow: bool) {
+        self.allow_private.store(allow, Ordering::Relaxed);
+    }
+
+    /// Sends a request and reads the whole answer, within `deadline` and `answer_max_bytes`.
+    pub async fn send(
+        &self,
+        destination: Destination,
+        request: Request<Full<Bytes>>,
+        deadline: Duration,
+        answer_max_bytes: usize,
+    ) -> Result<Response<Bytes>, SendError> {
+        let pool = match destination {
+            Destination::Configured => &self.configured,
+            Destination::Named => &self.named,
+        };
+        let exchange = async {
+            let (head, body) = pool
+                .request(request)
+                .await
+                .map_err(SendError::from_hyper)?
+                .into_parts();
+            let body = Limited::new(body, answer_max_bytes)
+                .collect()
+                .await
+                .map_err(|error| {
+                    if error.is::<http_body_util::LengthLimitError>() {
+                        SendError::AnswerTooLarge(answer_max_bytes)
+                    } else {
+                        SendError::Broken(error.to_string())
+                    }
+                })?;
+            Ok(Response::from_parts(head, body.to_bytes()))
+        };
+        tokio::time::timeout(deadline, exchange)
+            .await
+            .unwrap_or(Err(SendError::TimedOut(deadline)))
+    }
+
+    /// Resolves a host as a call to it would, and tells if it may not be dialled. A name that can't be
+    /// resolved is no refusal: that may be mended.
+    pub async fn blocked_address(&self, host: &str, port: u16) -> Option<IpAddr> {
+        match connector::resolve(host, port, self.allow_private.load(Ordering::Relaxed)).await {
+            Err(DialError::BlockedAddress { address, .. }) => Some(address),
+            _ => None,
+        }
+    }
+}
+
+impl SendError {
+    fn from_hyper(error: hyper_util::client::legacy::Error) -> Self {
+        let mut cause: &(dyn std::error::Error + 'static) = &error;
+        loop {
+            if let Some(dial) = cause.downcast_ref::<DialError>() {
+                return Self::Dial(dial.clone());
+            }
+            match cause.source() {
+                Some(next) => cause = next,
+                None => return Self::Broken(cause.to_string()),
+            }
+        }
+    }
+}
+
+/// The system's certificate authorities and those in `extra_ca_pem`.
+///
+/// # Errors
+/// The extra file can't be read as PEM. A system without authorities is only warned about: instances behind
+/// plain http or the extra file's authority still work.
+pub fn root_certificates(extra_ca_pem: Option<&[u8]>) -> io::Result<RootCertStore> {
+    use rustls::pki_types::pem::PemObject as _;
+
+    let mut roots = RootCertStore::empty();
+    let native = rustls_native_certs::load_native_certs();
+    for error in &native.errors {
+        tracing::warn!("some of the system's certificate authorities can't be read: {error}");
+    }
+    roots.add_parsable_certificates(native.certs);
+    if let Some(pem) = extra_ca_pem {
+        let invalid = |error: &dyn std::fmt::Display| {
+            io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+        };
+        for certificate in CertificateDer::pem_slice_iter(pem) {
+            let certificate = certificate.map_err(|error| invalid(&error))?;
+            roots.add(certificate).map_err(|error| invalid(&error))?;
+        }
+    }
+    if roots.is_empty() {
+        tracing::warn!(
+            "no certificate authority is known, so no https address can be called: install ca-certificates or set instances.extra_ca_file"
+        );
+    }
+    Ok(roots)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,348 @@
+//! What the relay knows, durably.
+//!
+//! Everything is in memory, in bounded tables that requests read without waiting. Every change goes to one
+//! committer thread as a [`Transaction`]: it sees all earlier changes, applies whole or not at all, and its
+//! caller is woken only when the batch it travelled in was flushed and synced. Many writers share one sync.
+//! Readers see a change only then, too, so nobody acts on what a power cut could take back.
+//!
+//! Records are sealed under `store.key_file`. This module is the only one that names an engine.
+
+mod committer;
+mod seal;
+mod sled;
+mod tables;
+
+use std::{path::PathBuf, sync::Arc};
+
+use jiff::Timestamp;
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::sync::{mpsc, oneshot, watch};
+use zeroize::Zeroizing;
+
+use crate::{
+    config::StoreConfig,
+    domain::{
+        AuditEntry, ClientKey, InstallKeyRecord, Installation, Link, LinkId, SigningKeyRecord,
+    },
+    metrics::Metrics,
+    reject::{Reject, RejectKind},
+    secret_file::{self, SecretFileError},
+};
+use committer::{Committer, Job};
+pub use committer::{StoreFull, Transaction};
+pub use seal::{SealError, Sealer};
+use sled::{Engine, EngineError};
+use tables::Tables;
+
+/// The form of what is stored. A store with a higher number was written by a newer relay.
+const SCHEMA: u32 = 1;
+
+/// A handle on the store; cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    tables: Arc<Tables>,
+    jobs: mpsc::Sender<Job>,
+    /// Counts changes of links; the reconciler waits on it.
+    link_changes: watch::Sender<u64>,
+}
+
+/// Owns the committer thread. Close it to be sure that everything is on disk and the lock is gone.
+pub struct StoreOwner {
+    store: Store,
+    thread: std::thread::JoinHandle<()>,
+}
+
+/// Why a store could not be opened. Nothing was changed on disk.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error(
+        "the store at {0} is in use by another process: stop that relay first, a store serves one at a time"
+    )]
+    Locked(PathBuf),
+    /// The store is there, its key is not.
+    #[error(
+        "the store at {store} exists, but its key file {key_file} does not: put the key file back from your backup (a new key could not read the store, so none was made)"
+    )]
+    KeyMissing {
+        /// The store.
+        store: PathBuf,
+        /// The key.
+        key_file: PathBuf,
+    },
+    /// Not 32 bytes.
+    #[error(
+        "the key file {path} has {length} bytes, it must have {expected}: put the right one back from your backup",
+        expected = Sealer::KEY_BYTES
+    )]
+    KeyMalformed {
+        /// The key.
+        path: PathBuf,
+        /// Its size.
+        length: usize,
+    },
+    /// The key belongs to another store.
+    #[error(
+        "the key file {key_file} does not open the store at {store}: put the key file that belongs to it back from your backup"
+    )]
+    WrongKey {
+        /// The store.
+        store: PathBuf,
+        /// The key.
+        key_file: PathBuf,
+    },
+    /// Written by a newer version.
+    #[error(
+        "the store at {store} has schema {found}, this version knows {SCHEMA}: run the newer version again, or restore a backup that this one made"
+    )]
+    NewerSchema {
+        /// The store.
+        store: PathBuf,
+        /// Its schema.
+        found: u32,
+    },
+    /// Something in it can't be read.
+    #[error(
+        "the store at {store} is damaged ({cause}): nothing was changed; restore it from a backup, or move it away to start empty"
+    )]
+    Damaged {
+        /// The store.
+        store: PathBuf,
+        /// What exactly.
+        cause: String,
+    },
+    /// The operating system refused.
+    #[error("the store at {store} can't be opened: {cause}")]
+    Io {
+        /// The store.
+        store: PathBuf,
+        /// What it said.
+        cause: String,
+    },
+    /// The key file can't be used.
+    #[error(transparent)]
+    KeyFile(#[from] SecretFileError),
+    /// No random bytes for a key.
+    #[error("the operating system gave no random bytes for the store key")]
+    NoRandomness,
+}
+
+/// Why a change was not made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// It could not be made durable; it may or may not be there after a restart.
+    #[error("the change could not be made durable: {0}")]
+    NotDurable(String),
+    /// The store is closing or its thread is gone.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// Why a transaction gave no result.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransactError<E> {
+    /// The store's fault.
+    #[error(transparent)]
+    Store(StoreError),
+    /// The transaction itself said no; nothing was changed.
+    #[error("{0}")]
+    Refused(E),
+}
+
+impl StoreOwner {
+    /// Opens or makes the store. Blocks.
+    pub fn open(config: &StoreConfig, metrics: Arc<Metrics>) -> Result<Self, OpenError> {
+        let sealer = Arc::new(Sealer::new(&*store_key(config)?));
+        let tables = Arc::new(Tables::default());
+        let engine = committer::open(config, &sealer, &tables)?;
+        let (jobs, received) = mpsc::channel(4096);
+        let link_changes = watch::Sender::new(0);
+        let committer = Committer {
+            config: config.clone(),
+            sealer,
+            tables: Arc::clone(&tables),
+            engine: Some(engine),
+            link_changes: link_changes.clone(),
+            metrics,
+        };
+        let thread = std::thread::Builder::new()
+            .name("store-committer".to_owned())
+            .spawn(move || committer.run(received))
+            .map_err(|error| OpenError::Io {
+                store: config.path.clone(),
+                cause: error.to_string(),
+            })?;
+        Ok(Self {
+            store: Store {
+                tables,
+                jobs,
+                link_changes,
+            },
+            thread,
+        })
+    }
+
+    /// A handle for others.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Finishes what is queued and lets go of the folder. Blocks.
+    pub fn close(self) {
+        let Self { store, thread } = self;
+        // Other handles may live on; the thread ends all the same.
+        let _ = store.jobs.blocking_send(Job::Close);
+        if thread.join().is_err() {
+            tracing::error!("the store's committer thread had panicked");
+        }
+    }
+}
+
+impl Store {
+    /// One installation.
+    pub fn installation(&self, client_key: &ClientKey) -> Option<Arc<Installation>> {
+        self.tables.installations.get(client_key)
+    }
+
+    /// All installations, in no order.
+    pub fn installations(&self) -> Vec<Arc<Installation>> {
+        self.tables.installations.all()
+    }
+
+    /// One link.
+    pub fn link(&self, id: LinkId) -> Option<Arc<Link>> {
+        self.tables.links.get(&id)
+    }
+
+    /// All links, in no order.
+    pub fn links(&self) -> Vec<Arc<Link>> {
+        self.tables.links.all()
+    }
+
+    /// The links of one installation, in no order.
+    pub fn links_of(&self, client_key: &ClientKey) -> Vec<Arc<Link>> {
+        self.tables
+            .link_ids_of(client_key)
+            .into_iter()
+            .filter_map(|id| self.tables.links.get(&id))
+            .collect()
+    }
+
+    /// Our signing keys, active and retired.
+    pub fn signing_keys(&self) -> Vec<Arc<SigningKeyRecord>> {
+        self.tables.signing_keys.all()
+    }
+
+    /// Atlassian's public keys as last seen.
+    pub fn install_keys(&self) -> Vec<Arc<InstallKeyRecord>> {
+        self.tables.install_keys.all()
+    }
+
+    /// Changes its value whenever a link changed. Subscribe before looking, so that nothing is missed.
+    pub fn link_changes(&self) -> watch::Receiver<u64> {
+        self.link_changes.subscribe()
+    }
+
+    /// Runs `change` after all earlier transactions and returns its result once it is durable. A change that
+    /// returns an error changes nothing. It runs on the committer thread: no waiting, no I/O in it.
+    pub async fn transact<T, E>(
+        &self,
+        change: impl FnOnce(&mut Transaction<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, TransactError<E>>
+    where
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        let (reply, result) = oneshot::channel();
+        let job = Job::transact(change, reply);
+        let closed = |()| TransactError::Store(StoreError::Closed);
+        self.jobs.send(job).await.map_err(|_| closed(()))?;
+        result.await.map_err(|_| closed(()))?
+    }
+
+    /// Proves that a change can be made durable now, by making one.
+    pub async fn probe(&self, now: Timestamp) -> Result<(), StoreError> {
+        let probe = move |transaction: &mut Transaction<'_>| {
+            transaction.mark_probe(now);
+            Ok::<(), std::convert::Infallible>(())
+        };
+        self.transact(probe).await.map_err(|error| match error {
+            TransactError::Store(error) => error,
+            TransactError::Refused(never) => match never {},
+        })
+    }
+
+    /// The newest entries of the audit trail, newest first.
+    pub async fn audit(&self, most: usize) -> Result<Vec<AuditEntry>, StoreError> {
+        let (reply, result) = oneshot::channel();
+        let job = Job::ReadAudit { most, reply };
+        self.jobs.send(job).await.map_err(|_| StoreError::Closed)?;
+        result.await.map_err(|_| StoreError::Closed)?
+    }
+}
+
+impl From<StoreError> for Reject {
+    fn from(error: StoreError) -> Self {
+        Self {
+            internal: Some(error.to_string()),
+            ..Self::new(
+                RejectKind::Unavailable,
+                "store_unavailable",
+                "nothing was saved: the relay can't write to its store right now",
+                "try again; if it stays so, the operator should look at the disk and the log",
+            )
+        }
+    }
+}
+
+impl<E: Into<Self>> From<TransactError<E>> for Reject {
+    fn from(error: TransactError<E>) -> Self {
+        match error {
+            TransactError::Store(error) => error.into(),
+            TransactError::Refused(error) => error.into(),
+        }
+    }
+}
+
+impl OpenError {
+    fn from_engine(config: &StoreConfig, error: EngineError) -> Self {
+        let store = config.path.clone();
+        let cause = error.to_string();
+        match error {
+            EngineError::Locked => Self::Locked(store),
+            EngineError::Io(_) | EngineError::Sled(::sled::Error::Io(_)) => {
+                Self::Io { store, cause }
+            }
+            EngineError::Sled(_) | EngineError::Panicked(_) => Self::Damaged { store, cause },
+        }
+    }
+}
+
+/// Reads the store key, or makes one if there is no store either.
+fn store_key(config: &StoreConfig) -> Result<Zeroizing<[u8; Sealer::KEY_BYTES]>, OpenError> {
+    let mut key = Zeroizing::new([0_u8; Sealer::KEY_BYTES]);
+    if let Some(content) = secret_file::read(&config.key_file)? {
+        if content.len() != key.len() {
+            return Err(OpenError::KeyMalformed {
+                path: config.key_file.clone(),
+                length: content.len(),
+            });
+        }
+        key.copy_from_slice(&content);
+        return Ok(key);
+    }
+    if Engine::exists(&config.path) {
+        return Err(OpenError::KeyMissing {
+            store: config.path.clone(),
+            key_file: config.key_file.clone(),
+        });
+    }
+    SystemRandom::new()
+        .fill(&mut *key)
+        .map_err(|_| OpenError::NoRandomness)?;
+    secret_file::create(&config.key_file, &*key)?;
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests;

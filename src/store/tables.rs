@@ -1,0 +1,222 @@
+//! The records in memory, and how each kind is named on disk.
+
+use std::{collections::HashMap, fmt::Display, hash::Hash, sync::Arc};
+
+use dashmap::DashMap;
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::domain::{
+    ClientKey, InstallKeyRecord, Installation, KeyId, Link, LinkId, SigningKeyRecord,
+};
+
+/// A kind of record. Its id on disk is `<PREFIX><key>`, also the associated data it is sealed with.
+pub(super) trait Record: Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// What it is found by.
+    type Key: Eq + Hash + Clone + Display + Send + Sync;
+    /// One letter and a slash.
+    const PREFIX: &'static str;
+
+    fn key(&self) -> Self::Key;
+    fn table(tables: &Tables) -> &Table<Self>;
+    fn changes(changes: &mut Changes) -> &mut ChangesOf<Self>;
+}
+
+/// All tables: what readers see.
+#[derive(Default)]
+pub(super) struct Tables {
+    pub(super) installations: Table<Installation>,
+    pub(super) links: Table<Link>,
+    pub(super) signing_keys: Table<SigningKeyRecord>,
+    pub(super) install_keys: Table<InstallKeyRecord>,
+    links_by_client_key: DashMap<ClientKey, Vec<LinkId>>,
+}
+
+/// Records of one kind, shared with readers. No guard ever leaves this file.
+pub(super) struct Table<R: Record>(DashMap<R::Key, Arc<R>>);
+
+/// New values (or `None` for removal) on top of the tables.
+#[derive(Default)]
+pub(super) struct Changes {
+    pub(super) installations: ChangesOf<Installation>,
+    pub(super) links: ChangesOf<Link>,
+    pub(super) signing_keys: ChangesOf<SigningKeyRecord>,
+    pub(super) install_keys: ChangesOf<InstallKeyRecord>,
+}
+
+/// New values of one kind.
+pub(super) struct ChangesOf<R: Record>(pub(super) HashMap<R::Key, Option<Arc<R>>>);
+
+impl<R: Record> Table<R> {
+    pub(super) fn get(&self, key: &R::Key) -> Option<Arc<R>> {
+        self.0.get(key).map(|record| Arc::clone(&record))
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<R>> {
+        self.0.iter().map(|record| Arc::clone(&record)).collect()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl<R: Record> ChangesOf<R> {
+    /// Takes over the changes of one transaction.
+    pub(super) fn absorb(&mut self, later: Self) {
+        self.0.extend(later.0);
+    }
+
+    fn publish(self, table: &Table<R>) {
+        for (key, record) in self.0 {
+            match record {
+                Some(record) => {
+                    table.0.insert(key, record);
+                }
+                None => {
+                    table.0.remove(&key);
+                }
+            }
+        }
+    }
+}
+
+impl Changes {
+    /// Takes over the changes of one transaction.
+    pub(super) fn absorb(&mut self, later: Self) {
+        self.installations.absorb(later.installations);
+        self.links.absorb(later.links);
+        self.signing_keys.absorb(later.signing_keys);
+        self.install_keys.absorb(later.install_keys);
+    }
+}
+
+impl Tables {
+    /// Shows changes to readers.
+    pub(super) fn publish(&self, changes: Changes) {
+        for (id, link) in &changes.links.0 {
+            // A link never changes its installation, so only its coming and going touches the index.
+            match link {
+                Some(link) => {
+                    let mut ids = self
+                        .links_by_client_key
+                        .entry(link.client_key.clone())
+                        .or_default();
+                    if !ids.contains(id) {
+                        ids.push(*id);
+                    }
+                }
+                None => {
+                    if let Some(link) = self.links.get(id) {
+                        self.links_by_client_key
+                            .alter(&link.client_key, |_, mut ids| {
+                                ids.retain(|known| known != id);
+                                ids
+                            });
+                        self.links_by_client_key
+                            .remove_if(&link.client_key, |_, ids| ids.is_empty());
+                    }
+                }
+            }
+        }
+        changes.installations.publish(&self.installations);
+        changes.links.publish(&self.links);
+        changes.signing_keys.publish(&self.signing_keys);
+        changes.install_keys.publish(&self.install_keys);
+    }
+
+    pub(super) fn link_ids_of(&self, client_key: &ClientKey) -> Vec<LinkId> {
+        self.links_by_client_key
+            .get(client_key)
+            .map(|ids| ids.clone())
+            .unwrap_or_default()
+    }
+
+    /// Forgets everything; only for reading the store anew.
+    pub(super) fn clear(&self) {
+        self.installations.0.clear();
+        self.links.0.clear();
+        self.signing_keys.0.clear();
+        self.install_keys.0.clear();
+        self.links_by_client_key.clear();
+    }
+}
+
+impl<R: Record> Default for Table<R> {
+    fn default() -> Self {
+        Self(DashMap::new())
+    }
+}
+
+impl<R: Record> Default for ChangesOf<R> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl Record for Installation {
+    type Key = ClientKey;
+    const PREFIX: &'static str = "i/";
+
+    fn key(&self) -> ClientKey {
+        self.client_key.clone()
+    }
+
+    fn table(tables: &Tables) -> &Table<Self> {
+        &tables.installations
+    }
+
+    fn changes(changes: &mut Changes) -> &mut ChangesOf<Self> {
+        &mut changes.installations
+    }
+}
+
+impl Record for Link {
+    type Key = LinkId;
+    const PREFIX: &'static str = "l/";
+
+    fn key(&self) -> LinkId {
+        self.id
+    }
+
+    fn table(tables: &Tables) -> &Table<Self> {
+        &tables.links
+    }
+
+    fn changes(changes: &mut Changes) -> &mut ChangesOf<Self> {
+        &mut changes.links
+    }
+}
+
+impl Record for SigningKeyRecord {
+    type Key = KeyId;
+    const PREFIX: &'static str = "k/";
+
+    fn key(&self) -> KeyId {
+        self.kid.clone()
+    }
+
+    fn table(tables: &Tables) -> &Table<Self> {
+        &tables.signing_keys
+    }
+
+    fn changes(changes: &mut Changes) -> &mut ChangesOf<Self> {
+        &mut changes.signing_keys
+    }
+}
+
+impl Record for InstallKeyRecord {
+    type Key = KeyId;
+    const PREFIX: &'static str = "p/";
+
+    fn key(&self) -> KeyId {
+        self.kid.clone()
+    }
+
+    fn table(tables: &Tables) -> &Table<Self> {
+        &tables.install_keys
+    }
+
+    fn changes(changes: &mut Changes) -> &mut ChangesOf<Self> {
+        &mut changes.install_keys
+    }
+}

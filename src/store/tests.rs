@@ -1,0 +1,272 @@
+use std::convert::Infallible;
+
+use super::*;
+use crate::domain::{
+    Actor, InstanceUrl, JiraSites, LinkMode, SharedSecret,
+    event::{EventStamp, SiteFacts},
+};
+use jiff::SignedDuration;
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("temporary folder"))
+    }
+
+    fn config(&self) -> StoreConfig {
+        StoreConfig {
+            path: self.0.path().join("store"),
+            key_file: self.0.path().join("key"),
+            installations_max: 100,
+            links_max: 100,
+            audit_entries_max: 5,
+        }
+    }
+
+    fn open(&self) -> Result<StoreOwner, OpenError> {
+        StoreOwner::open(&self.config(), Arc::new(Metrics::new().expect("metrics")))
+    }
+}
+
+fn installation(client_key: &str) -> Installation {
+    let now = Timestamp::UNIX_EPOCH;
+    let stamp = EventStamp {
+        issued_at: now,
+        token_digest: "t".to_owned(),
+        body_digest: "b".to_owned(),
+    };
+    let site = SiteFacts {
+        base_url: JiraSites::default()
+            .parse("https://acme.atlassian.net")
+            .expect("base URL"),
+        display_url: None,
+        shared_secret: SharedSecret::generate().expect("randomness"),
+    };
+    let client_key = ClientKey::parse(client_key).expect("key");
+    Installation::install(None, &client_key, &stamp, &site, SignedDuration::ZERO, now)
+        .expect("install")
+        .0
+}
+
+fn link(transaction: &mut Transaction<'_>, client_key: &str, url: &str) -> Link {
+    Link::new(
+        ClientKey::parse(client_key).expect("key"),
+        InstanceUrl::parse(url).expect("url"),
+        LinkMode::Relay,
+        false,
+        transaction.claim_namespace().expect("namespace"),
+        SharedSecret::generate().expect("randomness"),
+        Timestamp::UNIX_EPOCH,
+    )
+}
+
+async fn put(store: &Store, client_key: &str) -> Result<(), TransactError<StoreFull>> {
+    let installation = installation(client_key);
+    store
+        .transact(move |t| t.put_installation(installation))
+        .await
+}
+
+async fn close(owner: StoreOwner) {
+    tokio::task::spawn_blocking(move || owner.close())
+        .await
+        .expect("close");
+}
+
+#[tokio::test]
+async fn what_was_answered_is_there_after_a_restart() {
+    let folder = Folder::new();
+    let owner = folder.open().expect("open");
+    let store = owner.store().clone();
+    put(&store, "tenant").await.expect("put");
+    let id = store
+        .transact(|t| {
+            let link = link(t, "tenant", "https://gitlab.example.com");
+            let id = link.id;
+            t.put_link(link).map(|()| id)
+        })
+        .await
+        .expect("link");
+    let before = (store.installations(), store.link(id));
+    close(owner).await;
+    let owner = folder.open().expect("open again");
+    let store = owner.store();
+    assert_eq!((store.installations(), store.link(id)), before);
+    let tenant = ClientKey::parse("tenant").expect("key");
+    assert_eq!(store.links_of(&tenant).len(), 1);
+    close(owner).await;
+}
+
+#[tokio::test]
+async fn transactions_see_each_other_and_share_syncs() {
+    let folder = Folder::new();
+    let owner = folder.open().expect("open");
+    let store = owner.store().clone();
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..64 {
+        let store = store.clone();
+        tasks.spawn(async move {
+            let installation = installation(&format!("tenant-{}", n % 8));
+            store
+                .transact(move |t| {
+                    let known = t.installation(&installation.client_key);
+                    let generation = known.map_or(0, |known| known.secret_generation);
+                    t.put_installation(Installation {
+                        secret_generation: generation + 1,
+                        ..installation
+                    })
+                })
+                .await
+        });
+    }
+    while let Some(result) = tasks.join_next().await {
+        result.expect("task").expect("transaction");
+    }
+    let generations: Vec<u64> = store
+        .installations()
+        .iter()
+        .map(|installation| installation.secret_generation)
+        .collect();
+    assert_eq!(generations, vec![8; 8], "no update was lost");
+    close(owner).await;
+}
+
+#[tokio::test]
+async fn a_refused_transaction_changes_nothing() {
+    let folder = Folder::new();
+    let owner = folder.open().expect("open");
+    let store = owner.store();
+    let unwanted = installation("tenant");
+    let refused: Result<(), _> = store
+        .transact(move |t| {
+            t.put_installation(unwanted).expect("room");
+            Err("no")
+        })
+        .await;
+    assert_eq!(refused, Err(TransactError::Refused("no")));
+    assert!(store.installations().is_empty());
+    close(owner).await;
+}
+
+#[tokio::test]
+async fn limits_hold_within_a_batch_too() {
+    let folder = Folder::new();
+    let config = StoreConfig {
+        installations_max: 2,
+        ..folder.config()
+    };
+    let owner =
+        StoreOwner::open(&config, Arc::new(Metrics::new().expect("metrics"))).expect("open");
+    let store = owner.store();
+    let (a, b, c) = tokio::join!(put(store, "a"), put(store, "b"), put(store, "c"));
+    let refused = [a, b, c].iter().filter(|result| result.is_err()).count();
+    assert_eq!((refused, store.installations().len()), (1, 2));
+    close(owner).await;
+}
+
+#[tokio::test]
+async fn the_audit_trail_is_bounded_and_newest_first() {
+    let folder = Folder::new();
+    let owner = folder.open().expect("open");
+    let store = owner.store();
+    for n in 0..8 {
+        store
+            .transact(move |t| {
+                t.audit(AuditEntry {
+                    note: Some(n.to_string()),
+                    ..AuditEntry::new(Timestamp::UNIX_EPOCH, Actor::Relay, "tested")
+                });
+                Ok::<(), Infallible>(())
+            })
+            .await
+            .expect("audit");
+    }
+    let notes: Vec<_> = store
+        .audit(100)
+        .await
+        .expect("audit")
+        .into_iter()
+        .filter_map(|entry| entry.note)
+        .collect();
+    assert_eq!(notes, ["7", "6", "5", "4", "3"]);
+    close(owner).await;
+}
+
+#[tokio::test]
+async fn a_store_that_is_not_ours_is_refused_and_left_alone() {
+    let folder = Folder::new();
+    let owner = folder.open().expect("open");
+    put(owner.store(), "tenant").await.expect("put");
+    assert!(matches!(folder.open(), Err(OpenError::Locked(_))));
+    close(owner).await;
+
+    let key_file = folder.config().key_file;
+    let key = std::fs::read(&key_file).expect("key");
+    std::fs::write(&key_file, [1; 32]).expect("write");
+    assert!(matches!(folder.open(), Err(OpenError::WrongKey { .. })));
+    std::fs::write(&key_file, b"short").expect("write");
+    assert!(matches!(
+        folder.open(),
+        Err(OpenError::KeyMalformed { length: 5, .. })
+    ));
+    std::fs::remove_file(&key_file).expect("remove");
+    assert!(matches!(folder.open(), Err(OpenError::KeyMissing { .. })));
+    assert!(!key_file.exists(), "no new key was made");
+
+    std::fs::write(&key_file, key).expect("write");
+    let engine = Engine::open(&folder.config().path).expect("engine");
+    engine
+        .commit(vec![(b"m/schema".to_vec(), Some(b"2".to_vec()))])
+        .expect("commit");
+    drop(engine);
+    assert!(matches!(
+        folder.open(),
+        Err(OpenError::NewerSchema { found: 2, .. })
+    ));
+    let engine = Engine::open(&folder.config().path).expect("engine");
+    engine
+        .commit(vec![
+            (b"m/schema".to_vec(), Some(b"1".to_vec())),
+            (b"i/tenant".to_vec(), Some(b"rubbish".to_vec())),
+        ])
+        .expect("commit");
+    drop(engine);
+    assert!(matches!(folder.open(), Err(OpenError::Damaged { .. })));
+}
+
+#[tokio::test]
+async fn nothing_secret_lies_on_the_disk_in_clear() {
+    let folder = Folder::new();
+    let owner = folder.open().expect("open");
+    let store = owner.store().clone();
+    put(&store, "tenant").await.expect("put");
+    let secret = store
+        .installations()
+        .first()
+        .map(|installation| installation.shared_secret.expose().to_owned())
+        .expect("installation");
+    close(owner).await;
+    for entry in std::fs::read_dir(folder.config().path).expect("folder") {
+        let path = entry.expect("entry").path();
+        if path.is_file() {
+            let content = std::fs::read(&path).expect("read");
+            let found = content
+                .windows(secret.len())
+                .any(|window| window == secret.as_bytes());
+            assert!(!found, "{} holds the secret", path.display());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_panic_in_a_transaction_stops_nobody_else() {
+    let folder = Folder::new();
+    let owner = folder.open().expect("open");
+    let store = owner.store();
+    let broken: Result<(), TransactError<Infallible>> =
+        store.transact(|_| panic!("on purpose")).await;
+    assert_eq!(broken, Err(TransactError::Store(StoreError::Closed)));
+    put(store, "tenant").await.expect("put");
+    close(owner).await;
+}
