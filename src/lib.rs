@@ -2,19 +2,40 @@
 //!
 //! The map, in the order in which a request meets the parts:
 //!
+//! - [`relay`]: builds every part once; `bind`, `run`
+//! - [`server`], [`tls`]: sockets, handshakes, limits, drain
+//! - [`exchange`]: what every request gets: id, clock, deadline, metrics, one closing line
+//! - [`routes`]: the public listener, a file for each family of addresses
+//! - [`admin`]: the operators' listener
+//! - [`reconcile`]: drives every link until the instance holds what it should
+//! - [`rotation`]: keeps one signing key active
+//! - [`jira`]: the Jira side: descriptor, lifecycle calls
+//! - [`gitlab`]: the instance side: signed deliveries and what their failures mean
+//! - [`linking`]: the rules between installations and links
 //! - [`jwt`]: a verifier for each kind of token, the query string hash, the signer
 //! - [`client`]: outbound HTTP with an eye on the address
 //! - [`store`]: what is known, durably; the only place that names an engine
 //! - [`domain`]: the words of the product as types
 //! - [`config`], [`reject`], [`metrics`], [`telemetry`], [`secret_file`], [`clock`]: what everybody stands on
 
+pub mod admin;
 pub mod client;
 pub mod clock;
 pub mod config;
 pub mod domain;
+pub mod exchange;
+pub mod gitlab;
+pub mod jira;
 pub mod jwt;
+pub mod linking;
 pub mod metrics;
+pub mod reconcile;
 pub mod reject;
+pub mod relay;
+pub mod rotation;
+pub mod routes;
 pub mod secret_file;
+pub mod server;
 pub mod store;
 pub mod telemetry;
+pub mod tls;

@@ -1,0 +1,291 @@
+//! The operators' listener: health, metrics, and the API behind the admin token.
+
+mod installations;
+mod keys;
+mod links;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use matchit::Router;
+use subtle::ConstantTimeEq as _;
+use zeroize::Zeroizing;
+
+use crate::{
+    client::Client,
+    config::LimitsConfig,
+    domain::{Actor, AuditEntry, InstallationState, InstancePolicy, LinkState},
+    exchange::{Arrival, Labels, json, observe, typed},
+    jwt::Signer,
+    metrics::Metrics,
+    reject::{Reject, RejectKind},
+    rotation::KeyRotation,
+    store::Store,
+};
+
+const LISTENER: &str = "admin";
+
+/// Entries of the audit trail in one answer.
+const AUDIT_DEFAULT: usize = 100;
+const AUDIT_MAX: usize = 10_000;
+
+/// Everything that the admin listener's handlers need.
+pub struct Admin {
+    router: Router<Route>,
+    parts: AdminParts,
+}
+
+/// What [`Admin`] is made of.
+pub struct AdminParts {
+    /// Guards the API.
+    pub token: Zeroizing<String>,
+    /// What is known.
+    pub store: Store,
+    /// Whether there is a key.
+    pub signer: Arc<Signer>,
+    /// Replaces keys.
+    pub rotation: Arc<KeyRotation>,
+    /// Who may be linked.
+    pub policy: Arc<ArcSwap<InstancePolicy>>,
+    /// Looks names up as a delivery would.
+    pub client: Client,
+    /// Nobody is linked to ourselves.
+    pub public_url: String,
+    /// How much, how long.
+    pub limits: LimitsConfig,
+    /// Shown, and counted in.
+    pub metrics: Arc<Metrics>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    Audit,
+    Health,
+    Installations,
+    Keys,
+    KeysRotate,
+    Link,
+    LinkResend,
+    Links,
+    Metrics,
+    Ready,
+}
+
+impl Admin {
+    /// Sets up the table of addresses.
+    ///
+    /// # Errors
+    /// Two addresses that exclude each other: a mistake in this file.
+    pub fn new(parts: AdminParts) -> Result<Self, matchit::InsertError> {
+        let mut router = Router::new();
+        for (path, route) in [
+            ("/healthz", Route::Health),
+            ("/readyz", Route::Ready),
+            ("/metrics", Route::Metrics),
+            ("/api/v1/installations", Route::Installations),
+            ("/api/v1/links", Route::Links),
+            ("/api/v1/links/{id}", Route::Link),
+            ("/api/v1/links/{id}/resend", Route::LinkResend),
+            ("/api/v1/keys", Route::Keys),
+            ("/api/v1/keys/rotate", Route::KeysRotate),
+            ("/api/v1/audit", Route::Audit),
+        ] {
+            router.insert(path, route)?;
+        }
+        Ok(Self { router, parts })
+    }
+
+    /// Answers one request.
+    pub async fn serve(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+    ) -> Response<Full<Bytes>> {
+        let path = request.uri().path().to_owned();
+        let matched = self.router.at(&path).ok();
+        let route = matched.as_ref().map(|m| *m.value);
+        let id = matched
+            .and_then(|m| m.params.get("id").map(str::to_owned))
+            .unwrap_or_default();
+        let labels = Labels {
+            listener: LISTENER,
+            route: route.map_or("none", Route::label),
+        };
+        let method = request.method().clone();
+        let parts = &self.parts;
+        observe(
+            labels,
+            method,
+            peer,
+            parts.limits.request_timeout,
+            &parts.metrics,
+            |arrival| async move {
+                match route {
+                    Some(route) => parts.handle(route, &id, request, &arrival).await,
+                    // Without the token, nobody learns which addresses of the API there are.
+                    None => {
+                        parts.authorise(request.headers())?;
+                        Err(Reject::not_found("such address on the admin listener"))
+                    }
+                }
+            },
+        )
+        .await
+    }
+}
+
+impl AdminParts {
+    async fn handle(
+        &self,
+        route: Route,
+        id: &str,
+        request: Request<Incoming>,
+        arrival: &Arrival,
+    ) -> Result<Response<Full<Bytes>>, Reject> {
+        if !route.is_open() {
+            self.authorise(request.headers())?;
+        }
+        let method = match request.method() {
+            &Method::HEAD => &Method::GET,
+            method => method,
+        };
+        match (route, method) {
+            (Route::Health, &Method::GET) => typed(StatusCode::OK, "text/plain", "ok\n"),
+            (Route::Ready, &Method::GET) => self.ready(arrival).await,
+            (Route::Metrics, &Method::GET) => self.metrics(),
+            (Route::Installations, &Method::GET) => installations::list(self),
+            (Route::Links, &Method::GET) => links::list(self, request.uri().query()),
+            (Route::Links, &Method::POST) => links::create(self, request, arrival).await,
+            (Route::Link, &Method::GET) => links::show(self, id),
+            (Route::Link, &Method::DELETE) => links::remove(self, id, arrival).await,
+            (Route::LinkResend, &Method::POST) => links::resend(self, id, arrival).await,
+            (Route::Keys, &Method::GET) => keys::list(self),
+            (Route::KeysRotate, &Method::POST) => keys::rotate(self, arrival).await,
+            (Route::Audit, &Method::GET) => self.audit(request.uri().query()).await,
+            (route, _) => Err(Reject::method_not_allowed(route.methods())),
+        }
+    }
+
+    fn authorise(&self, headers: &HeaderMap) -> Result<(), Reject> {
+        let given = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok()?.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, token)| token.trim())
+            .unwrap_or_default();
+        if given.as_bytes().ct_eq(self.token.as_bytes()).into() {
+            return Ok(());
+        }
+        Err(Reject::new(
+            RejectKind::Unauthenticated,
+            "admin_token",
+            "the admin API wants its token",
+            "send `Authorization: Bearer <token>` with what stands in admin.token_file",
+        ))
+    }
+
+    async fn ready(&self, arrival: &Arrival) -> Result<Response<Full<Bytes>>, Reject> {
+        if self.signer.active().is_none() {
+            return Err(Reject::new(
+                RejectKind::Unavailable,
+                "no_signing_key",
+                "there is no signing key",
+                "look at the log: one is made at start",
+            ));
+        }
+        self.store.probe(arrival.now).await?;
+        typed(StatusCode::OK, "text/plain", "ready\n")
+    }
+
+    fn metrics(&self) -> Result<Response<Full<Bytes>>, Reject> {
+        let links = self.store.links();
+        for state in LinkState::ALL {
+            let count = links.iter().filter(|link| link.state() == state).count();
+            self.metrics
+                .links
+                .with_label_values(&[state.as_str()])
+                .set(count as i64);
+        }
+        let installations = self.store.installations();
+        for state in [InstallationState::Installed, InstallationState::Uninstalled] {
+            let count = installations.iter().filter(|i| i.state == state).count();
+            self.metrics
+                .installations
+                .with_label_values(&[state.as_str()])
+                .set(count as i64);
+        }
+        if let Some((_, since)) = self.signer.active() {
+            let age = crate::clock::now().duration_since(since).as_secs();
+            self.metrics.signing_key_age.set(age);
+        }
+        let text = self.metrics.render().map_err(Reject::internal)?;
+        typed(StatusCode::OK, "text/plain; version=0.0.4", text)
+    }
+
+    async fn audit(&self, query: Option<&str>) -> Result<Response<Full<Bytes>>, Reject> {
+        let most = match parameter(query, "limit") {
+            None => AUDIT_DEFAULT,
+            Some(text) => text
+                .parse::<usize>()
+                .ok()
+                .filter(|n| (1..=AUDIT_MAX).contains(n))
+                .ok_or_else(|| {
+                    Reject::new(
+                        RejectKind::Malformed,
+                        "limit_malformed",
+                        format!("limit is a number from 1 to {AUDIT_MAX}"),
+                        "leave it out for the newest 100 entries",
+                    )
+                })?,
+        };
+        json(StatusCode::OK, &self.store.audit(most).await?)
+    }
+
+    fn audit_entry(arrival: &Arrival, action: &str) -> AuditEntry {
+        AuditEntry {
+            request_id: Some(arrival.id.clone()),
+            ..AuditEntry::new(arrival.now, Actor::Admin, action)
+        }
+    }
+}
+
+impl Route {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Audit => "audit",
+            Self::Health => "healthz",
+            Self::Installations => "installations",
+            Self::Keys => "keys",
+            Self::KeysRotate => "keys/rotate",
+            Self::Link => "links/id",
+            Self::LinkResend => "links/id/resend",
+            Self::Links => "links",
+            Self::Metrics => "metrics",
+            Self::Ready => "readyz",
+        }
+    }
+
+    fn is_open(self) -> bool {
+        matches!(self, Self::Health | Self::Ready | Self::Metrics)
+    }
+
+    fn methods(self) -> &'static str {
+        match self {
+            Self::Link => "GET or DELETE",
+            Self::Links => "GET or POST",
+            Self::KeysRotate | Self::LinkResend => "POST",
+            _ => "GET",
+        }
+    }
+}
+
+/// One parameter of a query.
+fn parameter(query: Option<&str>, name: &str) -> Option<String> {
+    form_urlencoded::parse(query.unwrap_or_default().as_bytes())
+        .find(|(key, _)| key == name)
+        .map(|(_, value)| value.into_owned())
+}

@@ -1,0 +1,46 @@
+//! `GET /api/v1/installations`.
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use http_body_util::Full;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::AdminParts;
+use crate::{domain::Installation, exchange::json, reject::Reject};
+
+/// An installation as operators see it. Never a secret.
+#[derive(Serialize)]
+struct View<'a> {
+    client_key: &'a str,
+    base_url: &'a str,
+    display_url: Option<&'a str>,
+    state: &'static str,
+    installed_at: Timestamp,
+    uninstalled_at: Option<Timestamp>,
+    secret_generation: u64,
+    links: usize,
+}
+
+pub(super) fn list(admin: &AdminParts) -> Result<Response<Full<Bytes>>, Reject> {
+    let mut installations = admin.store.installations();
+    installations.sort_by_key(|installation| installation.installed_at);
+    let views: Vec<View<'_>> = installations
+        .iter()
+        .map(|installation| view(admin, installation))
+        .collect();
+    json(StatusCode::OK, &views)
+}
+
+fn view<'a>(admin: &AdminParts, installation: &'a Installation) -> View<'a> {
+    View {
+        client_key: installation.client_key.as_str(),
+        base_url: installation.base_url.as_str(),
+        display_url: installation.display_url.as_deref(),
+        state: installation.state.as_str(),
+        installed_at: installation.installed_at,
+        uninstalled_at: installation.uninstalled_at,
+        secret_generation: installation.secret_generation,
+        links: admin.store.links_of(&installation.client_key).len(),
+    }
+}

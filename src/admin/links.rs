@@ -1,0 +1,256 @@
+//! `/api/v1/links`: which instances an installation is linked to, and how that goes.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{AdminParts, parameter};
+use crate::{
+    domain::{
+        ClientKey, InstanceUrl, Link, LinkId, LinkMode, instance_policy::PolicyError,
+        instance_url::InstanceUrlError, link::DeliveryProblem,
+    },
+    exchange::{Arrival, json, parse_json, read_body},
+    linking::{self, LinkRefusal, NewLink},
+    reject::{Reject, RejectKind},
+};
+
+/// How long a caller waits for the outcome of a first delivery. An attempt may take longer; it goes on.
+const OUTCOME_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long a name may take to be looked up before a link is made without knowing its address.
+const LOOKUP_PATIENCE: Duration = Duration::from_secs(3);
+
+/// A link as operators see it. Never a secret.
+#[derive(Serialize)]
+struct View<'a> {
+    id: LinkId,
+    client_key: &'a str,
+    instance_url: &'a str,
+    mode: LinkMode,
+    namespace: &'a str,
+    keep_ids: bool,
+    state: &'static str,
+    desired: &'static str,
+    acknowledged: Option<&'static str>,
+    generation: u64,
+    acknowledged_generation: Option<u64>,
+    attempts: u32,
+    next_attempt_at: Option<Timestamp>,
+    last_error: Option<&'a DeliveryProblem>,
+    created_at: Timestamp,
+    last_seen_at: Option<Timestamp>,
+    gitlab_version: Option<&'a str>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewLinkBody {
+    client_key: String,
+    instance_url: String,
+    #[serde(default)]
+    mode: LinkMode,
+    #[serde(default)]
+    keep_ids: bool,
+}
+
+pub(super) fn list(
+    admin: &AdminParts,
+    query: Option<&str>,
+) -> Result<Response<Full<Bytes>>, Reject> {
+    let mut links = match parameter(query, "client_key") {
+        None => admin.store.links(),
+        Some(text) => ClientKey::parse(&text)
+            .map(|client_key| admin.store.links_of(&client_key))
+            .unwrap_or_default(),
+    };
+    links.sort_by_key(|link| (link.created_at, link.id));
+    let views: Vec<View<'_>> = links.iter().map(|link| view(link)).collect();
+    json(StatusCode::OK, &views)
+}
+
+pub(super) fn show(admin: &AdminParts, id: &str) -> Result<Response<Full<Bytes>>, Reject> {
+    let id = parse_id(id)?;
+    let link = admin.store.link(id).ok_or(LinkRefusal::UnknownLink(id))?;
+    json(StatusCode::OK, &view(&link))
+}
+
+pub(super) async fn create(
+    admin: &AdminParts,
+    request: Request<Incoming>,
+    arrival: &Arrival,
+) -> Result<Response<Full<Bytes>>, Reject> {
+    let (head, body) = request.into_parts();
+    let limits = &admin.limits;
+    let body = read_body(
+        body,
+        &head.headers,
+        limits.body_max_bytes,
+        limits.receive_timeout,
+    )
+    .await?;
+    let body: NewLinkBody = parse_json(&body)?;
+    let client_key = ClientKey::parse(&body.client_key).map_err(|error| {
+        Reject::new(
+            RejectKind::Malformed,
+            "client_key_malformed",
+            error.to_string(),
+            "GET /api/v1/installations lists the client keys",
+        )
+    })?;
+    let instance_url = InstanceUrl::parse(&body.instance_url)?;
+    if instance_url.origin() == admin.public_url {
+        return Err(Reject::new(
+            RejectKind::Malformed,
+            "instance_is_relay",
+            "this is the relay's own address",
+            "link the address of a GitLab",
+        ));
+    }
+    admin.policy.load().check(&instance_url)?;
+    check_address(admin, &instance_url).await?;
+    let wish = NewLink {
+        client_key,
+        instance_url,
+        mode: body.mode,
+        keep_ids: body.keep_ids,
+    };
+    let audit = AdminParts::audit_entry(arrival, "link_created");
+    let now = arrival.now;
+    let link = admin
+        .store
+        .transact(move |transaction| linking::create(transaction, wish, audit, now))
+        .await?;
+    tracing::Span::current().record("link.id", tracing::field::display(link.id));
+    let link = outcome(admin, link).await;
+    json(StatusCode::CREATED, &view(&link))
+}
+
+pub(super) async fn remove(
+    admin: &AdminParts,
+    id: &str,
+    arrival: &Arrival,
+) -> Result<Response<Full<Bytes>>, Reject> {
+    let id = parse_id(id)?;
+    let audit = AdminParts::audit_entry(arrival, "link_removal_requested");
+    let now = arrival.now;
+    let link = admin
+        .store
+        .transact(move |transaction| linking::remove(transaction, id, audit, now))
+        .await?;
+    json(StatusCode::ACCEPTED, &view(&link))
+}
+
+pub(super) async fn resend(
+    admin: &AdminParts,
+    id: &str,
+    arrival: &Arrival,
+) -> Result<Response<Full<Bytes>>, Reject> {
+    let id = parse_id(id)?;
+    let audit = AdminParts::audit_entry(arrival, "link_resend_requested");
+    let now = arrival.now;
+    let link = admin
+        .store
+        .transact(move |transaction| linking::resend(transaction, id, audit, now))
+        .await?;
+    let link = outcome(admin, link).await;
+    json(StatusCode::OK, &view(&link))
+}
+
+/// Waits until the reconciler has made an attempt at what the link wants now, or for long enough.
+async fn outcome(admin: &AdminParts, wanted: Link) -> Link {
+    let mut changes = admin.store.link_changes();
+    let mut latest = wanted;
+    let attempted = async {
+        loop {
+            changes.borrow_and_update();
+            match admin.store.link(latest.id) {
+                Some(link) => latest = link.as_ref().clone(),
+                None => return,
+            }
+            if latest.is_settled() || latest.attempts > 0 || changes.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    // The answer then says "pending"; GET tells how it went on.
+    let _ = tokio::time::timeout(OUTCOME_PATIENCE, attempted).await;
+    latest
+}
+
+/// Refuses a name that points to an address which would not be dialled. A name that can't be looked up now is
+/// left to the deliveries.
+async fn check_address(admin: &AdminParts, instance_url: &InstanceUrl) -> Result<(), Reject> {
+    let port = if instance_url.is_https() { 443 } else { 80 };
+    let lookup = admin.client.blocked_address(instance_url.host(), port);
+    match tokio::time::timeout(LOOKUP_PATIENCE, lookup).await {
+        Ok(Some(address)) => Err(PolicyError::NotPublic(address).into()),
+        _ => Ok(()),
+    }
+}
+
+fn parse_id(text: &str) -> Result<LinkId, Reject> {
+    LinkId::parse(text).ok_or_else(|| {
+        Reject::new(
+            RejectKind::NotFound,
+            "link_unknown",
+            "that is no link's id",
+            "GET /api/v1/links lists them",
+        )
+    })
+}
+
+fn view(link: &Link) -> View<'_> {
+    View {
+        id: link.id,
+        client_key: link.client_key.as_str(),
+        instance_url: link.instance_url.as_str(),
+        mode: link.mode,
+        namespace: link.namespace.as_str(),
+        keep_ids: link.keep_ids,
+        state: link.state().as_str(),
+        desired: link.desired.event.as_str(),
+        acknowledged: link.acknowledged.map(|goal| goal.event.as_str()),
+        generation: link.desired.generation,
+        acknowledged_generation: link.acknowledged.map(|goal| goal.generation),
+        attempts: link.attempts,
+        next_attempt_at: (!link.is_settled()).then_some(link.next_attempt_at),
+        last_error: link.last_error.as_ref(),
+        created_at: link.created_at,
+        last_seen_at: link.last_seen_at,
+        gitlab_version: link.gitlab_version.as_deref(),
+    }
+}
+
+impl From<InstanceUrlError> for Reject {
+    fn from(error: InstanceUrlError) -> Self {
+        Self::new(
+            RejectKind::Malformed,
+            "instance_url_malformed",
+            error.to_string(),
+            "give the address that people use for the GitLab, like https://gitlab.example.com or https://example.com/gitlab",
+        )
+    }
+}
+
+impl From<PolicyError> for Reject {
+    fn from(error: PolicyError) -> Self {
+        let (code, hint) = match error {
+            PolicyError::NotHttps(_) => (
+                "instance_not_https",
+                "use https, or set instances.dangerous_allow_http",
+            ),
+            PolicyError::NotListed(_) => ("instance_not_allowed", "add it to instances.allow"),
+            PolicyError::NotPublic(_) => (
+                "instance_address_not_public",
+                "if that is right, set instances.dangerous_allow_private_addresses",
+            ),
+        };
+        Self::new(RejectKind::Forbidden, code, error.to_string(), hint)
+    }
+}

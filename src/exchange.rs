@@ -1,0 +1,268 @@
+//! What every request gets, on both listeners, whatever it asks for: an id, a span, the clock, a deadline,
+//! metrics, one closing line, and an answer that carries the id.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Response, header};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use jiff::Timestamp;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::Instant;
+use tracing::Instrument as _;
+
+use crate::{
+    clock,
+    metrics::Metrics,
+    reject::{Reject, RejectKind},
+    server::Counted,
+};
+
+/// What is known of a request before anybody looks into it.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// Stands in the answer and in every log line about the request.
+    pub id: String,
+    /// When it came; the only time that its handling goes by.
+    pub now: Timestamp,
+    /// Who is at the other end of the connection.
+    pub peer: SocketAddr,
+}
+
+/// What an exchange is counted under.
+#[derive(Clone, Copy, Debug)]
+pub struct Labels {
+    /// `public` or `admin`.
+    pub listener: &'static str,
+    /// The matched route, never the path.
+    pub route: &'static str,
+}
+
+/// Observes; `handle` does. Whatever happens, the exchange ends in one line in the log.
+pub async fn observe<F>(
+    labels: Labels,
+    method: Method,
+    peer: SocketAddr,
+    deadline: Duration,
+    metrics: &Arc<Metrics>,
+    handle: impl FnOnce(Arrival) -> F,
+) -> Response<Full<Bytes>>
+where
+    F: Future<Output = Result<Response<Full<Bytes>>, Reject>>,
+{
+    let arrival = Arrival {
+        id: uuid::Uuid::new_v4().simple().to_string(),
+        now: clock::now(),
+        peer,
+    };
+    let id = arrival.id.clone();
+    let span = tracing::info_span!(
+        "request",
+        id = %id,
+        listener = labels.listener,
+        route = labels.route,
+        client.key = tracing::field::Empty,
+        link.id = tracing::field::Empty,
+    );
+    let mut closing = ClosingLine {
+        labels,
+        method: known_method(&method),
+        started: Instant::now(),
+        peer,
+        metrics: Arc::clone(metrics),
+        span: span.clone(),
+        told: false,
+        _in_flight: Counted::new(
+            metrics
+                .requests_in_flight
+                .with_label_values(&[labels.listener]),
+        ),
+    };
+    let result = tokio::time::timeout(deadline, handle(arrival).instrument(span))
+        .await
+        .unwrap_or_else(|_| {
+            Err(Reject::new(
+                RejectKind::Unavailable,
+                "timed_out",
+                "the relay did not finish this in time",
+                "try again; whether it took effect is not certain",
+            ))
+        });
+    let (mut response, reject) = match result {
+        Ok(response) => (response, None),
+        Err(reject) => (reject.response(&id), Some(reject)),
+    };
+    let headers = response.headers_mut();
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        headers.insert("x-request-id", id);
+    }
+    headers
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    // Addresses can carry tokens.
+    headers.insert(
+        header::REFERRER_POLICY,
+        HeaderValue::from_static("no-referrer"),
+    );
+    closing.tell(response.status().as_u16(), reject.as_ref());
+    response
+}
+
+/// Reads a whole body within a size and a time.
+pub async fn read_body(
+    body: Incoming,
+    headers: &HeaderMap,
+    max_bytes: usize,
+    deadline: Duration,
+) -> Result<Bytes, Reject> {
+    let too_large = || {
+        Reject::new(
+            RejectKind::TooLarge,
+            "body_too_large",
+            format!("the body has more than {max_bytes} bytes"),
+            "the operator can raise limits.body_max_bytes",
+        )
+    };
+    let announced = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > max_bytes as u64) {
+        return Err(too_large());
+    }
+    match tokio::time::timeout(deadline, Limited::new(body, max_bytes).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(error)) => Err(Reject {
+            internal: Some(error.to_string()),
+            ..Reject::new(
+                RejectKind::Malformed,
+                "body_incomplete",
+                "the body broke off before its end",
+                "send it again, whole",
+            )
+        }),
+        Err(_) => Err(Reject::new(
+            RejectKind::TooSlow,
+            "body_too_slow",
+            format!("the body was not complete after {} s", deadline.as_secs()),
+            "the operator can raise limits.receive_timeout_secs",
+        )),
+    }
+}
+
+/// Reads JSON. What serde says of it may quote a secret, so only the place is told.
+pub fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Reject> {
+    serde_json::from_slice(body).map_err(|error| {
+        let what = match error.classify() {
+            serde_json::error::Category::Data => {
+                "the body lacks a field or has one of another type"
+            }
+            _ => "the body is no JSON",
+        };
+        Reject::new(
+            RejectKind::Malformed,
+            "body_malformed",
+            format!("{what} (line {}, column {})", error.line(), error.column()),
+            "send a JSON object as documented, each field once",
+        )
+    })
+}
+
+/// Answers with JSON.
+pub fn json(
+    status: http::StatusCode,
+    value: &impl Serialize,
+) -> Result<Response<Full<Bytes>>, Reject> {
+    let body = serde_json::to_vec(value).map_err(Reject::internal)?;
+    typed(status, "application/json", body)
+}
+
+/// Answers with a body of some type.
+pub fn typed(
+    status: http::StatusCode,
+    content_type: &'static str,
+    body: impl Into<Bytes>,
+) -> Result<Response<Full<Bytes>>, Reject> {
+    Response::builder()
+        .status(status)
+        .header(header::CONTENT_TYPE, content_type)
+        .body(Full::new(body.into()))
+        .map_err(Reject::internal)
+}
+
+/// Ends every exchange with one line, also one whose caller hung up.
+struct ClosingLine {
+    labels: Labels,
+    method: &'static str,
+    started: Instant,
+    peer: SocketAddr,
+    metrics: Arc<Metrics>,
+    span: tracing::Span,
+    told: bool,
+    _in_flight: Counted,
+}
+
+impl ClosingLine {
+    fn tell(&mut self, status: u16, reject: Option<&Reject>) {
+        self.told = true;
+        let Labels { listener, route } = self.labels;
+        let (method, peer) = (self.method, self.peer);
+        let elapsed = self.started.elapsed();
+        let duration_ms = elapsed.as_millis() as u64;
+        self.metrics
+            .requests
+            .with_label_values(&[listener, route, method, &status.to_string()])
+            .inc();
+        self.metrics
+            .request_duration
+            .with_label_values(&[listener, route])
+            .observe(elapsed.as_secs_f64());
+        let _entered = self.span.enter();
+        match reject {
+            None => {
+                tracing::info!(%peer, method, status, duration_ms, "{method} {route} answered {status}");
+            }
+            Some(reject) => {
+                self.metrics
+                    .rejections
+                    .with_label_values(&[listener, reject.code])
+                    .inc();
+                let reason = reject.code;
+                let cause = reject.internal.as_deref().unwrap_or("-");
+                if reject.kind == RejectKind::Internal {
+                    tracing::error!(%peer, method, status, duration_ms, reason, cause, "{method} {route} failed: {cause}");
+                } else {
+                    tracing::warn!(%peer, method, status, duration_ms, reason, cause, "{method} {route} refused with {status}: {}", reject.message);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for ClosingLine {
+    fn drop(&mut self) {
+        if !self.told {
+            // nginx's number for a caller that did not wait; nothing is sent.
+            self.tell(499, None);
+        }
+    }
+}
+
+/// Methods are a caller's text; a label is not.
+fn known_method(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        Method::PATCH => "PATCH",
+        _ => "OTHER",
+    }
+}

@@ -1,0 +1,6 @@
+//! The instance side: lifecycle calls signed by us, and what their failures mean.
+
+pub mod deliver;
+pub mod key_fetches;
+
+pub use key_fetches::KeyFetches;

@@ -1,0 +1,254 @@
+//! Making, ending and repeating links: the rules that hold between the records, each inside one transaction.
+
+use jiff::Timestamp;
+
+use crate::{
+    domain::{
+        Actor, AuditEntry, ClientKey, InstanceUrl, Link, LinkId, LinkMode, SharedSecret,
+        secret::NoRandomness,
+    },
+    reject::{Reject, RejectKind},
+    store::{StoreFull, Transaction},
+};
+
+/// A wish for a link.
+#[derive(Clone, Debug)]
+pub struct NewLink {
+    /// Which installation.
+    pub client_key: ClientKey,
+    /// Which instance.
+    pub instance_url: InstanceUrl,
+    /// What the instance gets to know.
+    pub mode: LinkMode,
+    /// Ids stay as they are.
+    pub keep_ids: bool,
+}
+
+/// Why a link is not made or changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LinkRefusal {
+    /// No such installation.
+    #[error("there is no installation {0}")]
+    UnknownInstallation(ClientKey),
+    /// The app is not installed there any more.
+    #[error("the app is not installed on the site of {0} any more")]
+    Uninstalled(ClientKey),
+    /// They are linked already.
+    #[error("{instance_url} is linked to this installation already")]
+    Exists {
+        /// Which instance.
+        instance_url: InstanceUrl,
+        /// By which link.
+        id: LinkId,
+    },
+    /// A direct link holds Jira's own secret; beside it, no other link may be.
+    #[error("a direct link must be the only link of its installation")]
+    NotAlone,
+    /// Two instances with raw ids would overwrite each other's data.
+    #[error("one link of this installation keeps its ids already")]
+    IdsTaken,
+    /// No such link.
+    #[error("there is no link {0}")]
+    UnknownLink(LinkId),
+    /// It is on its way out.
+    #[error("the link {0} is being removed")]
+    BeingRemoved(LinkId),
+    /// No room.
+    #[error(transparent)]
+    Full(#[from] StoreFull),
+    /// No secret could be made.
+    #[error(transparent)]
+    NoRandomness(#[from] NoRandomness),
+}
+
+/// Makes a link, or takes the removal of one back (with a fresh secret, and its old namespace).
+pub fn create(
+    transaction: &mut Transaction<'_>,
+    wish: NewLink,
+    mut audit: AuditEntry,
+    now: Timestamp,
+) -> Result<Link, LinkRefusal> {
+    match transaction.installation(&wish.client_key) {
+        None => return Err(LinkRefusal::UnknownInstallation(wish.client_key)),
+        Some(installation) if !installation.is_installed() => {
+            return Err(LinkRefusal::Uninstalled(wish.client_key));
+        }
+        Some(_) => {}
+    }
+    let links = transaction.links_of(&wish.client_key);
+    let same = links
+        .iter()
+        .find(|link| link.instance_url == wish.instance_url);
+    if let Some(link) = same.filter(|link| !link.remove) {
+        return Err(LinkRefusal::Exists {
+            instance_url: wish.instance_url,
+            id: link.id,
+        });
+    }
+    let mut others = links
+        .iter()
+        .filter(|link| link.instance_url != wish.instance_url);
+    if others
+        .clone()
+        .any(|link| link.mode == LinkMode::Direct || wish.mode == LinkMode::Direct)
+    {
+        return Err(LinkRefusal::NotAlone);
+    }
+    if wish.keep_ids && others.any(|link| link.keep_ids) {
+        return Err(LinkRefusal::IdsTaken);
+    }
+    let secret = SharedSecret::generate()?;
+    let link = match same {
+        Some(leaving) => {
+            let mut link = Link {
+                mode: wish.mode,
+                keep_ids: wish.keep_ids,
+                ..leaving.as_ref().clone()
+            };
+            link.want_installed(Some(secret), now);
+            link
+        }
+        None => Link::new(
+            wish.client_key,
+            wish.instance_url,
+            wish.mode,
+            wish.keep_ids,
+            transaction.claim_namespace()?,
+            secret,
+            now,
+        ),
+    };
+    transaction.put_link(link.clone())?;
+    audit.client_key = Some(link.client_key.clone());
+    audit.link_id = Some(link.id);
+    audit.note = Some(format!("{} ({})", link.instance_url, link.mode.as_str()));
+    transaction.audit(audit);
+    Ok(link)
+}
+
+/// Wants a link gone: `uninstalled` is delivered, then the record goes.
+pub fn remove(
+    transaction: &mut Transaction<'_>,
+    id: LinkId,
+    mut audit: AuditEntry,
+    now: Timestamp,
+) -> Result<Link, LinkRefusal> {
+    let mut link = known(transaction, id)?;
+    link.remove = true;
+    link.want_uninstalled(now);
+    audit.client_key = Some(link.client_key.clone());
+    audit.link_id = Some(id);
+    audit.note = Some(link.instance_url.to_string());
+    transaction.audit(audit);
+    if link.is_finished() {
+        transaction.remove_link(id);
+    } else {
+        transaction.put_link(link.clone())?;
+    }
+    Ok(link)
+}
+
+/// Delivers `installed` again, with a fresh secret.
+pub fn resend(
+    transaction: &mut Transaction<'_>,
+    id: LinkId,
+    mut audit: AuditEntry,
+    now: Timestamp,
+) -> Result<Link, LinkRefusal> {
+    let mut link = known(transaction, id)?;
+    if link.remove {
+        return Err(LinkRefusal::BeingRemoved(id));
+    }
+    match transaction.installation(&link.client_key) {
+        Some(installation) if installation.is_installed() => {}
+        _ => return Err(LinkRefusal::Uninstalled(link.client_key)),
+    }
+    link.want_installed(Some(SharedSecret::generate()?), now);
+    transaction.put_link(link.clone())?;
+    audit.client_key = Some(link.client_key.clone());
+    audit.link_id = Some(id);
+    transaction.audit(audit);
+    Ok(link)
+}
+
+/// Sees to it that an installation is linked to every instance of `instances.auto_link`. What can't be linked
+/// is logged and left.
+pub fn auto_link(
+    transaction: &mut Transaction<'_>,
+    client_key: &ClientKey,
+    instances: &[InstanceUrl],
+    now: Timestamp,
+) {
+    for instance_url in instances {
+        let linked = transaction
+            .links_of(client_key)
+            .iter()
+            .any(|link| link.instance_url == *instance_url);
+        if linked {
+            continue;
+        }
+        let wish = NewLink {
+            client_key: client_key.clone(),
+            instance_url: instance_url.clone(),
+            mode: LinkMode::Relay,
+            keep_ids: false,
+        };
+        let audit = AuditEntry::new(now, Actor::Relay, "link_created_by_auto_link");
+        if let Err(refusal) = create(transaction, wish, audit, now) {
+            tracing::warn!(client.key = %client_key, "{instance_url} could not be linked by itself: {refusal}");
+        }
+    }
+}
+
+fn known(transaction: &mut Transaction<'_>, id: LinkId) -> Result<Link, LinkRefusal> {
+    transaction
+        .link(id)
+        .map(|link| link.as_ref().clone())
+        .ok_or(LinkRefusal::UnknownLink(id))
+}
+
+impl From<LinkRefusal> for Reject {
+    fn from(refusal: LinkRefusal) -> Self {
+        let message = refusal.to_string();
+        let (kind, code, hint) = match refusal {
+            LinkRefusal::Full(full) => return full.into(),
+            LinkRefusal::NoRandomness(error) => return Self::internal(error),
+            LinkRefusal::UnknownInstallation(_) => (
+                RejectKind::NotFound,
+                "installation_unknown",
+                "GET /api/v1/installations lists them; install the app in Jira first".to_owned(),
+            ),
+            LinkRefusal::Uninstalled(_) => (
+                RejectKind::Conflict,
+                "installation_uninstalled",
+                "install the app in Jira again; its links come back by themselves".to_owned(),
+            ),
+            LinkRefusal::Exists { id, .. } => (
+                RejectKind::Conflict,
+                "link_exists",
+                format!("POST /api/v1/links/{id}/resend delivers it again"),
+            ),
+            LinkRefusal::NotAlone => (
+                RejectKind::Conflict,
+                "link_not_alone",
+                "use mode \"relay\", or remove the other link first".to_owned(),
+            ),
+            LinkRefusal::IdsTaken => (
+                RejectKind::Conflict,
+                "keep_ids_taken",
+                "leave keep_ids out: the relay then keeps the ids of both apart".to_owned(),
+            ),
+            LinkRefusal::UnknownLink(_) => (
+                RejectKind::NotFound,
+                "link_unknown",
+                "GET /api/v1/links lists them".to_owned(),
+            ),
+            LinkRefusal::BeingRemoved(_) => (
+                RejectKind::Conflict,
+                "link_being_removed",
+                "POST /api/v1/links with the same instance takes the removal back".to_owned(),
+            ),
+        };
+        Self::new(kind, code, message, hint)
+    }
+}

@@ -1,0 +1,192 @@
+//! The program: arguments, configuration, log, runtime, signals, exit codes.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+use jira_connect_proxy::{
+    config::{Config, PLACEHOLDER_URL},
+    relay::{Addresses, Relay, Reload},
+    telemetry,
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// `EX_USAGE`: the configuration is wrong.
+const EXIT_CONFIG: u8 = 64;
+
+/// Relay between one GitLab for Jira Cloud app and many self-managed GitLab instances.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Examples:
+  jira-connect-proxy                             run with ./proxy.toml, or with the built-in defaults on loopback
+  jira-connect-proxy serve --config proxy.toml   run with this configuration
+  jira-connect-proxy check --config proxy.toml   tell every mistake in it, start nothing
+
+Every setting can also come from the environment:
+  JIRA_CONNECT_PROXY__PUBLIC__URL=https://relay.example.com jira-connect-proxy
+
+Exit codes: 0 clean stop, 64 bad configuration, 1 anything else."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    source: Source,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the relay (the default).
+    ///
+    /// SIGTERM and SIGINT stop it in order; SIGHUP reads [instances] and the TLS files again.
+    Serve,
+    /// Read the configuration, tell every mistake and every warning, start nothing.
+    Check,
+}
+
+#[derive(Debug, Args)]
+struct Source {
+    /// Configuration file; the one at the repository's root is commented and holds every default.
+    ///
+    /// Without it, ./proxy.toml is read if it is there.
+    #[arg(
+        long,
+        short,
+        global = true,
+        value_name = "FILE",
+        env = "JIRA_CONNECT_PROXY_CONFIG"
+    )]
+    config: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let file = arguments.source.config.or_else(|| {
+        let here = PathBuf::from("proxy.toml");
+        here.exists().then_some(here)
+    });
+    let config = match load(file.as_deref()) {
+        Ok(config) => config,
+        Err(error) => {
+            eprint!("{error}");
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    match arguments.command.unwrap_or(Command::Serve) {
+        Command::Check => {
+            for warning in &config.warnings {
+                println!("warning: {warning}");
+            }
+            println!("the configuration is good");
+            ExitCode::SUCCESS
+        }
+        Command::Serve => match serve(config, file) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("jira-connect-proxy: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn load(file: Option<&Path>) -> Result<Config, jira_connect_proxy::config::ConfigError> {
+    Config::load(file, std::env::vars())
+}
+
+#[tokio::main]
+async fn serve(config: Config, file: Option<PathBuf>) -> anyhow::Result<()> {
+    telemetry::install(&config.log);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be heard")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be heard")?;
+    let welcome = Welcome::of(&config);
+    let relay = Relay::bind(config).await?;
+    println!("{}", welcome.text(relay.addresses()));
+    let hang_up = tokio::spawn(reload_on_hang_up(relay.reload(), file));
+    relay
+        .run(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+                // The relay's parts hold on to the reload; it must not outlive them.
+            }
+            hang_up.abort();
+        })
+        .await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn reload_on_hang_up(reload: Reload, file: Option<PathBuf>) {
+    let Ok(mut hang_ups) = signal(SignalKind::hangup()) else {
+        return tracing::error!("SIGHUP can't be heard");
+    };
+    while hang_ups.recv().await.is_some() {
+        match load(file.as_deref()) {
+            Ok(config) => reload.apply(&config).await,
+            Err(error) => tracing::error!("nothing was changed: {error}"),
+        }
+    }
+}
+
+/// What a person should know after a start.
+struct Welcome {
+    descriptor_path: String,
+    app_base_url: String,
+    public_url: String,
+    scheme: &'static str,
+    token_file: PathBuf,
+}
+
+impl Welcome {
+    fn of(config: &Config) -> Self {
+        Self {
+            descriptor_path: format!("{}/app_descriptor.json", config.public.base_path),
+            app_base_url: config.app_base_url(),
+            public_url: config.public.url.to_string(),
+            scheme: if config.public.tls.is_some() {
+                "https"
+            } else {
+                "http"
+            },
+            token_file: config.admin.token_file.clone(),
+        }
+    }
+
+    fn text(&self, addresses: Addresses) -> String {
+        let Self {
+            descriptor_path,
+            app_base_url,
+            public_url,
+            scheme,
+            token_file,
+        } = self;
+        let Addresses { public, admin } = addresses;
+        let token_file = token_file.display();
+        let next = if public_url == PLACEHOLDER_URL {
+            "Next: set public.url to the https address under which Jira and your GitLabs reach this relay".to_owned()
+        } else {
+            format!(
+                "Next: install the app in Jira, then type {public_url} into each GitLab's \"Jira Connect Proxy URL\" and link it:"
+            )
+        };
+        format!(
+            "jira-connect-proxy {version} is running.
+  public      {scheme}://{public}  (others reach it as {public_url})
+  descriptor  {app_base_url}/app_descriptor.json
+              (look at it here: {scheme}://{public}{descriptor_path})
+  admin       http://{admin}  (/healthz, /readyz, /metrics; /api/v1 wants the token in {token_file})
+{next}
+  curl -H \"Authorization: Bearer $(cat {token_file})\" http://{admin}/api/v1/installations
+README.md goes through it step by step.",
+            version = env!("CARGO_PKG_VERSION"),
+        )
+    }
+}

@@ -1,0 +1,417 @@
+//! One relay: builds every part once, in the order of dependence, binds both listeners, runs until told to stop.
+
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use zeroize::Zeroizing;
+
+use crate::{
+    admin::{Admin, AdminParts},
+    client::{Client, root_certificates},
+    clock,
+    config::Config,
+    domain::{InstancePolicy, InstanceUrl},
+    gitlab::{KeyFetches, deliver::Courier},
+    jwt::{InstallKeys, Signer, crypto, install_keys::KeyNews, lifecycle::LifecycleVerifier},
+    metrics::Metrics,
+    reconcile::{Patience, Reconciler, realign},
+    rotation::{KeyRotation, RotateError},
+    routes::Public,
+    secret_file::{self, SecretFileError},
+    server::Server,
+    store::{OpenError, Store, StoreError, StoreOwner},
+    tls::{TlsError, TlsFiles},
+};
+
+/// How often changed TLS files are looked for.
+const TLS_CHECK_EVERY: Duration = Duration::from_secs(30);
+
+/// A relay with open sockets, ready to run.
+pub struct Relay {
+    store: StoreOwner,
+    public_server: Server,
+    admin_server: Server,
+    public: Arc<Public>,
+    admin: Arc<Admin>,
+    reconciler: Reconciler,
+    rotation: Arc<KeyRotation>,
+    key_news: tokio::sync::mpsc::Receiver<KeyNews>,
+    tls: Option<Arc<TlsFiles>>,
+    reload: Reload,
+    addresses: Addresses,
+}
+
+/// Where a relay listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// For Jira, instances and browsers.
+    pub public: SocketAddr,
+    /// For operators.
+    pub admin: SocketAddr,
+}
+
+/// Takes a changed configuration in while the relay runs: `[instances] allow`, `auto_link` and the two
+/// `dangerous_` switches, and the TLS files.
+#[derive(Clone)]
+pub struct Reload {
+    store: Store,
+    policy: Arc<ArcSwap<InstancePolicy>>,
+    client: Client,
+    public_url: Arc<str>,
+    tls: Option<Arc<TlsFiles>>,
+}
+
+/// Why a relay does not start. Each is one sentence for an operator.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The store, later.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The signing key.
+    #[error("no signing key could be made: {0}")]
+    Key(#[from] RotateError),
+    /// The admin token.
+    #[error("the admin token can't be used: {0}")]
+    Token(#[from] SecretFileError),
+    /// The admin token is unusable.
+    #[error(
+        "the admin token in {0} is shorter than 16 characters: remove the file to have one made"
+    )]
+    ShortToken(PathBuf),
+    /// A port.
+    #[error("can't listen on {address} ({key}): {source}")]
+    Bind {
+        /// Where.
+        address: SocketAddr,
+        /// Set by this key.
+        key: &'static str,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The public listener's certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Certificate authorities.
+    #[error("instances.extra_ca_file {path} can't be used: {source}")]
+    ExtraCa {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: io::Error,
+    },
+    /// A mistake of ours.
+    #[error("the relay can't be put together: {0}")]
+    Internal(String),
+}
+
+impl Relay {
+    /// Opens the store, makes what is missing, binds both listeners.
+    pub async fn bind(config: Config) -> Result<Self, StartError> {
+        crypto::install();
+        let now = clock::now();
+        let metrics = Arc::new(Metrics::new().map_err(internal)?);
+        let tls = config
+            .public
+            .tls
+            .as_ref()
+            .map(|files| TlsFiles::load(&files.cert, &files.key).map(Arc::new))
+            .transpose()?;
+        let client = client(&config)?;
+        let public_listener = listen(config.public.listen, "public.listen").await?;
+        let admin_listener = listen(config.admin.listen, "admin.listen").await?;
+        let addresses = Addresses {
+            public: public_listener.local_addr().map_err(internal)?,
+            admin: admin_listener.local_addr().map_err(internal)?,
+        };
+        let store_config = config.store.clone();
+        let store_metrics = Arc::clone(&metrics);
+        let owner = blocking(move || StoreOwner::open(&store_config, store_metrics)).await??;
+        let store = owner.store().clone();
+        let token = admin_token(&config)?;
+
+        let signer = Arc::new(Signer::default());
+        let rotation = KeyRotation::start(
+            store.clone(),
+            Arc::clone(&signer),
+            config.rotate_keys_after,
+            Arc::clone(&metrics),
+            now,
+        )
+        .await?;
+        let rotation = Arc::new(rotation);
+        let (install_keys, key_news) = InstallKeys::new(
+            &config.jira.install_keys_url,
+            client.clone(),
+            store.install_keys(),
+            Arc::clone(&metrics),
+        )
+        .await;
+        let verifier = LifecycleVerifier::new(
+            config.app_base_url(),
+            config.public.base_path.clone(),
+            install_keys,
+        );
+        let policy = Arc::new(ArcSwap::from_pointee(config.instances.policy.clone()));
+        let key_fetches = Arc::new(KeyFetches::default());
+        let public_url: Arc<str> = config.public.url.as_str().into();
+        let auto_link = config.instances.policy.auto_link.clone();
+        realign(&store, &public_url, auto_link, now).await?;
+
+        let courier = Courier {
+            client: client.clone(),
+            signer: Arc::clone(&signer),
+            key_fetches: Arc::clone(&key_fetches),
+            policy: Arc::clone(&policy),
+            public_url: Arc::clone(&public_url),
+            timeout: config.instances.request_timeout,
+        };
+        let patience = Patience::new(
+            &config.instances,
+            config.jira.secret_grace,
+            config.jira.keep_uninstalled,
+        );
+        let reconciler = Reconciler {
+            store: store.clone(),
+            courier,
+            patience,
+            metrics: Arc::clone(&metrics),
+        };
+        let public = Public::new(
+            &config,
+            store.clone(),
+            verifier,
+            Arc::clone(&signer),
+            key_fetches,
+            Arc::clone(&policy),
+            Arc::clone(&metrics),
+        )
+        .map_err(internal)?;
+        let admin = Admin::new(AdminParts {
+            token,
+            store: store.clone(),
+            signer,
+            rotation: Arc::clone(&rotation),
+            policy: Arc::clone(&policy),
+            client: client.clone(),
+            public_url: public_url.to_string(),
+            limits: config.limits,
+            metrics: Arc::clone(&metrics),
+        })
+        .map_err(internal)?;
+        Ok(Self {
+            public_server: Server {
+                name: "public",
+                listener: public_listener,
+                tls: tls.as_ref().map(|tls| tls.acceptor()),
+                limits: config.limits,
+                metrics: Arc::clone(&metrics),
+            },
+            admin_server: Server {
+                name: "admin",
+                listener: admin_listener,
+                tls: None,
+                limits: config.limits,
+                metrics,
+            },
+            reload: Reload {
+                store,
+                policy,
+                client,
+                public_url,
+                tls: tls.clone(),
+            },
+            store: owner,
+            public: Arc::new(public),
+            admin: Arc::new(admin),
+            reconciler,
+            rotation,
+            key_news,
+            tls,
+            addresses,
+        })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// For whoever hears SIGHUP.
+    pub fn reload(&self) -> Reload {
+        self.reload.clone()
+    }
+
+    /// Runs until `shutdown`; then drains the listeners, lets deliveries in flight end, and closes the store.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let (stop, stopping) = watch::channel(false);
+        let stopped = || {
+            let mut stopping = stopping.clone();
+            async move {
+                // An error means that the sender is gone, which is a stop too.
+                let _ = stopping.wait_for(|stop| *stop).await;
+            }
+        };
+        let mut tasks = JoinSet::new();
+        let public = self.public;
+        tasks.spawn(self.public_server.run(
+            move |request, peer| Arc::clone(&public).serve(request, peer),
+            stopped(),
+        ));
+        let admin = self.admin;
+        tasks.spawn(self.admin_server.run(
+            move |request, peer| Arc::clone(&admin).serve(request, peer),
+            stopped(),
+        ));
+        tasks.spawn(self.reconciler.run(stopped()));
+        let (rotation, until) = (self.rotation, stopped());
+        tasks.spawn(async move { rotation.run(until).await });
+        tasks.spawn(keep_install_keys(
+            self.reload.store.clone(),
+            self.key_news,
+            stopped(),
+        ));
+        if let Some(tls) = self.tls {
+            tasks.spawn(watch_tls(tls, stopped()));
+        }
+        drop(self.reload);
+        shutdown.await;
+        tracing::info!(
+            "stopping: no new connections, requests and deliveries in flight may finish"
+        );
+        stop.send_replace(true);
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(panic) = ended {
+                tracing::error!("a part of the relay had panicked: {panic}");
+            }
+        }
+        let store = self.store;
+        if blocking(move || store.close()).await.is_err() {
+            tracing::error!("the store could not be closed in order");
+        }
+    }
+}
+
+impl Reload {
+    /// Takes over what can change in a running relay.
+    pub async fn apply(&self, config: &Config) {
+        let policy = &config.instances.policy;
+        self.client
+            .set_allow_private(policy.allow_private_addresses);
+        self.policy.store(Arc::new(policy.clone()));
+        let auto_link: Vec<InstanceUrl> = policy.auto_link.clone();
+        if let Err(error) = realign(&self.store, &self.public_url, auto_link, clock::now()).await {
+            tracing::error!("instances.auto_link could not be applied: {error}");
+        }
+        if let Some(tls) = &self.tls {
+            tls.reload();
+        }
+        tracing::info!("[instances] and TLS files were read again; other settings need a restart");
+    }
+}
+
+/// Keeps Atlassian's keys over a restart.
+async fn keep_install_keys(
+    store: Store,
+    mut news: tokio::sync::mpsc::Receiver<KeyNews>,
+    stopped: impl Future<Output = ()>,
+) {
+    let mut stopped = std::pin::pin!(stopped);
+    loop {
+        let news = tokio::select! {
+            () = &mut stopped => return,
+            news = news.recv() => match news {
+                Some(news) => news,
+                None => return,
+            },
+        };
+        let kept = store.transact(move |transaction| {
+            match news {
+                KeyNews::Learned(key) => transaction.put_install_key(key.as_ref().clone()),
+                KeyNews::Gone(kid) => transaction.remove_install_key(&kid),
+            }
+            Ok::<(), std::convert::Infallible>(())
+        });
+        if let Err(error) = kept.await {
+            tracing::warn!("one of Atlassian's public keys could not be kept: {error}");
+        }
+    }
+}
+
+async fn watch_tls(tls: Arc<TlsFiles>, stopped: impl Future<Output = ()>) {
+    let mut stopped = std::pin::pin!(stopped);
+    loop {
+        tokio::select! {
+            () = &mut stopped => return,
+            () = tokio::time::sleep(TLS_CHECK_EVERY) => tls.reload_if_changed(),
+        }
+    }
+}
+
+fn client(config: &Config) -> Result<Client, StartError> {
+    let extra_ca = config
+        .instances
+        .extra_ca_file
+        .as_ref()
+        .map(|path| {
+            std::fs::read(path).map_err(|source| StartError::ExtraCa {
+                path: path.clone(),
+                source,
+            })
+        })
+        .transpose()?;
+    let roots = root_certificates(extra_ca.as_deref()).map_err(|source| StartError::ExtraCa {
+        path: config.instances.extra_ca_file.clone().unwrap_or_default(),
+        source,
+    })?;
+    Ok(Client::new(
+        roots,
+        config.instances.connect_timeout,
+        config.instances.policy.allow_private_addresses,
+    ))
+}
+
+async fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| StartError::Bind {
+            address,
+            key,
+            source,
+        })
+}
+
+/// Reads the admin token, or makes one.
+fn admin_token(config: &Config) -> Result<Zeroizing<String>, StartError> {
+    let path = &config.admin.token_file;
+    if let Some(content) = secret_file::read(path)? {
+        let token = String::from_utf8_lossy(&content).trim().to_owned();
+        return if token.len() < 16 {
+            Err(StartError::ShortToken(path.clone()))
+        } else {
+            Ok(Zeroizing::new(token))
+        };
+    }
+    let mut bytes = Zeroizing::new([0_u8; 32]);
+    SystemRandom::new()
+        .fill(&mut *bytes)
+        .map_err(|_| StartError::Internal("no random bytes".to_owned()))?;
+    let token = Zeroizing::new(URL_SAFE_NO_PAD.encode(*bytes));
+    secret_file::create(path, token.as_bytes())?;
+    Ok(token)
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, StartError> {
+    tokio::task::spawn_blocking(work).await.map_err(internal)
+}
+
+fn internal(error: impl ToString) -> StartError {
+    StartError::Internal(error.to_string())
+}

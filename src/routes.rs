@@ -1,0 +1,185 @@
+//! The public listener: which address is whose.
+//!
+//! Jira, instances and browsers speak to this. [`Public::serve`] observes, the handlers do.
+
+mod lifecycle;
+mod public_keys;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use matchit::Router;
+
+use crate::{
+    config::{Config, LimitsConfig},
+    domain::{InstancePolicy, LifecycleEventKind},
+    exchange::{Arrival, Labels, observe, typed},
+    gitlab::KeyFetches,
+    jira::descriptor::descriptor,
+    jwt::{Signer, lifecycle::LifecycleVerifier},
+    metrics::Metrics,
+    reject::Reject,
+    store::Store,
+};
+
+const LISTENER: &str = "public";
+const LOGO: &str = include_str!("routes/logo.svg");
+
+/// Everything that the public listener's handlers need.
+pub struct Public {
+    router: Router<Route>,
+    descriptor: Bytes,
+    app_key: String,
+    sites: crate::domain::JiraSites,
+    secret_grace: jiff::SignedDuration,
+    limits: LimitsConfig,
+    policy: Arc<ArcSwap<InstancePolicy>>,
+    store: Store,
+    verifier: LifecycleVerifier,
+    signer: Arc<Signer>,
+    key_fetches: Arc<KeyFetches>,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    Descriptor,
+    Event(LifecycleEventKind),
+    Logo,
+    PublicKey,
+}
+
+impl Public {
+    /// Sets up the table of addresses.
+    ///
+    /// # Errors
+    /// Two addresses that exclude each other: `public.base_path` can't do that.
+    pub fn new(
+        config: &Config,
+        store: Store,
+        verifier: LifecycleVerifier,
+        signer: Arc<Signer>,
+        key_fetches: Arc<KeyFetches>,
+        policy: Arc<ArcSwap<InstancePolicy>>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, matchit::InsertError> {
+        let mut router = Router::new();
+        for (path, route) in [
+            ("app_descriptor.json", Route::Descriptor),
+            ("app_descriptor", Route::Descriptor),
+            (
+                "events/installed",
+                Route::Event(LifecycleEventKind::Installed),
+            ),
+            (
+                "events/uninstalled",
+                Route::Event(LifecycleEventKind::Uninstalled),
+            ),
+            ("logo.svg", Route::Logo),
+            ("public_keys/{*kid}", Route::PublicKey),
+        ] {
+            router.insert(format!("{}/{path}", config.public.base_path), route)?;
+        }
+        Ok(Self {
+            router,
+            descriptor: descriptor(config).to_string().into(),
+            app_key: config.app.key.clone(),
+            sites: config.jira.sites.clone(),
+            secret_grace: config.jira.secret_grace,
+            limits: config.limits,
+            policy,
+            store,
+            verifier,
+            signer,
+            key_fetches,
+            metrics,
+        })
+    }
+
+    /// Answers one request.
+    pub async fn serve(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+    ) -> Response<Full<Bytes>> {
+        let path = request.uri().path().to_owned();
+        let matched = self.router.at(&path).ok();
+        let route = matched.as_ref().map(|m| *m.value);
+        let kid = matched
+            .and_then(|m| m.params.get("kid").map(str::to_owned))
+            .unwrap_or_default();
+        let labels = Labels {
+            listener: LISTENER,
+            route: route.map_or("none", Route::label),
+        };
+        let this = &self;
+        let method = request.method().clone();
+        let deadline = self.limits.request_timeout;
+        observe(
+            labels,
+            method,
+            peer,
+            deadline,
+            &self.metrics,
+            |arrival| async move {
+                match route {
+                    Some(route) => this.handle(route, &kid, request, &arrival).await,
+                    None => Err(Reject::not_found("such address on this relay")),
+                }
+            },
+        )
+        .await
+    }
+
+    async fn handle(
+        &self,
+        route: Route,
+        kid: &str,
+        request: Request<Incoming>,
+        arrival: &Arrival,
+    ) -> Result<Response<Full<Bytes>>, Reject> {
+        match (route, request.method()) {
+            (Route::Event(kind), &Method::POST) => {
+                lifecycle::receive(self, kind, request, arrival).await
+            }
+            (Route::Event(_), _) => Err(Reject::method_not_allowed("POST")),
+            (_, method) if !matches!(*method, Method::GET | Method::HEAD) => {
+                Err(Reject::method_not_allowed("GET"))
+            }
+            (Route::Descriptor, _) => cacheable(
+                300,
+                typed(StatusCode::OK, "application/json", self.descriptor.clone()),
+            ),
+            (Route::Logo, _) => cacheable(86_400, typed(StatusCode::OK, "image/svg+xml", LOGO)),
+            (Route::PublicKey, _) => public_keys::serve(self, kid, arrival).await,
+        }
+    }
+}
+
+impl Route {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Descriptor => "app_descriptor",
+            Self::Event(LifecycleEventKind::Installed) => "events/installed",
+            Self::Event(LifecycleEventKind::Uninstalled) => "events/uninstalled",
+            Self::Logo => "logo",
+            Self::PublicKey => "public_keys",
+        }
+    }
+}
+
+fn cacheable(
+    seconds: u32,
+    response: Result<Response<Full<Bytes>>, Reject>,
+) -> Result<Response<Full<Bytes>>, Reject> {
+    let mut response = response?;
+    let value = HeaderValue::from_str(&format!("public, max-age={seconds}"));
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, value.map_err(Reject::internal)?);
+    Ok(response)
+}

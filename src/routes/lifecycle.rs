@@ -1,0 +1,89 @@
+//! `events/installed` and `events/uninstalled`: Jira speaks.
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+
+use super::Public;
+use crate::{
+    domain::{LifecycleEventKind, installation::InstallationChange},
+    exchange::{Arrival, read_body},
+    jira::lifecycle::{LifecycleCall, LifecycleRules, apply, change_name},
+    jwt::{Target, TokenKind, UnverifiedToken, VerifyError},
+    reject::Reject,
+};
+
+/// Takes a lifecycle call. The answer goes out when the change is durable; telling the instances is not part
+/// of it. Jira counts 200 and 204 as success, and `uninstalled` is never repeated by it.
+pub(super) async fn receive(
+    public: &Public,
+    kind: LifecycleEventKind,
+    request: Request<Incoming>,
+    arrival: &Arrival,
+) -> Result<Response<Full<Bytes>>, Reject> {
+    let unbelieved = |error: VerifyError| {
+        public
+            .metrics
+            .verify_failures
+            .with_label_values(&[TokenKind::Lifecycle.as_str(), error.code()])
+            .inc();
+        Reject::from(error)
+    };
+    let (head, body) = request.into_parts();
+    let path_and_query = head
+        .uri
+        .path_and_query()
+        .map_or("/", |target| target.as_str());
+    let target =
+        Target::parse_strict(path_and_query, &[]).map_err(|error| unbelieved(error.into()))?;
+    let token = UnverifiedToken::find(&head.headers, target.tokens(), None).map_err(unbelieved)?;
+    let limits = &public.limits;
+    let body = read_body(
+        body,
+        &head.headers,
+        limits.body_max_bytes,
+        limits.receive_timeout,
+    )
+    .await?;
+    let call = LifecycleCall::parse(&body, kind, &public.app_key, &public.sites)?;
+    let claims = public
+        .verifier
+        .verify(
+            &token,
+            &call.client_key,
+            head.method.as_str(),
+            &target,
+            arrival.now,
+        )
+        .await
+        .map_err(unbelieved)?;
+    tracing::Span::current().record("client.key", tracing::field::display(&claims.client_key));
+    let event = call.into_event(claims);
+    let rules = LifecycleRules {
+        secret_grace: public.secret_grace,
+        auto_link: public.policy.load().auto_link.clone(),
+    };
+    let (request_id, now) = (arrival.id.clone(), arrival.now);
+    let change = public
+        .store
+        .transact(move |transaction| apply(transaction, &event, &rules, &request_id, now))
+        .await?;
+    let change = change_name(change);
+    public
+        .metrics
+        .lifecycle_events
+        .with_label_values(&[kind.as_str(), change])
+        .inc();
+    if change == change_name(InstallationChange::Unchanged) {
+        tracing::info!(
+            "{kind} taken; it changed nothing: a repeat, older than what is known, or unknown"
+        );
+    } else {
+        tracing::info!(change, "{kind} taken");
+    }
+    Response::builder()
+        .status(StatusCode::NO_CONTENT)
+        .body(Full::default())
+        .map_err(Reject::internal)
+}

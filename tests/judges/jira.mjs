@@ -1,0 +1,233 @@
+// A simulated Jira Cloud, built on Atlassian's own token library, so that the
+// relay's tokens are judged by code that shares nothing with it.
+//
+// It is driven by JSON lines: one command per line on stdin, one answer per
+// line on stdout, in the same order. README.md lists the commands.
+
+import { generateKeyPairSync, randomUUID } from "node:crypto";
+import http from "node:http";
+import https from "node:https";
+import jwt from "atlassian-jwt";
+
+const CALL_TIMEOUT_MS = 15_000;
+const MAX_ANSWER_BYTES = 1 << 20;
+
+// Jira gives its tokens three minutes (official test vectors of atlassian-jwt).
+const TOKEN_LIFETIME_S = 180;
+
+// Atlassian never changes a key under its kid; rotation makes a new kid. So
+// published keys are only ever added.
+class KeyServer {
+  #published = new Map();
+  #fetches = new Map();
+  #mode = "ok";
+  #current;
+  #server = http.createServer((request, response) => this.#serve(request, response));
+
+  constructor() {
+    this.rotate();
+  }
+
+  get kid() {
+    return this.#current.kid;
+  }
+
+  get privateKey() {
+    return this.#current.privateKey;
+  }
+
+  get fetches() {
+    return Object.fromEntries(this.#fetches);
+  }
+
+  set mode(mode) {
+    if (!["ok", "error", "hang"].includes(mode)) {
+      throw new Error(`unknown key_server mode: ${JSON.stringify(mode)}`);
+    }
+    this.#mode = mode;
+  }
+
+  rotate() {
+    const { privateKey, publicKey } = generateKeyPairSync("rsa", {
+      modulusLength: 2048,
+      privateKeyEncoding: { type: "pkcs8", format: "pem" },
+      publicKeyEncoding: { type: "spki", format: "pem" },
+    });
+    const kid = randomUUID();
+    this.#published.set(`/${kid}`, publicKey);
+    this.#current = { kid, privateKey };
+    return kid;
+  }
+
+  async listen() {
+    await new Promise((resolve, reject) => {
+      this.#server.once("error", reject);
+      this.#server.listen(0, "127.0.0.1", resolve);
+    });
+    return `http://127.0.0.1:${this.#server.address().port}`;
+  }
+
+  #serve(request, response) {
+    this.#fetches.set(request.url, (this.#fetches.get(request.url) ?? 0) + 1);
+    if (this.#mode === "hang") return;
+
+    const pem = request.method === "GET" ? this.#published.get(request.url) : undefined;
+    const status = this.#mode === "error" ? 500 : pem ? 200 : 404;
+    response.writeHead(status, { "content-type": "text/plain" });
+    response.end(status === 200 ? pem : "");
+  }
+}
+
+// null deletes a claim, because JSON has no undefined.
+function withOverrides(claims, overrides = {}) {
+  const merged = { ...claims, ...overrides };
+  return Object.fromEntries(Object.entries(merged).filter(([, value]) => value !== null));
+}
+
+function lifetime() {
+  const iat = Math.floor(Date.now() / 1000);
+  return { iat, exp: iat + TOKEN_LIFETIME_S };
+}
+
+async function post(url, headers, text) {
+  const { request } = url.protocol === "https:" ? https : http;
+  const signal = AbortSignal.timeout(CALL_TIMEOUT_MS);
+  try {
+    const response = await new Promise((resolve, reject) => {
+      // agent: false means a connection of its own, so a relay that restarts
+      // between two calls can't fail the second one with a stale socket.
+      const call = request(url, { method: "POST", headers, agent: false, signal }, resolve);
+      call.on("error", reject);
+      call.end(text);
+    });
+    const chunks = [];
+    let size = 0;
+    for await (const chunk of response) {
+      size += chunk.length;
+      if (size > MAX_ANSWER_BYTES) throw new Error(`answer exceeds ${MAX_ANSWER_BYTES} bytes`);
+      chunks.push(chunk);
+    }
+    return {
+      status: response.statusCode,
+      headers: response.headers,
+      body: Buffer.concat(chunks).toString("utf8"),
+    };
+  } catch (error) {
+    if (signal.aborted) throw new Error(`no full answer within ${CALL_TIMEOUT_MS} ms`);
+    throw error;
+  }
+}
+
+async function lifecycle(keys, { base_url, event, body, claims, carrier = "header" }) {
+  if (!["installed", "uninstalled"].includes(event)) {
+    throw new Error(`unknown event: ${JSON.stringify(event)}`);
+  }
+  if (!["header", "query"].includes(carrier)) {
+    throw new Error(`unknown carrier: ${JSON.stringify(carrier)}`);
+  }
+  const url = new URL(`${base_url.replace(/\/$/, "")}/events/${event}`);
+  const request = jwt.fromMethodAndUrl("POST", url.href);
+  const token = jwt.encodeAsymmetric(
+    withOverrides(
+      {
+        iss: body.clientKey,
+        aud: [base_url],
+        ...lifetime(),
+        // false: Jira's hash never covers a JSON body (atlassian-jwt's
+        // checkBodyForParams is about form fields only).
+        qsh: jwt.createQueryStringHash(request, false, base_url),
+      },
+      claims,
+    ),
+    keys.privateKey,
+    jwt.AsymmetricAlgorithm.RS256,
+    { kid: keys.kid },
+  );
+
+  const text = JSON.stringify(body);
+  const headers = {
+    "content-type": "application/json",
+    "content-length": Buffer.byteLength(text),
+  };
+  if (carrier === "header") headers.authorization = `JWT ${token}`;
+  else url.searchParams.set("jwt", token);
+
+  return { ...(await post(url, headers, text)), token };
+}
+
+function signRequest({ method, url, base_url, secret, claims }) {
+  const request = jwt.fromMethodAndUrl(method, url);
+  const qsh = jwt.createQueryStringHash(request, false, base_url);
+  const token = jwt.encodeSymmetric(
+    withOverrides({ ...lifetime(), qsh }, claims),
+    secret,
+    jwt.SymmetricAlgorithm.HS256,
+  );
+  return { token, qsh, canonical: jwt.createCanonicalRequest(request, false, base_url) };
+}
+
+const commands = {
+  lifecycle,
+  sign_request: (_keys, command) => signRequest(command),
+  verify_symmetric: (_keys, { token, secret }) => ({
+    claims: jwt.decodeSymmetric(token, secret, jwt.SymmetricAlgorithm.HS256),
+  }),
+  verify_asymmetric: (_keys, { token, public_pem }) => ({
+    claims: jwt.decodeAsymmetric(token, public_pem, jwt.AsymmetricAlgorithm.RS256),
+  }),
+  stats: (keys) => ({ fetches: keys.fetches }),
+  rotate_key: (keys) => ({ kid: keys.rotate() }),
+  key_server: (keys, { mode }) => {
+    keys.mode = mode;
+    return {};
+  },
+};
+
+async function answer(keys, line) {
+  let id = null;
+  try {
+    const command = JSON.parse(line);
+    id = command.id ?? null;
+    if (!Object.hasOwn(commands, command.cmd)) {
+      throw new Error(`unknown cmd: ${JSON.stringify(command.cmd)}`);
+    }
+    return { id, ok: true, ...(await commands[command.cmd](keys, command)) };
+  } catch (error) {
+    // Refused connections to a name with several addresses have no message.
+    return { id, ok: false, error: error.message || error.code || String(error) };
+  }
+}
+
+function say(value) {
+  process.stdout.write(`${JSON.stringify(value)}\n`);
+}
+
+// Nobody reads any more: the test is gone.
+process.stdout.on("error", () => process.exit(0));
+
+const keys = new KeyServer();
+const keysUrl = await keys.listen();
+say({ ready: true, keys_url: keysUrl, kid: keys.kid });
+
+let turn = Promise.resolve();
+const take = (line) => {
+  turn = turn.then(async () => say(await answer(keys, line)));
+};
+
+// Not node:readline, which also breaks lines at U+2028 and U+2029: both are
+// legal unescaped inside a JSON string.
+let rest = "";
+process.stdin.setEncoding("utf8");
+process.stdin.on("data", (chunk) => {
+  const lines = (rest + chunk).split("\n");
+  rest = lines.pop();
+  lines.forEach(take);
+});
+process.stdin.on("end", () => {
+  if (rest) take(rest);
+  // Commands that were read still get their answers, but a queue of slow calls
+  // must not keep the process alive after its test.
+  turn.then(() => process.exit(0));
+  setTimeout(() => process.exit(0), CALL_TIMEOUT_MS);
+});
+process.stdin.on("error", () => process.exit(0));
