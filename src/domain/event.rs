@@ -57,6 +57,8 @@ pub struct EventStamp {
     pub token_digest: String,
     /// SHA-256 of the body, hex.
     pub body_digest: String,
+    /// When it came.
+    pub received_at: Timestamp,
 }
 
 impl LifecycleEventKind {

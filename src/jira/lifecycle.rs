@@ -73,7 +73,7 @@ pub enum BodyError {
 /// Why an event is not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EventRefusal {
-    /// One token, two bodies.
+    /// One token, two bodies, long apart.
     #[error(transparent)]
     TokenReused(#[from] TokenReused),
     /// No room.
@@ -156,13 +156,14 @@ impl LifecycleCall {
     }
 
     /// The event, now that the token is proven to speak for this client key.
-    pub fn into_event(self, claims: LifecycleClaims) -> LifecycleEvent {
+    pub fn into_event(self, claims: LifecycleClaims, now: Timestamp) -> LifecycleEvent {
         LifecycleEvent {
             client_key: claims.client_key,
             stamp: EventStamp {
                 issued_at: claims.issued_at,
                 token_digest: claims.token_digest,
                 body_digest: self.body_digest,
+                received_at: now,
             },
             change: self.change,
         }

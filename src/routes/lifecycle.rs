@@ -59,7 +59,7 @@ pub(super) async fn receive(
         .await
         .map_err(unbelieved)?;
     tracing::Span::current().record("client.key", tracing::field::display(&claims.client_key));
-    let event = call.into_event(claims);
+    let event = call.into_event(claims, arrival.now);
     let rules = LifecycleRules {
         secret_grace: public.secret_grace,
         auto_link: public.policy.load().auto_link.clone(),

@@ -35,6 +35,7 @@ fn installation(client_key: &str) -> Installation {
         issued_at: now,
         token_digest: "t".to_owned(),
         body_digest: "b".to_owned(),
+        received_at: now,
     };
     let site = SiteFacts {
         base_url: JiraSites::default()

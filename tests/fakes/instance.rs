@@ -1,0 +1,250 @@
+//! A self-managed GitLab: verifies lifecycle calls as GitLab does, and remembers what it was told.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, header};
+use http_body_util::Full;
+use jira_connect_proxy::{
+    client::Client,
+    jwt::{qsh::Rule, target::Target},
+};
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use serde_json::Value;
+use tokio::sync::watch;
+
+use super::http::{FakeServer, answer, client, try_send};
+
+/// One simulated instance.
+pub struct FakeInstance {
+    server: Option<FakeServer>,
+    address: SocketAddr,
+    root: String,
+    state: watch::Sender<State>,
+    behaviour: Arc<Mutex<Behaviour>>,
+    proxy_url: String,
+    client: Client,
+}
+
+/// What it holds and what it was told.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// By client key.
+    pub installations: BTreeMap<String, Known>,
+    pub events: Vec<Told>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    pub shared_secret: String,
+    pub base_url: String,
+}
+
+#[derive(Clone, Debug)]
+pub struct Told {
+    pub event: String,
+    pub fields: BTreeMap<String, String>,
+    pub content_type: String,
+    pub claims: Value,
+    pub status: u16,
+}
+
+/// How it answers lifecycle calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Behaviour {
+    /// As GitLab does.
+    Honest,
+    /// Always this status; nothing is verified or stored.
+    Status(u16),
+    /// Takes the call, then says nothing for this long.
+    Silent(Duration),
+    /// Stores, but answers with this status: the acknowledgement is lost.
+    StoresThenFails(u16),
+}
+
+impl FakeInstance {
+    /// An instance under `root` (`""` or `/gitlab`) whose Jira Connect Proxy URL is `proxy_url`.
+    pub async fn start(proxy_url: &str, root: &str) -> Self {
+        let mut instance = Self {
+            server: None,
+            address: "127.0.0.1:0".parse().expect("address"),
+            root: root.to_owned(),
+            state: watch::Sender::new(State::default()),
+            behaviour: Arc::new(Mutex::new(Behaviour::Honest)),
+            proxy_url: proxy_url.to_owned(),
+            client: client(),
+        };
+        instance.go_up().await;
+        instance
+    }
+
+    /// The instance dies: its port is closed.
+    pub fn go_down(&mut self) {
+        self.server = None;
+    }
+
+    /// It comes (back), on the same port.
+    pub async fn go_up(&mut self) {
+        let (state, behaviour) = (self.state.clone(), Arc::clone(&self.behaviour));
+        let (root, proxy_url) = (self.root.clone(), self.proxy_url.clone());
+        let client = self.client.clone();
+        let server = FakeServer::start_on(self.address, move |request| {
+            let (state, behaviour) = (state.clone(), Arc::clone(&behaviour));
+            let (root, proxy_url, client) = (root.clone(), proxy_url.clone(), client.clone());
+            async move {
+                let behaviour = behaviour.lock().expect("behaviour").clone();
+                let told = judge(&request, &root, &proxy_url, &client, &behaviour).await;
+                let Some((told, known)) = told else {
+                    return answer(404, "");
+                };
+                let status = told.status;
+                let client_key = told.fields.get("clientKey").cloned().unwrap_or_default();
+                state.send_modify(|state| {
+                    match (known, told.event.as_str(), status) {
+                        (Some(known), _, _) => {
+                            state.installations.insert(client_key, known);
+                        }
+                        (None, "uninstalled", 200) => {
+                            state.installations.remove(&client_key);
+                        }
+                        _ => {}
+                    }
+                    state.events.push(told);
+                });
+                answer(status, "")
+            }
+        })
+        .await;
+        self.address = server.address;
+        self.server = Some(server);
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}{}", self.address, self.root)
+    }
+
+    pub fn behave(&self, behaviour: Behaviour) {
+        *self.behaviour.lock().expect("behaviour") = behaviour;
+    }
+
+    pub fn state(&self) -> State {
+        self.state.borrow().clone()
+    }
+
+    pub fn known(&self, client_key: &str) -> Option<Known> {
+        self.state().installations.get(client_key).cloned()
+    }
+
+    /// Waits until the state is as wanted.
+    pub async fn until(&self, what: &str, wanted: impl FnMut(&State) -> bool) -> State {
+        let mut states = self.state.subscribe();
+        let waiting = states.wait_for(wanted);
+        let state = tokio::time::timeout(Duration::from_secs(30), waiting).await;
+        match state {
+            Ok(Ok(state)) => state.clone(),
+            _ => panic!("{} never came to: {what}; {:#?}", self.url(), self.state()),
+        }
+    }
+}
+
+/// GitLab's order: token, key from the proxy, signature, audience, issuer, hash, record.
+async fn judge(
+    request: &Request<Bytes>,
+    root: &str,
+    proxy_url: &str,
+    client: &Client,
+    behaviour: &Behaviour,
+) -> Option<(Told, Option<Known>)> {
+    let event = request
+        .uri()
+        .path()
+        .strip_prefix(&format!("{root}/-/jira_connect/events/"))?
+        .to_owned();
+    let fields: BTreeMap<String, String> = form_urlencoded::parse(request.body())
+        .into_owned()
+        .collect();
+    let text = |name| {
+        let value = request
+            .headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok());
+        value.unwrap_or_default().to_owned()
+    };
+    let mut told = Told {
+        event,
+        content_type: text(header::CONTENT_TYPE),
+        claims: Value::Null,
+        status: 401,
+        fields,
+    };
+    match behaviour {
+        Behaviour::Status(status) => {
+            told.status = *status;
+            return Some((told, None));
+        }
+        Behaviour::Silent(pause) => {
+            tokio::time::sleep(*pause).await;
+            told.status = 504;
+            return Some((told, None));
+        }
+        Behaviour::Honest | Behaviour::StoresThenFails(_) => {}
+    }
+    let host = text(header::HOST);
+    let Some(claims) = verified(&told, &host, root, proxy_url, client).await else {
+        return Some((told, None));
+    };
+    told.claims = claims;
+    let field = |name: &str| told.fields.get(name).filter(|v| !v.is_empty()).cloned();
+    let known = match (told.event.as_str(), field("sharedSecret"), field("baseUrl")) {
+        ("installed", Some(shared_secret), Some(base_url)) => Some(Known {
+            shared_secret,
+            base_url,
+        }),
+        ("installed", _, _) => {
+            told.status = 422;
+            return Some((told, None));
+        }
+        _ => None,
+    };
+    told.status = match behaviour {
+        Behaviour::StoresThenFails(status) => *status,
+        _ => 200,
+    };
+    Some((told, known))
+}
+
+async fn verified(
+    told: &Told,
+    host: &str,
+    root: &str,
+    proxy_url: &str,
+    client: &Client,
+) -> Option<Value> {
+    let token = told.fields.get("jwt")?;
+    let kid = jsonwebtoken::decode_header(token).ok()?.kid?;
+    let uuid = kid.len() == 36
+        && kid
+            .bytes()
+            .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f' | b'-'));
+    if !uuid {
+        return None;
+    }
+    let key = Request::get(format!("{proxy_url}/-/jira_connect/public_keys/{kid}"));
+    let key = try_send(client, key.body(Full::default()).ok()?).await?;
+    let key = DecodingKey::from_rsa_pem(key.body()).ok()?;
+    let mut validation = Validation::new(Algorithm::RS256);
+    validation.set_audience(&[format!("https://{host}{root}/-/jira_connect")]);
+    validation.set_issuer(&[told.fields.get("clientKey")?]);
+    let claims = jsonwebtoken::decode::<Value>(token, &key, &validation)
+        .ok()?
+        .claims;
+    let base_path = format!("{root}/-/jira_connect");
+    let target = Target::parse(&format!("{base_path}/events/{}", told.event)).ok()?;
+    let hash = Rule::GitLab.qsh("POST", &target, &base_path);
+    (claims["qsh"] == hash.as_str()).then_some(claims)
+}

@@ -1,0 +1,17 @@
+//! Jira Cloud and GitLab as small real servers on loopback, for tests, the demo and benchmarks.
+//!
+//! They behave as the peers do on the wire, but they are our own code: what they accept proves little by itself.
+//! The judges in `tests/judges` stand on the official libraries.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each program that includes the fakes uses a part of them"
+)]
+
+pub mod http;
+pub mod instance;
+pub mod jira;
+
+pub use instance::FakeInstance;
+pub use jira::FakeJira;

@@ -1,0 +1,210 @@
+//! kill -9 at random moments during installs, links and rotations: everything acknowledged is there, and every
+//! link converges.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    fakes::{FakeInstance, FakeJira, http::client},
+    harness::{PATIENCE, RelayProcess, Settings, admin},
+};
+
+const ROUNDS: usize = 50;
+
+/// What the relay said yes to.
+#[derive(Default)]
+struct Promised {
+    /// Installed sites, with the number of acknowledged rotations.
+    sites: BTreeMap<String, u64>,
+    /// (site, instance) pairs that were linked.
+    links: Vec<(String, String)>,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost_and_every_link_converges() {
+    let folder = tempfile::tempdir().expect("folder");
+    let jira = FakeJira::start("tenant").await;
+    let settings = Settings::new(folder.path(), &jira);
+    let instances = [
+        FakeInstance::start(&settings.url(), "").await,
+        FakeInstance::start(&settings.url(), "/gitlab").await,
+    ];
+    let client = client();
+    let mut promised = Promised::default();
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    for round in 0..ROUNDS {
+        let relay = RelayProcess::start(&settings, &client).await;
+        check(&settings, &client, &promised).await;
+        let life = Duration::from_micros(random.below(60_000));
+        let work = work(&jira, &settings, &client, &instances, &mut promised, round);
+        let _ = tokio::time::timeout(life, work).await;
+        relay.kill();
+    }
+    assert!(
+        promised.sites.len() >= 10,
+        "too little happened: {}",
+        promised.sites.len()
+    );
+    assert!(!promised.links.is_empty(), "no link was ever acknowledged");
+
+    let relay = RelayProcess::start(&settings, &client).await;
+    check(&settings, &client, &promised).await;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let links = list(&settings, &client, "/api/v1/links").await;
+        if links.iter().all(|link| link["state"] == "connected") {
+            for link in &links {
+                let site = link["client_key"].as_str().expect("client key");
+                let instance = instances
+                    .iter()
+                    .find(|i| i.url() == link["instance_url"])
+                    .expect("instance");
+                assert!(
+                    instance.known(site).is_some(),
+                    "{site} is not known to {}",
+                    instance.url()
+                );
+            }
+            break;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "not all links converged: {links:#?}"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    println!(
+        "{ROUNDS} kills, {} sites, {} links, all there",
+        promised.sites.len(),
+        promised.links.len()
+    );
+    relay.kill();
+}
+
+/// Installs, links, rotates and repeats until it is cut off. A promise is noted after the answer, as Jira would.
+async fn work(
+    jira: &FakeJira,
+    settings: &Settings,
+    client: &jira_connect_proxy::client::Client,
+    instances: &[FakeInstance; 2],
+    promised: &mut Promised,
+    round: usize,
+) {
+    let base = settings.app_base_url();
+    for n in 0.. {
+        let site = format!("tenant-{round}-{n}");
+        let installed = |secret: u64| {
+            let secret = format!("secret-{secret}-of-{site}-secret-secret-secret");
+            jira.try_send(jira.site(&site).call(&base, "installed", Some(&secret)))
+        };
+        if !installed(1)
+            .await
+            .is_some_and(|answer| answer.status() == 204)
+        {
+            return;
+        }
+        promised.sites.insert(site.clone(), 1);
+        for instance in instances {
+            let wish = json!({"client_key": site, "instance_url": instance.url()});
+            let token = token(settings);
+            let answer = admin(
+                client,
+                &settings.admin_url(),
+                &token,
+                "POST",
+                "/api/v1/links",
+                Some(wish),
+            )
+            .await;
+            if !answer.is_some_and(|answer| answer.status() == 201) {
+                return;
+            }
+            promised.links.push((site.clone(), instance.url()));
+        }
+        if !installed(2)
+            .await
+            .is_some_and(|answer| answer.status() == 204)
+        {
+            return;
+        }
+        promised.sites.insert(site.clone(), 2);
+    }
+}
+
+async fn check(
+    settings: &Settings,
+    client: &jira_connect_proxy::client::Client,
+    promised: &Promised,
+) {
+    let installations = list(settings, client, "/api/v1/installations").await;
+    let generations: BTreeMap<&str, u64> = installations
+        .iter()
+        .map(|i| {
+            (
+                i["client_key"].as_str().expect("key"),
+                i["secret_generation"].as_u64().expect("number"),
+            )
+        })
+        .collect();
+    for (site, generation) in &promised.sites {
+        let known = generations.get(site.as_str()).copied().unwrap_or_default();
+        assert!(
+            known >= *generation,
+            "{site}: promised secret {generation}, there is {known}"
+        );
+    }
+    let links = list(settings, client, "/api/v1/links").await;
+    for (site, instance) in &promised.links {
+        let there = links
+            .iter()
+            .any(|link| link["client_key"] == **site && link["instance_url"] == **instance);
+        assert!(there, "the link of {site} to {instance} is lost");
+    }
+    let mut namespaces: Vec<&str> = links
+        .iter()
+        .filter_map(|link| link["namespace"].as_str())
+        .collect();
+    namespaces.sort_unstable();
+    let count = namespaces.len();
+    namespaces.dedup();
+    assert_eq!(namespaces.len(), count, "a namespace came twice");
+}
+
+async fn list(
+    settings: &Settings,
+    client: &jira_connect_proxy::client::Client,
+    path: &str,
+) -> Vec<Value> {
+    let answer = admin(
+        client,
+        &settings.admin_url(),
+        &token(settings),
+        "GET",
+        path,
+        None,
+    )
+    .await
+    .expect("answer");
+    assert_eq!(answer.status(), 200);
+    serde_json::from_slice(answer.body()).expect("a list")
+}
+
+fn token(settings: &Settings) -> String {
+    std::fs::read_to_string(settings.folder.join("admin-token")).expect("token")
+}
+
+/// xorshift: the moments differ from round to round, and are the same in every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
