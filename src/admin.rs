@@ -54,7 +54,7 @@ pub struct AdminParts {
     /// Looks names up as a delivery would.
     pub client: Client,
     /// Nobody is linked to ourselves.
-    pub public_url: String,
+    pub app_base_url: String,
     /// How much, how long.
     pub limits: LimitsConfig,
     /// Shown, and counted in.
@@ -128,8 +128,12 @@ impl Admin {
                     Some(route) => parts.handle(route, &id, request, &arrival).await,
                     // Without the token, nobody learns which addresses of the API there are.
                     None => {
+                        let path = request.uri().path().chars().take(200).collect();
                         parts.authorise(request.headers())?;
-                        Err(Reject::not_found("such address on the admin listener"))
+                        Err(Reject {
+                            internal: Some(path),
+                            ..Reject::not_found("such address on the admin listener")
+                        })
                     }
                 }
             },
@@ -181,7 +185,7 @@ impl AdminParts {
             return Ok(());
         }
         Err(Reject::new(
-            RejectKind::Unauthenticated,
+            RejectKind::AdminTokenWanted,
             "admin_token",
             "the admin API wants its token",
             "send `Authorization: Bearer <token>` with what stands in admin.token_file",

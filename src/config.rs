@@ -224,6 +224,15 @@ impl Config {
         format!("{}{}", self.public.url, self.public.base_path)
     }
 
+    /// What instance admins type into "Jira Connect Proxy URL": GitLab appends `/-/jira_connect` to it.
+    pub fn proxy_url(&self) -> String {
+        let base_url = self.app_base_url();
+        base_url
+            .strip_suffix("/-/jira_connect")
+            .unwrap_or(&base_url)
+            .to_owned()
+    }
+
     fn from_raw(raw: RawConfig, checks: &mut Checks) -> Option<Self> {
         let mut warnings = Vec::new();
         let public = public(&raw.public, checks, &mut warnings);
@@ -284,6 +293,12 @@ impl Config {
         if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(raw.log.filter.as_str())
         {
             checks.add("log.filter", format!("it is no tracing filter: {error}"));
+        }
+        if admin_listen.is_some_and(|address| !address.ip().is_loopback()) {
+            warnings.push(format!(
+                "admin.listen {} is not on loopback: it speaks plain HTTP, so keep that network private",
+                raw.admin.listen
+            ));
         }
         let public = public?;
         let app = app(raw.app, &public.url, checks);

@@ -9,13 +9,13 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use jira_connect_proxy::{
     config::{Config, PLACEHOLDER_URL},
-    relay::{Addresses, Relay, Reload},
+    relay::{self, Addresses, Relay, Reload, StartError},
     telemetry,
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// `EX_USAGE`: the configuration is wrong.
-const EXIT_CONFIG: u8 = 64;
+/// `EX_USAGE`: configuration or arguments are wrong.
+const EXIT_USAGE: u8 = 64;
 
 /// Relay between one GitLab for Jira Cloud app and many self-managed GitLab instances.
 #[derive(Debug, Parser)]
@@ -29,7 +29,7 @@ const EXIT_CONFIG: u8 = 64;
 Every setting can also come from the environment:
   JIRA_CONNECT_PROXY__PUBLIC__URL=https://relay.example.com jira-connect-proxy
 
-Exit codes: 0 clean stop, 64 bad configuration, 1 anything else."
+Exit codes: 0 clean stop, 64 bad configuration or arguments, 1 anything else."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -42,7 +42,8 @@ struct Arguments {
 enum Command {
     /// Run the relay (the default).
     ///
-    /// SIGTERM and SIGINT stop it in order; SIGHUP reads [instances] and the TLS files again.
+    /// SIGTERM and SIGINT stop it in order. SIGHUP reads instances.allow, auto_link, dangerous_* and the TLS
+    /// files again; other settings need a restart.
     Serve,
     /// Read the configuration, tell every mistake and every warning, start nothing.
     Check,
@@ -64,7 +65,14 @@ struct Source {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // --help and --version come this way too.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
+        }
+    };
     let file = arguments.source.config.or_else(|| {
         let here = PathBuf::from("proxy.toml");
         here.exists().then_some(here)
@@ -73,13 +81,17 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => {
             eprint!("{error}");
-            return ExitCode::from(EXIT_CONFIG);
+            return ExitCode::from(EXIT_USAGE);
         }
     };
     match arguments.command.unwrap_or(Command::Serve) {
         Command::Check => {
             for warning in &config.warnings {
                 println!("warning: {warning}");
+            }
+            if let Err(error) = check_files(&config) {
+                eprintln!("{error}");
+                return ExitCode::from(EXIT_USAGE);
             }
             println!("the configuration is good");
             ExitCode::SUCCESS
@@ -98,6 +110,13 @@ fn load(file: Option<&Path>) -> Result<Config, jira_connect_proxy::config::Confi
     Config::load(file, std::env::vars())
 }
 
+/// What a start would read besides the configuration.
+fn check_files(config: &Config) -> Result<(), StartError> {
+    relay::load_tls(config)?;
+    relay::load_roots(config)?;
+    Ok(())
+}
+
 #[tokio::main]
 async fn serve(config: Config, file: Option<PathBuf>) -> anyhow::Result<()> {
     telemetry::install(&config.log);
@@ -106,16 +125,17 @@ async fn serve(config: Config, file: Option<PathBuf>) -> anyhow::Result<()> {
     }
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be heard")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be heard")?;
+    // Heard from here on, so that an early SIGHUP does not end the process.
+    let hang_ups = signal(SignalKind::hangup()).context("SIGHUP can't be heard")?;
     let welcome = Welcome::of(&config);
     let relay = Relay::bind(config).await?;
     println!("{}", welcome.text(relay.addresses()));
-    let hang_up = tokio::spawn(reload_on_hang_up(relay.reload(), file));
+    let hang_up = tokio::spawn(reload_on_hang_up(hang_ups, relay.reload(), file));
     relay
         .run(async move {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
-                // The relay's parts hold on to the reload; it must not outlive them.
             }
             hang_up.abort();
         })
@@ -124,10 +144,7 @@ async fn serve(config: Config, file: Option<PathBuf>) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn reload_on_hang_up(reload: Reload, file: Option<PathBuf>) {
-    let Ok(mut hang_ups) = signal(SignalKind::hangup()) else {
-        return tracing::error!("SIGHUP can't be heard");
-    };
+async fn reload_on_hang_up(mut hang_ups: Signal, reload: Reload, file: Option<PathBuf>) {
     while hang_ups.recv().await.is_some() {
         match load(file.as_deref()) {
             Ok(config) => reload.apply(&config).await,
@@ -140,7 +157,8 @@ async fn reload_on_hang_up(reload: Reload, file: Option<PathBuf>) {
 struct Welcome {
     descriptor_path: String,
     app_base_url: String,
-    public_url: String,
+    proxy_url: String,
+    placeholder: bool,
     scheme: &'static str,
     token_file: PathBuf,
 }
@@ -150,7 +168,8 @@ impl Welcome {
         Self {
             descriptor_path: format!("{}/app_descriptor.json", config.public.base_path),
             app_base_url: config.app_base_url(),
-            public_url: config.public.url.to_string(),
+            proxy_url: config.proxy_url(),
+            placeholder: config.public.url.as_str() == PLACEHOLDER_URL,
             scheme: if config.public.tls.is_some() {
                 "https"
             } else {
@@ -164,22 +183,23 @@ impl Welcome {
         let Self {
             descriptor_path,
             app_base_url,
-            public_url,
+            proxy_url,
+            placeholder,
             scheme,
             token_file,
         } = self;
         let Addresses { public, admin } = addresses;
         let token_file = token_file.display();
-        let next = if public_url == PLACEHOLDER_URL {
+        let next = if *placeholder {
             "Next: set public.url to the https address under which Jira and your GitLabs reach this relay".to_owned()
         } else {
             format!(
-                "Next: install the app in Jira, then type {public_url} into each GitLab's \"Jira Connect Proxy URL\" and link it:"
+                "Next: install the app in Jira, then type {proxy_url} into each GitLab's \"Jira Connect Proxy URL\" and link it:"
             )
         };
         format!(
             "jira-connect-proxy {version} is running.
-  public      {scheme}://{public}  (others reach it as {public_url})
+  public      {scheme}://{public}  (others reach it as {proxy_url})
   descriptor  {app_base_url}/app_descriptor.json
               (look at it here: {scheme}://{public}{descriptor_path})
   admin       http://{admin}  (/healthz, /readyz, /metrics; /api/v1 wants the token in {token_file})

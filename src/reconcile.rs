@@ -83,15 +83,18 @@ impl Patience {
         }
     }
 
-    /// The pause after the `failed`th failure in a row: doubling, within the limits, between three and five
-    /// quarters of it as `jitter` goes from 0 to 1.
-    fn pause(&self, failed: u32, jitter: f64) -> SignedDuration {
+    /// The pause after the `failed`th failure in a row: doubling, between three and five quarters of it as
+    /// `jitter` goes from 0 to 1, not less than the peer asks for, and never more than the longest.
+    fn pause(&self, failed: u32, jitter: f64, asked: Option<Duration>) -> SignedDuration {
         let doubled = self
             .retry_min
             .saturating_mul(2_u32.saturating_pow(failed.min(31)))
             .min(self.retry_max);
-        let jittered = doubled.mul_f64(0.75 + jitter / 2.0);
-        SignedDuration::try_from(jittered).unwrap_or(SignedDuration::MAX)
+        let pause = doubled
+            .mul_f64(0.75 + jitter / 2.0)
+            .max(asked.unwrap_or_default())
+            .min(self.retry_max);
+        SignedDuration::try_from(pause).unwrap_or(SignedDuration::MAX)
     }
 }
 
@@ -162,7 +165,7 @@ impl Reconciler {
     async fn attempt(&self, link: &Link) {
         let Some(installation) = self.store.installation(&link.client_key) else {
             tracing::error!(link.id = %link.id, "a link has no installation");
-            return;
+            return tokio::time::sleep(POLL).await;
         };
         let goal = link.desired;
         let event = goal.event;
@@ -198,8 +201,10 @@ impl Reconciler {
                 }
             }
             Err(error) => {
-                let problem = error.problem(&self.courier.public_url, &id, now);
-                let retry_in = self.patience.pause(link.attempts, random_fraction());
+                let problem = error.problem(&self.courier.proxy_url, &id, now);
+                let retry_in =
+                    self.patience
+                        .pause(link.attempts, random_fraction(), error.retry_after());
                 tracing::warn!(
                     id, link.id = %link.id, client.key = %link.client_key, instance.url = %link.instance_url,
                     %event, duration_ms, reason = problem.code, attempts = link.attempts + 1,
@@ -410,12 +415,21 @@ mod tests {
             removal_give_up: SignedDuration::ZERO,
             keep_uninstalled: SignedDuration::ZERO,
         };
-        let secs = |failed, jitter| patience.pause(failed, jitter).as_secs_f64();
+        let secs = |failed, jitter| patience.pause(failed, jitter, None).as_secs_f64();
         assert_eq!(
             (secs(0, 0.5), secs(1, 0.5), secs(2, 0.5)),
             (5.0, 10.0, 20.0)
         );
         assert_eq!((secs(0, 0.0), secs(0, 1.0)), (3.75, 6.25));
-        assert_eq!((secs(12, 0.5), secs(u32::MAX, 0.5)), (3600.0, 3600.0));
+        assert_eq!((secs(12, 0.5), secs(u32::MAX, 1.0)), (3600.0, 3600.0));
+        let asked = |seconds| patience.pause(0, 0.5, Some(Duration::from_secs(seconds)));
+        assert_eq!(
+            (
+                asked(60).as_secs(),
+                asked(1).as_secs(),
+                asked(99_999).as_secs()
+            ),
+            (60, 5, 3600)
+        );
     }
 }

@@ -29,8 +29,10 @@ pub struct Reject {
 pub enum RejectKind {
     /// The request makes no sense.
     Malformed,
-    /// No proof of identity, or a bad one.
+    /// No token of a peer, or a bad one.
     Unauthenticated,
+    /// No admin token, or a wrong one.
+    AdminTokenWanted,
     /// Known, but not allowed.
     Forbidden,
     /// No such thing.
@@ -103,7 +105,7 @@ impl Reject {
     pub fn status(&self) -> StatusCode {
         match self.kind {
             RejectKind::Malformed => StatusCode::BAD_REQUEST,
-            RejectKind::Unauthenticated => StatusCode::UNAUTHORIZED,
+            RejectKind::Unauthenticated | RejectKind::AdminTokenWanted => StatusCode::UNAUTHORIZED,
             RejectKind::Forbidden => StatusCode::FORBIDDEN,
             RejectKind::NotFound => StatusCode::NOT_FOUND,
             RejectKind::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
@@ -148,6 +150,9 @@ impl Reject {
             // RFC 9110 section 15.5.2 wants a challenge; "JWT" is the scheme that Connect uses.
             RejectKind::Unauthenticated => {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("JWT"));
+            }
+            RejectKind::AdminTokenWanted => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             RejectKind::Unavailable => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));

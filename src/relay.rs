@@ -5,6 +5,7 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use ring::rand::{SecureRandom, SystemRandom};
+use rustls::RootCertStore;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use zeroize::Zeroizing;
 
@@ -85,25 +86,25 @@ pub enum StartError {
     )]
     ShortToken(PathBuf),
     /// A port.
-    #[error("can't listen on {address} ({key}): {source}")]
+    #[error("can't listen on {address} ({key}): {cause}")]
     Bind {
         /// Where.
         address: SocketAddr,
         /// Set by this key.
         key: &'static str,
         /// What the operating system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The public listener's certificate.
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// Certificate authorities.
-    #[error("instances.extra_ca_file {path} can't be used: {source}")]
+    #[error("instances.extra_ca_file {path} can't be used: {cause}")]
     ExtraCa {
         /// Which file.
         path: PathBuf,
         /// What is wrong with it.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A mistake of ours.
     #[error("the relay can't be put together: {0}")]
@@ -116,13 +117,12 @@ impl Relay {
         crypto::install();
         let now = clock::now();
         let metrics = Arc::new(Metrics::new().map_err(internal)?);
-        let tls = config
-            .public
-            .tls
-            .as_ref()
-            .map(|files| TlsFiles::load(&files.cert, &files.key).map(Arc::new))
-            .transpose()?;
-        let client = client(&config)?;
+        let tls = load_tls(&config)?.map(Arc::new);
+        let client = Client::new(
+            load_roots(&config)?,
+            config.instances.connect_timeout,
+            config.instances.policy.allow_private_addresses,
+        );
         let public_listener = listen(config.public.listen, "public.listen").await?;
         let admin_listener = listen(config.admin.listen, "admin.listen").await?;
         let addresses = Addresses {
@@ -169,6 +169,7 @@ impl Relay {
             key_fetches: Arc::clone(&key_fetches),
             policy: Arc::clone(&policy),
             public_url: Arc::clone(&public_url),
+            proxy_url: config.proxy_url().into(),
             timeout: config.instances.request_timeout,
         };
         let patience = Patience::new(
@@ -199,7 +200,7 @@ impl Relay {
             rotation: Arc::clone(&rotation),
             policy: Arc::clone(&policy),
             client: client.clone(),
-            public_url: public_url.to_string(),
+            app_base_url: config.app_base_url(),
             limits: config.limits,
             metrics: Arc::clone(&metrics),
         })
@@ -311,7 +312,9 @@ impl Reload {
         if let Some(tls) = &self.tls {
             tls.reload();
         }
-        tracing::info!("[instances] and TLS files were read again; other settings need a restart");
+        tracing::info!(
+            "instances.allow, auto_link, dangerous_* and the TLS files were read again; other settings need a restart"
+        );
     }
 }
 
@@ -353,36 +356,34 @@ async fn watch_tls(tls: Arc<TlsFiles>, stopped: impl Future<Output = ()>) {
     }
 }
 
-fn client(config: &Config) -> Result<Client, StartError> {
-    let extra_ca = config
-        .instances
-        .extra_ca_file
-        .as_ref()
-        .map(|path| {
-            std::fs::read(path).map_err(|source| StartError::ExtraCa {
-                path: path.clone(),
-                source,
-            })
+/// Reads the public listener's certificate and key, if there are any.
+pub fn load_tls(config: &Config) -> Result<Option<TlsFiles>, StartError> {
+    let files = config.public.tls.as_ref();
+    Ok(files
+        .map(|files| TlsFiles::load(&files.cert, &files.key))
+        .transpose()?)
+}
+
+/// Reads the certificate authorities that instances are judged by.
+pub fn load_roots(config: &Config) -> Result<RootCertStore, StartError> {
+    let Some(path) = &config.instances.extra_ca_file else {
+        return root_certificates(None).map_err(internal);
+    };
+    std::fs::read(path)
+        .and_then(|pem| root_certificates(Some(&pem)))
+        .map_err(|cause| StartError::ExtraCa {
+            path: path.clone(),
+            cause,
         })
-        .transpose()?;
-    let roots = root_certificates(extra_ca.as_deref()).map_err(|source| StartError::ExtraCa {
-        path: config.instances.extra_ca_file.clone().unwrap_or_default(),
-        source,
-    })?;
-    Ok(Client::new(
-        roots,
-        config.instances.connect_timeout,
-        config.instances.policy.allow_private_addresses,
-    ))
 }
 
 async fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, StartError> {
     TcpListener::bind(address)
         .await
-        .map_err(|source| StartError::Bind {
+        .map_err(|cause| StartError::Bind {
             address,
             key,
-            source,
+            cause,
         })
 }
 

@@ -128,7 +128,11 @@ impl Public {
             |arrival| async move {
                 match route {
                     Some(route) => this.handle(route, &kid, request, &arrival).await,
-                    None => Err(Reject::not_found("such address on this relay")),
+                    None => Err(Reject {
+                        // Without its query, which may hold a token.
+                        internal: Some(request.uri().path().chars().take(200).collect()),
+                        ..Reject::not_found("such address on this relay")
+                    }),
                 }
             },
         )

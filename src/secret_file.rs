@@ -11,24 +11,24 @@ use zeroize::Zeroizing;
 
 /// A file could not be used.
 #[derive(Debug, thiserror::Error)]
-#[error("{path}: {source}")]
+#[error("{}: {cause}", .path.display())]
 pub struct SecretFileError {
     /// Which file.
     pub path: PathBuf,
     /// What the operating system said.
-    pub source: io::Error,
+    pub cause: io::Error,
 }
 
 /// Reads the file; `None` if there is none.
 pub fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, SecretFileError> {
-    let error = |source| SecretFileError {
+    let error = |cause| SecretFileError {
         path: path.to_owned(),
-        source,
+        cause,
     };
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(error(source)),
+        Err(cause) => return Err(error(cause)),
     };
     let mode = file.metadata().map_err(error)?.permissions().mode();
     if mode & 0o077 != 0 {
@@ -43,7 +43,8 @@ pub fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, SecretFileError> 
     Ok(Some(content))
 }
 
-/// Writes a new file, mode 0600, whole or not at all, and durably; makes the folders above it.
+/// Writes a new file, mode 0600, whole or not at all, and durably; makes the folders above it. A file that is
+/// there already is an error, never replaced.
 pub fn create(path: &Path, content: &[u8]) -> Result<(), SecretFileError> {
     let write = || -> io::Result<()> {
         let folder = match path.parent() {
@@ -51,7 +52,7 @@ pub fn create(path: &Path, content: &[u8]) -> Result<(), SecretFileError> {
             _ => Path::new("."),
         };
         fs::create_dir_all(folder)?;
-        let temporary = path.with_extension("new");
+        let temporary = path.with_extension(format!("new-{}", std::process::id()));
         let mut file = OpenOptions::new()
             .write(true)
             .create(true)
@@ -60,11 +61,13 @@ pub fn create(path: &Path, content: &[u8]) -> Result<(), SecretFileError> {
             .open(&temporary)?;
         file.write_all(content)?;
         file.sync_all()?;
-        fs::rename(&temporary, path)?;
+        let linked = fs::hard_link(&temporary, path);
+        fs::remove_file(&temporary)?;
+        linked?;
         File::open(folder)?.sync_all()
     };
-    write().map_err(|source| SecretFileError {
+    write().map_err(|cause| SecretFileError {
         path: path.to_owned(),
-        source,
+        cause,
     })
 }

@@ -152,9 +152,12 @@ pub enum TransactError<E> {
 impl StoreOwner {
     /// Opens or makes the store. Blocks.
     pub fn open(config: &StoreConfig, metrics: Arc<Metrics>) -> Result<Self, OpenError> {
+        // The lock comes first: two relays that start at once must not make two keys for one store.
+        let lock =
+            Engine::lock(&config.path).map_err(|error| OpenError::from_engine(config, error))?;
         let sealer = Arc::new(Sealer::new(&*store_key(config)?));
         let tables = Arc::new(Tables::default());
-        let engine = committer::open(config, &sealer, &tables)?;
+        let engine = committer::open(config, lock, &sealer, &tables)?;
         let (jobs, received) = mpsc::channel(4096);
         let link_changes = watch::Sender::new(0);
         let committer = Committer {

@@ -16,12 +16,13 @@ use crate::{
         instance_url::InstanceUrlError, link::DeliveryProblem,
     },
     exchange::{Arrival, json, parse_json, read_body},
+    gitlab::deliver::CONNECT_PATH,
     linking::{self, LinkRefusal, NewLink},
     reject::{Reject, RejectKind},
 };
 
-/// How long a caller waits for the outcome of a first delivery. An attempt may take longer; it goes on.
-const OUTCOME_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a caller waits for the outcome of a first delivery, at most. An attempt may take longer; it goes on.
+const OUTCOME_PATIENCE_MAX: Duration = Duration::from_secs(20);
 
 /// How long a name may take to be looked up before a link is made without knowing its address.
 const LOOKUP_PATIENCE: Duration = Duration::from_secs(3);
@@ -104,12 +105,12 @@ pub(super) async fn create(
         )
     })?;
     let instance_url = InstanceUrl::parse(&body.instance_url)?;
-    if instance_url.origin() == admin.public_url {
+    if format!("{instance_url}{CONNECT_PATH}") == admin.app_base_url {
         return Err(Reject::new(
             RejectKind::Malformed,
             "instance_is_relay",
-            "this is the relay's own address",
-            "link the address of a GitLab",
+            "calls to this address come back to the relay itself",
+            "link an address under which the GitLab itself answers /-/jira_connect",
         ));
     }
     admin.policy.load().check(&instance_url)?;
@@ -137,6 +138,7 @@ pub(super) async fn remove(
     arrival: &Arrival,
 ) -> Result<Response<Full<Bytes>>, Reject> {
     let id = parse_id(id)?;
+    tracing::Span::current().record("link.id", tracing::field::display(id));
     let audit = AdminParts::audit_entry(arrival, "link_removal_requested");
     let now = arrival.now;
     let link = admin
@@ -152,6 +154,7 @@ pub(super) async fn resend(
     arrival: &Arrival,
 ) -> Result<Response<Full<Bytes>>, Reject> {
     let id = parse_id(id)?;
+    tracing::Span::current().record("link.id", tracing::field::display(id));
     let audit = AdminParts::audit_entry(arrival, "link_resend_requested");
     let now = arrival.now;
     let link = admin
@@ -178,8 +181,9 @@ async fn outcome(admin: &AdminParts, wanted: Link) -> Link {
             }
         }
     };
-    // The answer then says "pending"; GET tells how it went on.
-    let _ = tokio::time::timeout(OUTCOME_PATIENCE, attempted).await;
+    let patience = OUTCOME_PATIENCE_MAX.min(admin.limits.request_timeout / 2);
+    // If that is not enough the answer says "pending"; GET tells how it went on.
+    let _ = tokio::time::timeout(patience, attempted).await;
     latest
 }
 

@@ -97,7 +97,7 @@ pub struct Link {
     pub remove: bool,
     /// Failed attempts since the desired state changed.
     pub attempts: u32,
-    /// Of these, the ones that the instance answered.
+    /// Of these, the ones whose answer says that the instance does not have the installation.
     pub refusals: u32,
     /// Not before then.
     pub next_attempt_at: Timestamp,
@@ -137,7 +137,7 @@ pub enum AttemptOutcome {
     Failed {
         /// Why.
         problem: DeliveryProblem,
-        /// The instance itself answered (as opposed to no connection, no answer).
+        /// The answer is one of an instance that does not have the installation (any more).
         refused: bool,
         /// Wait this long before the next one.
         retry_in: SignedDuration,

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Where every GitLab has its Connect endpoints, below its own URL.
-const CONNECT_PATH: &str = "/-/jira_connect";
+pub const CONNECT_PATH: &str = "/-/jira_connect";
 
 /// Instances answer with an empty body or a page.
 const ANSWER_MAX_BYTES: usize = 256 * 1024;
@@ -47,6 +47,8 @@ pub struct Courier {
     pub policy: Arc<ArcSwap<InstancePolicy>>,
     /// Our own address: `baseUrl` of relayed links.
     pub public_url: Arc<str>,
+    /// What instances have as their Jira Connect Proxy URL, for hints.
+    pub proxy_url: Arc<str>,
     /// For one attempt.
     pub timeout: Duration,
 }
@@ -75,6 +77,8 @@ pub enum DeliveryError {
         location: Option<String>,
         /// The audiences that the token named.
         audiences: Vec<String>,
+        /// `Retry-After`, in its form in seconds.
+        retry_after: Option<Duration>,
     },
     /// We could not sign.
     #[error(transparent)]
@@ -161,6 +165,11 @@ impl Courier {
                 .and_then(|location| location.to_str().ok())
                 .map(|location| location.chars().take(255).collect()),
             audiences,
+            retry_after: answer
+                .headers()
+                .get(header::RETRY_AFTER)
+                .and_then(|seconds| seconds.to_str().ok()?.parse().ok())
+                .map(Duration::from_secs),
         })
     }
 }
@@ -207,13 +216,22 @@ pub fn audiences(instance_url: &InstanceUrl) -> Vec<String> {
 }
 
 impl DeliveryError {
-    /// Whether the instance itself said no.
+    /// Whether the answer is one that an instance gives which does not have the installation (any more): it
+    /// dereferences nil (500), can't verify us (401), or is no GitLab now (404, 410). A gateway's or a
+    /// maintenance page's answer says nothing of the kind.
     pub fn refused(&self) -> bool {
-        // Answers of a gateway in front of an instance that is down are no word of the instance.
         matches!(
             self,
-            Self::Refused { status, .. } if !matches!(status.as_u16(), 429 | 502..=504)
+            Self::Refused { status, .. } if matches!(status.as_u16(), 401 | 404 | 410 | 500)
         )
+    }
+
+    /// How long the instance, or what stands before it, asks us to wait.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
+            _ => None,
+        }
     }
 
     /// Stable name: in answers, logs and metrics.
@@ -251,7 +269,7 @@ impl DeliveryError {
     }
 
     /// What an operator should do.
-    pub fn hint(&self, public_url: &str) -> String {
+    pub fn hint(&self, proxy_url: &str) -> String {
         match self {
             Self::Send(error) => send_hint(error),
             Self::Refused {
@@ -259,18 +277,19 @@ impl DeliveryError {
                 key_fetched_by,
                 location,
                 audiences,
+                retry_after: _,
             } => match (status.as_u16(), key_fetched_by) {
                 (401, None) => format!(
-                    "the instance did not fetch our public key: set its Jira Connect Proxy URL to exactly {public_url} (Admin area, Settings, General, GitLab for Jira App), and check that the instance can reach that address"
+                    "the instance did not fetch our public key: set its Jira Connect Proxy URL to exactly {proxy_url} (Admin area, Settings, General, GitLab for Jira App), and check that the instance can reach that address"
                 ),
                 (401, Some(peer)) => format!(
-                    "the public key was fetched (by {peer}), but the token was refused: the instance must see one of {} as its own address, so check the Host header that its reverse proxy passes on (or set its Jira Connect additional audience URL), and compare the clocks",
+                    "the public key was fetched (by {peer}), but the token was refused: the instance must see one of {} as its own address, so check the Host header that its reverse proxy passes on (or set its Jira Connect Additional Audience URL), and compare the clocks; if other instances were told at the same moment, one of them may have fetched it",
                     audiences.join(", ")
                 ),
                 (403, _) => "something in front of the instance refuses us: allow this relay to POST to /-/jira_connect/events".to_owned(),
                 (404, _) => "there is no GitLab 15.7 or newer at this address: check host and sub-path".to_owned(),
                 (422, _) => format!(
-                    "the instance refuses what it was told: usually {public_url} resolves to a private address there; allow it in the instance's outbound request settings, or give this relay a public address"
+                    "the instance refuses what it was told: usually {proxy_url} resolves to a private address there; allow it in the instance's outbound request settings, or give this relay a public address"
                 ),
                 (429, _) => "the instance throttles us: it is tried again later".to_owned(),
                 (300..=399, _) => location.as_ref().map_or_else(
@@ -289,11 +308,11 @@ impl DeliveryError {
     }
 
     /// The failure as it is kept with the link.
-    pub fn problem(&self, public_url: &str, id: &str, at: Timestamp) -> DeliveryProblem {
+    pub fn problem(&self, proxy_url: &str, id: &str, at: Timestamp) -> DeliveryProblem {
         DeliveryProblem {
             code: self.code().to_owned(),
             message: self.to_string(),
-            hint: self.hint(public_url),
+            hint: self.hint(proxy_url),
             at,
             id: id.to_owned(),
         }
@@ -364,6 +383,7 @@ mod tests {
             key_fetched_by,
             location: None,
             audiences: vec!["https://gitlab.example.com/-/jira_connect".to_owned()],
+            retry_after: None,
         };
         let (not, fetched) = (refused(None), refused(Some([127, 0, 0, 1].into())));
         assert_ne!(not.code(), fetched.code());

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use super::{
     OpenError, SCHEMA, SealError, Sealer, StoreError, TransactError,
-    sled::{Change, Engine},
+    sled::{Change, Engine, EngineError, Lock},
     tables::{Changes, Record, Tables},
 };
 use crate::{
@@ -456,7 +456,7 @@ impl Committer {
     fn reopen_if_needed(&mut self) {
         if self.engine.is_none() {
             std::thread::park_timeout(REOPEN_PAUSE);
-            match open(&self.config, &self.sealer, &self.tables) {
+            match self.open_again() {
                 Ok(opened) => {
                     tracing::info!(store = %self.config.path.display(), "the store is open again");
                     self.engine = Some(opened);
@@ -465,6 +465,12 @@ impl Committer {
                 Err(error) => tracing::error!("the store can't be opened again: {error}"),
             }
         }
+    }
+
+    fn open_again(&self) -> Result<Opened, OpenError> {
+        let error = |error: EngineError| OpenError::from_engine(&self.config, error);
+        let lock = Engine::lock(&self.config.path).map_err(error)?;
+        open(&self.config, lock, &self.sealer, &self.tables)
     }
 
     fn read_audit(&mut self, most: usize) -> Result<Vec<AuditEntry>, StoreError> {
@@ -488,6 +494,7 @@ impl Committer {
 /// Opens the engine, checks that schema and key are ours, and fills the tables.
 pub(super) fn open(
     config: &StoreConfig,
+    lock: Lock,
     sealer: &Sealer,
     tables: &Tables,
 ) -> Result<Opened, OpenError> {
@@ -496,7 +503,7 @@ pub(super) fn open(
         store: config.path.clone(),
         cause,
     };
-    let engine = Engine::open(&config.path).map_err(engine_error)?;
+    let engine = Engine::open(&config.path, lock).map_err(engine_error)?;
     let schema = engine.get(SCHEMA_KEY).map_err(engine_error)?;
     let check = engine.get(KEY_CHECK.as_bytes()).map_err(engine_error)?;
     match (schema, check) {
@@ -541,8 +548,7 @@ pub(super) fn open(
     load::<Link>(&engine, sealer, &mut changes).map_err(damaged)?;
     load::<SigningKeyRecord>(&engine, sealer, &mut changes).map_err(damaged)?;
     load::<InstallKeyRecord>(&engine, sealer, &mut changes).map_err(damaged)?;
-    tables.clear();
-    tables.publish(changes);
+    tables.replace(changes);
     let mut namespaces = HashSet::new();
     for pair in engine.scan(NAMESPACE.as_bytes()) {
         let (key, _) = pair.map_err(engine_error)?;
@@ -553,22 +559,39 @@ pub(super) fn open(
             .ok_or_else(|| damaged("a namespace is unreadable".to_owned()))?;
         namespaces.insert(namespace);
     }
-    let audit_next = match engine.scan(AUDIT.as_bytes()).next_back() {
-        None => 0,
-        Some(pair) => {
-            let (key, _) = pair.map_err(engine_error)?;
-            key.get(AUDIT.len()..)
-                .and_then(|hex| std::str::from_utf8(hex).ok())
-                .and_then(|hex| u64::from_str_radix(hex, 16).ok())
-                .ok_or_else(|| damaged("the audit trail is unreadable".to_owned()))?
-                + 1
-        }
-    };
+    let audit_next = next_audit_number(&engine, config).map_err(damaged)?;
     Ok(Opened {
         engine,
         namespaces,
         audit_next,
     })
+}
+
+/// Where the audit trail goes on. Entries beyond the limit, which may have been lowered, are dropped.
+fn next_audit_number(engine: &Engine, config: &StoreConfig) -> Result<u64, String> {
+    let number = |key: &[u8]| {
+        key.get(AUDIT.len()..)
+            .and_then(|hex| std::str::from_utf8(hex).ok())
+            .and_then(|hex| u64::from_str_radix(hex, 16).ok())
+            .ok_or_else(|| "the audit trail is unreadable".to_owned())
+    };
+    let text = |error: EngineError| error.to_string();
+    let next = match engine.scan(AUDIT.as_bytes()).next_back() {
+        None => return Ok(0),
+        Some(pair) => number(&pair.map_err(text)?.0)? + 1,
+    };
+    let mut surplus = Vec::new();
+    for pair in engine.scan(AUDIT.as_bytes()) {
+        let (key, _) = pair.map_err(text)?;
+        if number(&key)?.saturating_add(config.audit_entries_max as u64) >= next {
+            break;
+        }
+        surplus.push((key.to_vec(), None));
+    }
+    if !surplus.is_empty() {
+        engine.commit(surplus).map_err(text)?;
+    }
+    Ok(next)
 }
 
 fn load<R: Record>(engine: &Engine, sealer: &Sealer, changes: &mut Changes) -> Result<(), String> {

@@ -14,8 +14,11 @@ use std::{
 pub(super) struct Engine {
     db: sled::Db,
     data: File,
-    _lock: File,
+    _lock: Lock,
 }
+
+/// The folder is ours as long as this lives.
+pub(super) struct Lock(#[expect(dead_code, reason = "held for its drop")] File);
 
 /// Why the engine failed.
 #[derive(Debug, thiserror::Error)]
@@ -39,14 +42,19 @@ impl Engine {
         path.join("db").exists()
     }
 
-    /// Opens or makes the store.
-    pub(super) fn open(path: &Path) -> Result<Self, EngineError> {
+    /// Makes the folder and keeps others out of it.
+    pub(super) fn lock(path: &Path) -> Result<Lock, EngineError> {
         fs::create_dir_all(path)?;
         let lock = File::create(path.join("relay.lock"))?;
         lock.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => EngineError::Locked,
             TryLockError::Error(error) => EngineError::Io(error),
         })?;
+        Ok(Lock(lock))
+    }
+
+    /// Opens or makes the store.
+    pub(super) fn open(path: &Path, lock: Lock) -> Result<Self, EngineError> {
         let fresh = !Self::exists(path);
         // sled meets some damage with a panic; a start must end in a sentence all the same.
         let open = || {

@@ -66,6 +66,12 @@ impl<R: Record> ChangesOf<R> {
         self.0.extend(later.0);
     }
 
+    fn forget_others(&mut self, table: &Table<R>) {
+        for record in table.all() {
+            self.0.entry(record.key()).or_insert(None);
+        }
+    }
+
     fn publish(self, table: &Table<R>) {
         for (key, record) in self.0 {
             match record {
@@ -131,13 +137,13 @@ impl Tables {
             .unwrap_or_default()
     }
 
-    /// Forgets everything; only for reading the store anew.
-    pub(super) fn clear(&self) {
-        self.installations.0.clear();
-        self.links.0.clear();
-        self.signing_keys.0.clear();
-        self.install_keys.0.clear();
-        self.links_by_client_key.clear();
+    /// Shows what was read from disk, and nothing else any more.
+    pub(super) fn replace(&self, mut all: Changes) {
+        all.installations.forget_others(&self.installations);
+        all.links.forget_others(&self.links);
+        all.signing_keys.forget_others(&self.signing_keys);
+        all.install_keys.forget_others(&self.install_keys);
+        self.publish(all);
     }
 }
 

@@ -29,6 +29,12 @@ impl Folder {
     }
 }
 
+fn open_engine(folder: &Folder) -> Engine {
+    let path = folder.config().path;
+    let lock = Engine::lock(&path).expect("lock");
+    Engine::open(&path, lock).expect("engine")
+}
+
 fn installation(client_key: &str) -> Installation {
     let now = Timestamp::UNIX_EPOCH;
     let stamp = EventStamp {
@@ -216,7 +222,7 @@ async fn a_store_that_is_not_ours_is_refused_and_left_alone() {
     assert!(!key_file.exists(), "no new key was made");
 
     std::fs::write(&key_file, key).expect("write");
-    let engine = Engine::open(&folder.config().path).expect("engine");
+    let engine = open_engine(&folder);
     engine
         .commit(vec![(b"m/schema".to_vec(), Some(b"2".to_vec()))])
         .expect("commit");
@@ -225,7 +231,7 @@ async fn a_store_that_is_not_ours_is_refused_and_left_alone() {
         folder.open(),
         Err(OpenError::NewerSchema { found: 2, .. })
     ));
-    let engine = Engine::open(&folder.config().path).expect("engine");
+    let engine = open_engine(&folder);
     engine
         .commit(vec![
             (b"m/schema".to_vec(), Some(b"1".to_vec())),

@@ -101,9 +101,9 @@ async fn work(
             let secret = format!("secret-{secret}-of-{site}-secret-secret-secret");
             jira.try_send(jira.site(&site).call(&base, "installed", Some(&secret)))
         };
-        if !installed(1)
+        if installed(1)
             .await
-            .is_some_and(|answer| answer.status() == 204)
+            .is_none_or(|answer| answer.status() != 204)
         {
             return;
         }
@@ -120,14 +120,14 @@ async fn work(
                 Some(wish),
             )
             .await;
-            if !answer.is_some_and(|answer| answer.status() == 201) {
+            if answer.is_none_or(|answer| answer.status() != 201) {
                 return;
             }
             promised.links.push((site.clone(), instance.url()));
         }
-        if !installed(2)
+        if installed(2)
             .await
-            .is_some_and(|answer| answer.status() == 204)
+            .is_none_or(|answer| answer.status() != 204)
         {
             return;
         }

@@ -535,7 +535,7 @@ async fn by_hand(stage: &Stage, bytes: &str, hang_up: bool) -> String {
         let _ = stream.shutdown().await;
     }
     let mut answer = Vec::new();
-    let _ = tokio::time::timeout(Duration::from_secs(20), async {
+    tokio::time::timeout(Duration::from_secs(20), async {
         let mut chunk = [0; 4096];
         loop {
             match stream.read(&mut chunk).await {

@@ -1,9 +1,13 @@
 //! The relay over sockets: one binary, one module for each thing it promises.
 
-#![allow(unreachable_pub, reason = "nothing of a test is reachable")]
+#![allow(
+    unreachable_pub,
+    reason = "nothing of a test is reachable from elsewhere"
+)]
 #![expect(
     clippy::disallowed_methods,
-    reason = "tests measure and wait in real time"
+    clippy::indexing_slicing,
+    reason = "tests wait in real time, and an index that is not there is a failed test"
 )]
 
 #[path = "../fakes/mod.rs"]
