@@ -4,6 +4,7 @@
 //! manual. A file lies over it, environment variables over that. All mistakes are collected before anything
 //! is bound, each with the place it stands in.
 
+mod prove;
 mod raw;
 
 use std::{
@@ -15,12 +16,8 @@ use std::{
 };
 
 use jiff::SignedDuration;
-use url::Url;
 
-use crate::domain::{
-    InstancePolicy, InstanceUrl, JiraSites, PublicUrl, instance_policy::AllowPattern,
-};
-use raw::RawConfig;
+use crate::domain::{InstancePolicy, JiraSites, PublicUrl};
 
 /// Every key with its default, commented.
 pub const DEFAULTS: &str = include_str!("../proxy.toml");
@@ -210,7 +207,7 @@ impl Config {
         }
         layers.add_environment(environment);
         let (raw, mut checks) = layers.finish()?;
-        let config = Self::from_raw(raw, &mut checks);
+        let config = prove::config(raw, &mut checks);
         match config {
             Some(config) if checks.mistakes.is_empty() => Ok(config),
             _ => Err(ConfigError {
@@ -231,127 +228,6 @@ impl Config {
             .strip_suffix("/-/jira_connect")
             .unwrap_or(&base_url)
             .to_owned()
-    }
-
-    fn from_raw(raw: RawConfig, checks: &mut Checks) -> Option<Self> {
-        let mut warnings = Vec::new();
-        let public = public(&raw.public, checks, &mut warnings);
-        let sites = JiraSites::new(&raw.jira.extra_sites)
-            .map_err(|(site, error)| checks.add("jira.extra_sites", format!("{site:?}: {error}")))
-            .ok();
-        let policy = policy(&raw.instances, checks, &mut warnings);
-        let install_keys_url = base_address(&raw.jira.install_keys_url)
-            .map_err(|what| checks.add("jira.install_keys_url", what))
-            .ok();
-        let admin_listen = listen(&raw.admin.listen, "admin.listen", checks);
-        checks.at_least(
-            "instances.connect_timeout_ms",
-            raw.instances.connect_timeout_ms,
-            1,
-        );
-        checks.at_least("instances.retry_min_ms", raw.instances.retry_min_ms, 1);
-        checks.at_least("instances.deliveries_max", raw.instances.deliveries_max, 1);
-        checks.at_least(
-            "instances.deliveries_per_instance_max",
-            raw.instances.deliveries_per_instance_max,
-            1,
-        );
-        checks.at_least("keys.rotate_days", raw.keys.rotate_days, 1);
-        checks.at_least("limits.body_max_bytes", raw.limits.body_max_bytes, 16_384);
-        // hyper refuses a smaller read buffer.
-        checks.at_least(
-            "limits.header_max_bytes",
-            raw.limits.header_max_bytes,
-            16_384,
-        );
-        checks.at_least("limits.connections_max", raw.limits.connections_max, 1);
-        checks.at_least(
-            "limits.receive_timeout_secs",
-            raw.limits.receive_timeout_secs,
-            1,
-        );
-        checks.at_least(
-            "limits.request_timeout_secs",
-            raw.limits.request_timeout_secs,
-            1,
-        );
-        if raw.instances.retry_max_ms < raw.instances.retry_min_ms {
-            checks.add(
-                "instances.retry_max_ms",
-                "it is smaller than instances.retry_min_ms",
-            );
-        }
-        if raw.instances.request_timeout_ms < raw.instances.connect_timeout_ms {
-            checks.add(
-                "instances.request_timeout_ms",
-                "it is smaller than instances.connect_timeout_ms, which is part of it",
-            );
-        }
-        if !matches!(raw.log.format.as_str(), "text" | "json") {
-            checks.add("log.format", "it must be \"text\" or \"json\"");
-        }
-        if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(raw.log.filter.as_str())
-        {
-            checks.add("log.filter", format!("it is no tracing filter: {error}"));
-        }
-        if admin_listen.is_some_and(|address| !address.ip().is_loopback()) {
-            warnings.push(format!(
-                "admin.listen {} is not on loopback: it speaks plain HTTP, so keep that network private",
-                raw.admin.listen
-            ));
-        }
-        let public = public?;
-        let app = app(raw.app, &public.url, checks);
-        Some(Self {
-            app,
-            public,
-            admin: AdminConfig {
-                listen: admin_listen?,
-                token_file: raw.admin.token_file,
-            },
-            store: StoreConfig {
-                path: raw.store.path,
-                key_file: raw.store.key_file,
-                installations_max: raw.store.installations_max,
-                links_max: raw.store.links_max,
-                audit_entries_max: raw.store.audit_entries_max,
-            },
-            jira: JiraConfig {
-                install_keys_url: install_keys_url?,
-                sites: sites?,
-                secret_grace: SignedDuration::from_secs(i64::from(raw.jira.secret_grace_secs)),
-                keep_uninstalled: SignedDuration::from_hours(
-                    24 * i64::from(raw.jira.keep_uninstalled_days),
-                ),
-            },
-            instances: InstancesConfig {
-                policy: policy?,
-                extra_ca_file: raw.instances.extra_ca_file,
-                connect_timeout: millis(raw.instances.connect_timeout_ms),
-                request_timeout: millis(raw.instances.request_timeout_ms),
-                retry_min: millis(raw.instances.retry_min_ms),
-                retry_max: millis(raw.instances.retry_max_ms),
-                deliveries_max: raw.instances.deliveries_max as usize,
-                deliveries_per_instance_max: raw.instances.deliveries_per_instance_max as usize,
-                removal_give_up: SignedDuration::from_hours(i64::from(
-                    raw.instances.removal_give_up_hours,
-                )),
-            },
-            rotate_keys_after: SignedDuration::from_hours(24 * i64::from(raw.keys.rotate_days)),
-            limits: LimitsConfig {
-                body_max_bytes: raw.limits.body_max_bytes as usize,
-                header_max_bytes: raw.limits.header_max_bytes as usize,
-                connections_max: raw.limits.connections_max as usize,
-                receive_timeout: secs(raw.limits.receive_timeout_secs),
-                request_timeout: secs(raw.limits.request_timeout_secs),
-                drain_deadline: secs(raw.limits.drain_deadline_secs),
-            },
-            log: LogConfig {
-                json: raw.log.format == "json",
-                filter: raw.log.filter,
-            },
-            warnings,
-        })
     }
 }
 
@@ -398,184 +274,6 @@ impl Checks {
             self.add(key, format!("it is {value}, it must be at least {least}"));
         }
     }
-}
-
-fn public(
-    raw: &raw::RawPublic,
-    checks: &mut Checks,
-    warnings: &mut Vec<String>,
-) -> Option<PublicConfig> {
-    let url = PublicUrl::parse(&raw.url)
-        .map_err(|error| checks.add("public.url", format!("{:?}: {error}", raw.url)))
-        .ok();
-    let listen = listen(&raw.listen, "public.listen", checks);
-    let path = raw.base_path.as_str();
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~/".contains(&b);
-    if !path.starts_with('/')
-        || !path.ends_with("/-/jira_connect")
-        || path.contains("//")
-        || path.split('/').any(|segment| matches!(segment, "." | ".."))
-        || !path.bytes().all(plain)
-    {
-        checks.add(
-            "public.base_path",
-            "it must look like \"/-/jira_connect\" or \"/gitlab/-/jira_connect\": instances look for public keys there",
-        );
-    }
-    let tls = match (&raw.tls_cert, &raw.tls_key) {
-        (Some(cert), Some(key)) => Some(TlsFiles {
-            cert: cert.clone(),
-            key: key.clone(),
-        }),
-        (None, None) => None,
-        _ => {
-            checks.add(
-                "public.tls_cert",
-                "tls_cert and tls_key belong together: set both or neither",
-            );
-            None
-        }
-    };
-    let url = url?;
-    if url.as_str() == PLACEHOLDER_URL {
-        warnings.push(format!(
-            "public.url is still the placeholder {PLACEHOLDER_URL}: neither Jira nor an instance can reach it"
-        ));
-    } else if !url.is_https() && !url.is_loopback() {
-        warnings.push(format!(
-            "public.url {url} is not https: Jira Cloud will not install it, and secrets travel in clear"
-        ));
-    } else if !url.is_https() {
-        warnings.push(format!(
-            "public.url {url} is good for trying out on this machine only"
-        ));
-    }
-    Some(PublicConfig {
-        url,
-        listen: listen?,
-        base_path: raw.base_path.clone(),
-        tls,
-    })
-}
-
-fn app(raw: raw::RawApp, url: &PublicUrl, checks: &mut Checks) -> AppConfig {
-    let host = url.host();
-    // As a GitLab under this URL would name itself (GitLab lib/atlassian/jira_connect.rb).
-    let default_key: String = format!("gitlab-jira-connect-{host}")
-        .chars()
-        .filter(|&c| app_key_char(c))
-        .take(64)
-        .collect();
-    let key = raw.key.unwrap_or(default_key);
-    if key.is_empty() || key.len() > 64 || !key.chars().all(app_key_char) {
-        checks.add(
-            "app.key",
-            format!("{key:?} is not 1 to 64 characters of [A-Za-z0-9._-], as Jira demands"),
-        );
-    }
-    for (name, value) in [
-        ("app.vendor_url", Some(&raw.vendor_url)),
-        ("app.documentation_url", Some(&raw.documentation_url)),
-        ("app.logo_url", raw.logo_url.as_ref()),
-    ] {
-        let absolute = |text: &String| {
-            Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "https" | "http"))
-        };
-        if value.is_some_and(|text| !absolute(text)) {
-            checks.add(name, "it must be an absolute URL, as Jira demands");
-        }
-    }
-    AppConfig {
-        name: raw
-            .name
-            .unwrap_or_else(|| format!("GitLab for Jira ({host})")),
-        key,
-        display_name: raw
-            .display_name
-            .unwrap_or_else(|| format!("GitLab ({host})")),
-        description: raw.description,
-        vendor_name: raw.vendor_name,
-        vendor_url: raw.vendor_url,
-        documentation_url: raw.documentation_url,
-        logo_url: raw.logo_url,
-    }
-}
-
-fn policy(
-    raw: &raw::RawInstances,
-    checks: &mut Checks,
-    warnings: &mut Vec<String>,
-) -> Option<InstancePolicy> {
-    let before = checks.mistakes.len();
-    let mut policy = InstancePolicy {
-        allow: Vec::new(),
-        auto_link: Vec::new(),
-        allow_http: raw.dangerous_allow_http,
-        allow_private_addresses: raw.dangerous_allow_private_addresses,
-    };
-    for text in &raw.allow {
-        match AllowPattern::parse(text) {
-            Ok(pattern) => policy.allow.push(pattern),
-            Err(what) => checks.add("instances.allow", what),
-        }
-    }
-    for text in &raw.auto_link {
-        match InstanceUrl::parse(text) {
-            Ok(url) => match policy.check(&url) {
-                Ok(()) => policy.auto_link.push(url),
-                Err(error) => checks.add("instances.auto_link", error),
-            },
-            Err(error) => checks.add("instances.auto_link", format!("{text:?}: {error}")),
-        }
-    }
-    if raw.allow.is_empty() {
-        warnings.push("instances.allow is empty: no instance can be linked".to_owned());
-    }
-    if raw.dangerous_allow_http {
-        warnings
-            .push("instances.dangerous_allow_http is set: secrets may travel in clear".to_owned());
-    }
-    if raw.dangerous_allow_private_addresses && policy.allow.contains(&AllowPattern::Everybody) {
-        warnings.push(
-            "instances.dangerous_allow_private_addresses with instances.allow = [\"*\"]: whoever may add links can make the relay call anything in your network"
-                .to_owned(),
-        );
-    }
-    (checks.mistakes.len() == before).then_some(policy)
-}
-
-fn listen(text: &str, key: &str, checks: &mut Checks) -> Option<SocketAddr> {
-    text.parse()
-        .map_err(|_| {
-            checks.add(
-                key,
-                format!("{text:?} is not an address and port like 127.0.0.1:8080 or [::]:8080"),
-            );
-        })
-        .ok()
-}
-
-fn base_address(text: &str) -> Result<String, String> {
-    let url = Url::parse(text).map_err(|error| format!("{text:?} is not a URL ({error})"))?;
-    if !matches!(url.scheme(), "https" | "http") || url.host_str().is_none_or(str::is_empty) {
-        return Err(format!("{text:?} must be an https URL"));
-    }
-    if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() {
-        return Err("leave out user, query and fragment".to_owned());
-    }
-    Ok(url.as_str().trim_end_matches('/').to_owned())
-}
-
-fn app_key_char(c: char) -> bool {
-    c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
-}
-
-fn millis(n: u32) -> Duration {
-    Duration::from_millis(u64::from(n))
-}
-
-fn secs(n: u32) -> Duration {
-    Duration::from_secs(u64::from(n))
 }
 
 #[cfg(test)]

@@ -14,9 +14,9 @@ use tracing::Instrument as _;
 
 use crate::{
     clock,
-    metrics::Metrics,
+    config::LimitsConfig,
+    metrics::{Counted, Metrics},
     reject::{Reject, RejectKind},
-    server::Counted,
 };
 
 /// What is known of a request before anybody looks into it.
@@ -117,9 +117,9 @@ where
 pub async fn read_body(
     body: Incoming,
     headers: &HeaderMap,
-    max_bytes: usize,
-    deadline: Duration,
+    limits: &LimitsConfig,
 ) -> Result<Bytes, Reject> {
+    let (max_bytes, deadline) = (limits.body_max_bytes, limits.receive_timeout);
     let too_large = || {
         Reject::new(
             RejectKind::TooLarge,

@@ -42,8 +42,8 @@ struct Arguments {
 enum Command {
     /// Run the relay (the default).
     ///
-    /// SIGTERM and SIGINT stop it in order. SIGHUP reads instances.allow, auto_link, dangerous_* and the TLS
-    /// files again; other settings need a restart.
+    /// SIGTERM and SIGINT stop it in order. SIGHUP reads who may be linked (`allow`, `auto_link` and the two
+    /// dangerous switches of `[instances]`) and the TLS files again; other settings need a restart.
     Serve,
     /// Read the configuration, tell every mistake and every warning, start nothing.
     Check,

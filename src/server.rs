@@ -12,7 +12,6 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
 };
-use prometheus::IntGauge;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -21,7 +20,10 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::{config::LimitsConfig, metrics::Metrics};
+use crate::{
+    config::LimitsConfig,
+    metrics::{Counted, Metrics},
+};
 
 /// The pause after an `accept` that failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -179,23 +181,6 @@ impl Server {
 enum MaybeTls {
     Plain(TcpStream),
     Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
-}
-
-/// A gauge that goes down again when dropped.
-pub struct Counted(IntGauge);
-
-impl Counted {
-    /// Counts one up.
-    pub fn new(gauge: IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
 }
 
 async fn connection<I, S>(

@@ -8,9 +8,11 @@
 //! Records are sealed under `store.key_file`. This module is the only one that names an engine.
 
 mod committer;
+mod records;
 mod seal;
 mod sled;
 mod tables;
+mod transaction;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -29,10 +31,10 @@ use crate::{
     secret_file::{self, SecretFileError},
 };
 use committer::{Committer, Job};
-pub use committer::{StoreFull, Transaction};
 pub use seal::{SealError, Sealer};
 use sled::{Engine, EngineError};
 use tables::Tables;
+pub use transaction::{StoreFull, Transaction};
 
 /// The form of what is stored. A store with a higher number was written by a newer relay.
 const SCHEMA: u32 = 1;
@@ -157,7 +159,7 @@ impl StoreOwner {
             Engine::lock(&config.path).map_err(|error| OpenError::from_engine(config, error))?;
         let sealer = Arc::new(Sealer::new(&*store_key(config)?));
         let tables = Arc::new(Tables::default());
-        let engine = committer::open(config, lock, &sealer, &tables)?;
+        let engine = records::open(config, lock, &sealer, &tables)?;
         let (jobs, received) = mpsc::channel(4096);
         let link_changes = watch::Sender::new(0);
         let committer = Committer {

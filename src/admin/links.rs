@@ -87,14 +87,7 @@ pub(super) async fn create(
     arrival: &Arrival,
 ) -> Result<Response<Full<Bytes>>, Reject> {
     let (head, body) = request.into_parts();
-    let limits = &admin.limits;
-    let body = read_body(
-        body,
-        &head.headers,
-        limits.body_max_bytes,
-        limits.receive_timeout,
-    )
-    .await?;
+    let body = read_body(body, &head.headers, &admin.limits).await?;
     let body: NewLinkBody = parse_json(&body)?;
     let client_key = ClientKey::parse(&body.client_key).map_err(|error| {
         Reject::new(

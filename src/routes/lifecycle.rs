@@ -38,14 +38,7 @@ pub(super) async fn receive(
     let target =
         Target::parse_strict(path_and_query, &[]).map_err(|error| unbelieved(error.into()))?;
     let token = UnverifiedToken::find(&head.headers, target.tokens(), None).map_err(unbelieved)?;
-    let limits = &public.limits;
-    let body = read_body(
-        body,
-        &head.headers,
-        limits.body_max_bytes,
-        limits.receive_timeout,
-    )
-    .await?;
+    let body = read_body(body, &head.headers, &public.limits).await?;
     let call = LifecycleCall::parse(&body, kind, &public.app_key, &public.sites)?;
     let claims = public
         .verifier

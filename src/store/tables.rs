@@ -87,6 +87,13 @@ impl<R: Record> ChangesOf<R> {
 }
 
 impl Changes {
+    pub(super) fn is_empty(&self) -> bool {
+        self.installations.0.is_empty()
+            && self.links.0.is_empty()
+            && self.signing_keys.0.is_empty()
+            && self.install_keys.0.is_empty()
+    }
+
     /// Takes over the changes of one transaction.
     pub(super) fn absorb(&mut self, later: Self) {
         self.installations.absorb(later.installations);

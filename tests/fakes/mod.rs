@@ -5,6 +5,7 @@
 
 #![allow(
     dead_code,
+    unused_imports,
     unreachable_pub,
     clippy::indexing_slicing,
     reason = "each program that includes the fakes uses a part of them; what a fake indexes, it made"

@@ -152,7 +152,7 @@ async fn a_store_that_is_not_right_is_one_sentence_and_1() {
         *byte ^= 0x5a;
     }
     std::fs::write(&data, &damaged).expect("write");
-    let (code, _, stderr) = output(&mut settings.command().args(["serve"]));
+    let (code, _, stderr) = output(settings.command().arg("serve"));
     assert_eq!(code, Some(1), "{stderr}");
     assert!(
         stderr.contains("damaged") || stderr.contains("can't be opened"),

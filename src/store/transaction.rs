@@ -1,0 +1,252 @@
+//! What a change sees and does: all records, with its own changes and those before it in the batch on top.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+
+use super::tables::{Changes, Record, Tables};
+use crate::{
+    config::StoreConfig,
+    domain::{
+        AuditEntry, ClientKey, InstallKeyRecord, Installation, KeyId, Link, LinkId, Namespace,
+        SigningKeyRecord, secret::NoRandomness,
+    },
+    reject::{Reject, RejectKind},
+};
+
+/// More of Atlassian's keys than they will have in use; the oldest make room.
+const INSTALL_KEYS_MAX: usize = 100;
+
+/// A consistent view of all records with changes on top; see [`super::Store::transact`].
+pub struct Transaction<'a> {
+    pub(super) config: &'a StoreConfig,
+    pub(super) tables: &'a Tables,
+    /// Given out in the past and never again.
+    pub(super) namespaces: &'a HashSet<Namespace>,
+    /// By earlier transactions of the same batch.
+    pub(super) earlier: &'a mut Written,
+    pub(super) own: Written,
+}
+
+/// What transactions want written.
+#[derive(Default)]
+pub(super) struct Written {
+    pub(super) changes: Changes,
+    pub(super) namespaces: Vec<Namespace>,
+    pub(super) audit: Vec<AuditEntry>,
+    pub(super) probe: Option<Timestamp>,
+}
+
+/// A table is at the size that the operator set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the store already holds {max} {what}")]
+pub struct StoreFull {
+    /// Which table.
+    pub what: &'static str,
+    /// Its limit.
+    pub max: usize,
+}
+
+impl Transaction<'_> {
+    /// One installation.
+    pub fn installation(&mut self, client_key: &ClientKey) -> Option<Arc<Installation>> {
+        self.get(client_key)
+    }
+
+    /// Adds or replaces an installation.
+    pub fn put_installation(&mut self, installation: Installation) -> Result<(), StoreFull> {
+        let count = self.count::<Installation>();
+        let new = self.get::<Installation>(&installation.client_key).is_none();
+        if new && count >= self.config.installations_max {
+            return Err(StoreFull {
+                what: "installations",
+                max: self.config.installations_max,
+            });
+        }
+        self.put(installation);
+        Ok(())
+    }
+
+    /// Forgets an installation. Its links must be gone.
+    pub fn remove_installation(&mut self, client_key: &ClientKey) {
+        self.remove::<Installation>(client_key);
+    }
+
+    /// One link.
+    pub fn link(&mut self, id: LinkId) -> Option<Arc<Link>> {
+        self.get(&id)
+    }
+
+    /// All links of an installation.
+    pub fn links_of(&mut self, client_key: &ClientKey) -> Vec<Arc<Link>> {
+        let mut ids: HashSet<LinkId> = self.tables.link_ids_of(client_key).into_iter().collect();
+        for changes in [&self.earlier.changes.links, &self.own.changes.links] {
+            let theirs = changes.0.values().flatten();
+            ids.extend(
+                theirs
+                    .filter(|link| link.client_key == *client_key)
+                    .map(|link| link.id),
+            );
+        }
+        ids.iter().filter_map(|id| self.get(id)).collect()
+    }
+
+    /// Adds or replaces a link.
+    pub fn put_link(&mut self, link: Link) -> Result<(), StoreFull> {
+        let count = self.count::<Link>();
+        let new = self.get::<Link>(&link.id).is_none();
+        if new && count >= self.config.links_max {
+            return Err(StoreFull {
+                what: "links",
+                max: self.config.links_max,
+            });
+        }
+        self.put(link);
+        Ok(())
+    }
+
+    /// Forgets a link.
+    pub fn remove_link(&mut self, id: LinkId) {
+        self.remove::<Link>(&id);
+    }
+
+    /// A namespace that no link ever had or will have.
+    pub fn claim_namespace(&mut self) -> Result<Namespace, NoRandomness> {
+        loop {
+            let namespace = Namespace::generate()?;
+            let taken = self.namespaces.contains(&namespace)
+                || self.earlier.namespaces.contains(&namespace)
+                || self.own.namespaces.contains(&namespace);
+            if !taken {
+                self.own.namespaces.push(namespace.clone());
+                return Ok(namespace);
+            }
+        }
+    }
+
+    /// All signing keys.
+    pub fn signing_keys(&mut self) -> Vec<Arc<SigningKeyRecord>> {
+        self.all()
+    }
+
+    /// Adds or replaces a signing key.
+    pub fn put_signing_key(&mut self, key: SigningKeyRecord) {
+        self.put(key);
+    }
+
+    /// Forgets a signing key.
+    pub fn remove_signing_key(&mut self, kid: &KeyId) {
+        self.remove::<SigningKeyRecord>(kid);
+    }
+
+    /// Remembers one of Atlassian's keys; the one fetched longest ago makes room.
+    pub fn put_install_key(&mut self, key: InstallKeyRecord) {
+        self.put(key);
+        let mut all: Vec<Arc<InstallKeyRecord>> = self.all();
+        if all.len() > INSTALL_KEYS_MAX {
+            all.sort_by_key(|key| key.fetched_at);
+            if let Some(oldest) = all.first() {
+                self.remove::<InstallKeyRecord>(&oldest.kid.clone());
+            }
+        }
+    }
+
+    /// Forgets one of Atlassian's keys.
+    pub fn remove_install_key(&mut self, kid: &KeyId) {
+        self.remove::<InstallKeyRecord>(kid);
+    }
+
+    /// Adds to the audit trail.
+    pub fn audit(&mut self, entry: AuditEntry) {
+        self.own.audit.push(entry);
+    }
+
+    pub(super) fn mark_probe(&mut self, now: Timestamp) {
+        self.own.probe = Some(now);
+    }
+
+    fn get<R: Record>(&mut self, key: &R::Key) -> Option<Arc<R>> {
+        if let Some(change) = R::changes(&mut self.own.changes).0.get(key) {
+            return change.clone();
+        }
+        if let Some(change) = R::changes(&mut self.earlier.changes).0.get(key) {
+            return change.clone();
+        }
+        R::table(self.tables).get(key)
+    }
+
+    fn put<R: Record>(&mut self, record: R) {
+        R::changes(&mut self.own.changes)
+            .0
+            .insert(record.key(), Some(Arc::new(record)));
+    }
+
+    fn remove<R: Record>(&mut self, key: &R::Key) {
+        R::changes(&mut self.own.changes)
+            .0
+            .insert(key.clone(), None);
+    }
+
+    /// For small tables only.
+    fn all<R: Record>(&mut self) -> Vec<Arc<R>> {
+        let mut keys: HashSet<R::Key> = R::table(self.tables)
+            .all()
+            .iter()
+            .map(|record| record.key())
+            .collect();
+        keys.extend(R::changes(&mut self.earlier.changes).0.keys().cloned());
+        keys.extend(R::changes(&mut self.own.changes).0.keys().cloned());
+        keys.iter().filter_map(|key| self.get(key)).collect()
+    }
+
+    fn count<R: Record>(&mut self) -> usize {
+        let table = R::table(self.tables);
+        let mut news: HashMap<R::Key, bool> = HashMap::new();
+        for changes in [
+            R::changes(&mut self.earlier.changes),
+            R::changes(&mut self.own.changes),
+        ] {
+            news.extend(changes.0.iter().map(|(key, r)| (key.clone(), r.is_some())));
+        }
+        let (mut added, mut removed) = (0, 0);
+        for (key, there) in news {
+            match (there, table.get(&key).is_some()) {
+                (true, false) => added += 1,
+                (false, true) => removed += 1,
+                _ => {}
+            }
+        }
+        table.len() + added - removed
+    }
+}
+
+impl Written {
+    pub(super) fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+            && self.namespaces.is_empty()
+            && self.audit.is_empty()
+            && self.probe.is_none()
+    }
+
+    /// Takes over what a later transaction wants.
+    pub(super) fn absorb(&mut self, later: Self) {
+        self.changes.absorb(later.changes);
+        self.namespaces.extend(later.namespaces);
+        self.audit.extend(later.audit);
+        self.probe = later.probe.or(self.probe);
+    }
+}
+
+impl From<StoreFull> for Reject {
+    fn from(full: StoreFull) -> Self {
+        Self::new(
+            RejectKind::Unavailable,
+            "store_full",
+            full.to_string(),
+            "the operator can raise store.installations_max and store.links_max",
+        )
+    }
+}
