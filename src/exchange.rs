@@ -234,10 +234,18 @@ impl ClosingLine {
                     .inc();
                 let reason = reject.code;
                 let cause = reject.internal.as_deref().unwrap_or("-");
-                if reject.kind == RejectKind::Internal {
-                    tracing::error!(%peer, method, status, duration_ms, reason, cause, "{method} {route} failed: {cause}");
-                } else {
-                    tracing::warn!(%peer, method, status, duration_ms, reason, cause, "{method} {route} refused with {status}: {}", reject.message);
+                let message = &reject.message;
+                match reject.kind {
+                    RejectKind::Internal => {
+                        tracing::error!(%peer, method, status, duration_ms, reason, cause, "{method} {route} failed: {cause}");
+                    }
+                    // The Internet knocks at doors that are not there all day long.
+                    RejectKind::NotFound | RejectKind::MethodNotAllowed => {
+                        tracing::info!(%peer, method, status, duration_ms, reason, cause, "{method} {route} answered {status}: {message}");
+                    }
+                    _ => {
+                        tracing::warn!(%peer, method, status, duration_ms, reason, cause, "{method} {route} refused with {status}: {message}");
+                    }
                 }
             }
         }

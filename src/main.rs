@@ -1,5 +1,7 @@
 //! The program: arguments, configuration, log, runtime, signals, exit codes.
 
+mod welcome;
+
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
@@ -8,11 +10,12 @@ use std::{
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use jira_connect_proxy::{
-    config::{Config, PLACEHOLDER_URL},
-    relay::{self, Addresses, Relay, Reload, StartError},
+    config::Config,
+    relay::{self, Relay, Reload, StartError},
     telemetry,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use welcome::Welcome;
 
 /// `EX_USAGE`: configuration or arguments are wrong.
 const EXIT_USAGE: u8 = 64;
@@ -150,63 +153,5 @@ async fn reload_on_hang_up(mut hang_ups: Signal, reload: Reload, file: Option<Pa
             Ok(config) => reload.apply(&config).await,
             Err(error) => tracing::error!("nothing was changed: {error}"),
         }
-    }
-}
-
-/// What a person should know after a start.
-struct Welcome {
-    descriptor_path: String,
-    app_base_url: String,
-    proxy_url: String,
-    placeholder: bool,
-    scheme: &'static str,
-    token_file: PathBuf,
-}
-
-impl Welcome {
-    fn of(config: &Config) -> Self {
-        Self {
-            descriptor_path: format!("{}/app_descriptor.json", config.public.base_path),
-            app_base_url: config.app_base_url(),
-            proxy_url: config.proxy_url(),
-            placeholder: config.public.url.as_str() == PLACEHOLDER_URL,
-            scheme: if config.public.tls.is_some() {
-                "https"
-            } else {
-                "http"
-            },
-            token_file: config.admin.token_file.clone(),
-        }
-    }
-
-    fn text(&self, addresses: Addresses) -> String {
-        let Self {
-            descriptor_path,
-            app_base_url,
-            proxy_url,
-            placeholder,
-            scheme,
-            token_file,
-        } = self;
-        let Addresses { public, admin } = addresses;
-        let token_file = token_file.display();
-        let next = if *placeholder {
-            "Next: set public.url to the https address under which Jira and your GitLabs reach this relay".to_owned()
-        } else {
-            format!(
-                "Next: install the app in Jira, then type {proxy_url} into each GitLab's \"Jira Connect Proxy URL\" and link it:"
-            )
-        };
-        format!(
-            "jira-connect-proxy {version} is running.
-  public      {scheme}://{public}  (others reach it as {proxy_url})
-  descriptor  {app_base_url}/app_descriptor.json
-              (look at it here: {scheme}://{public}{descriptor_path})
-  admin       http://{admin}  (/healthz, /readyz, /metrics; /api/v1 wants the token in {token_file})
-{next}
-  curl -H \"Authorization: Bearer $(cat {token_file})\" http://{admin}/api/v1/installations
-README.md goes through it step by step.",
-            version = env!("CARGO_PKG_VERSION"),
-        )
     }
 }

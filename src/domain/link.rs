@@ -101,7 +101,7 @@ pub struct Link {
     pub refusals: u32,
     /// Not before then.
     pub next_attempt_at: Timestamp,
-    /// Why the last attempt failed.
+    /// Why the last attempt failed. Stays with a removal that was given up.
     pub last_error: Option<DeliveryProblem>,
     /// When the record was made.
     pub created_at: Timestamp,
@@ -242,6 +242,9 @@ impl Link {
         match outcome {
             AttemptOutcome::Acknowledged { base_url } => {
                 self.acknowledge(goal, grace, now);
+                if goal == self.desired {
+                    self.last_error = None;
+                }
                 if goal.event == LifecycleEventKind::Installed {
                     self.acknowledged_base_url = base_url;
                 }
@@ -271,9 +274,6 @@ impl Link {
         if goal != self.desired {
             self.next_attempt_at = now;
             return;
-        }
-        if goal.event == LifecycleEventKind::Installed {
-            self.last_error = None;
         }
         self.attempts = 0;
         self.refusals = 0;

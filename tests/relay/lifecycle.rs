@@ -100,6 +100,30 @@ async fn a_reinstall_revives_the_links_with_fresh_secrets() {
 }
 
 #[tokio::test]
+async fn an_instance_that_was_down_during_the_uninstall_hears_of_it() {
+    let jira = FakeJira::start("tenant").await;
+    let relay = TestRelay::start(&jira).await;
+    let mut instance = FakeInstance::start(&relay.url(), "").await;
+    let base = relay.app_base_url();
+    jira.installed(&base, SECRET).await;
+    relay.link("tenant", &instance.url()).await;
+    instance.go_down();
+    jira.uninstalled(&base).await;
+    relay
+        .until_links("a failed attempt", |links| {
+            links[0]["last_error"]["code"] == "connection_failed"
+        })
+        .await;
+    instance.go_up().await;
+    let links = relay
+        .until_links("told", |links| links[0]["acknowledged"] == "uninstalled")
+        .await;
+    assert_eq!(links[0]["last_error"], json!(null));
+    let audit = relay.admin("GET", "/api/v1/audit", None, 200).await;
+    assert_eq!(audit[0]["action"], "link_disconnected");
+}
+
+#[tokio::test]
 async fn a_direct_link_follows_secret_and_address_of_its_site() {
     let mut jira = FakeJira::start("tenant").await;
     let relay = TestRelay::start(&jira).await;

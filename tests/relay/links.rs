@@ -376,10 +376,23 @@ async fn the_operators_policy_on_instances_holds_and_can_change() {
         .set("INSTANCES__DANGEROUS_ALLOW_PRIVATE_ADDRESSES", "true");
     relay.reload.apply(&relay.settings.config()).await;
     let instance = FakeInstance::start(&relay.url(), "").await;
-    assert_eq!(
-        relay.link("tenant", &instance.url()).await["state"],
-        "connected"
-    );
+    let link = relay.link("tenant", &instance.url()).await;
+    assert_eq!(link["state"], "connected");
+
+    relay
+        .settings
+        .set("INSTANCES__ALLOW", "[\"gitlab.example.com\"]");
+    relay.reload.apply(&relay.settings.config()).await;
+    let path = format!("/api/v1/links/{}", link["id"].as_str().expect("id"));
+    let again = relay
+        .admin("POST", &format!("{path}/resend"), None, 200)
+        .await;
+    assert_eq!(again["last_error"]["code"], "not_allowed");
+    relay.admin("DELETE", &path, None, 202).await;
+    relay
+        .until_links("told, though allowed no more", <[Value]>::is_empty)
+        .await;
+    assert!(instance.state().installations.is_empty());
 }
 
 #[tokio::test]
