@@ -3,4 +3,4 @@
 pub mod deliver;
 pub mod key_fetches;
 
-pub use key_fetches::KeyFetches;
+pub use key_fetches::{KeyFetch, KeyFetches};

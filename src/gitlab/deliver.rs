@@ -3,16 +3,15 @@
 //! Exactly as GitLab's own proxy does it (GitLab `proxy_lifecycle_event_service.rb`, `create_asymmetric_jwt_service.rb`): a form with the token in
 //! it, to the instance's events address. Only HTTP 200 is success.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::Full;
 use jiff::Timestamp;
-use tokio::time::Instant;
 
-use super::KeyFetches;
+use super::{KeyFetch, KeyFetches};
 use crate::{
     client::{Client, Destination, DialError, SendError, TlsFault},
     domain::{
@@ -71,8 +70,8 @@ pub enum DeliveryError {
     Refused {
         /// What it answered.
         status: StatusCode,
-        /// Who came for our key meanwhile, if anybody.
-        key_fetched_by: Option<IpAddr>,
+        /// Who came for our key meanwhile.
+        key_fetch: KeyFetch,
         /// Where it wants us to go.
         location: Option<String>,
         /// The audiences that the token named.
@@ -148,7 +147,7 @@ impl Courier {
         )
         .body(Full::new(Bytes::from(form)))
         .map_err(|_| DeliveryError::Address)?;
-        let started = Instant::now();
+        let attempt = self.key_fetches.attempt();
         let answer = self
             .client
             .send(Destination::Named, request, self.timeout, ANSWER_MAX_BYTES)
@@ -162,7 +161,7 @@ impl Courier {
         }
         Err(DeliveryError::Refused {
             status: answer.status(),
-            key_fetched_by: self.key_fetches.since(&token.kid, started),
+            key_fetch: attempt.key_fetch(&token.kid),
             location: answer
                 .headers()
                 .get(header::LOCATION)
@@ -252,12 +251,11 @@ impl DeliveryError {
             Self::Send(SendError::AnswerTooLarge(_)) => "answer_too_large",
             Self::Send(SendError::Broken(_)) => "connection_broken",
             Self::Refused {
-                status,
-                key_fetched_by,
-                ..
-            } => match (status.as_u16(), key_fetched_by) {
-                (401, None) => "unauthorized_key_not_fetched",
-                (401, Some(_)) => "unauthorized_key_fetched",
+                status, key_fetch, ..
+            } => match (status.as_u16(), key_fetch) {
+                (401, KeyFetch::Nobody) => "unauthorized_key_not_fetched",
+                (401, KeyFetch::By(_)) => "unauthorized_key_fetched",
+                (401, KeyFetch::Unclear) => "unauthorized",
                 (403, _) => "forbidden",
                 (404, _) => "not_found",
                 (422, _) => "unprocessable",
@@ -278,16 +276,20 @@ impl DeliveryError {
             Self::Send(error) => send_hint(error),
             Self::Refused {
                 status,
-                key_fetched_by,
+                key_fetch,
                 location,
                 audiences,
                 retry_after: _,
-            } => match (status.as_u16(), key_fetched_by) {
-                (401, None) => format!(
+            } => match (status.as_u16(), key_fetch) {
+                (401, KeyFetch::Nobody) => format!(
                     "the instance did not fetch our public key: set its Jira Connect Proxy URL to exactly {proxy_url} (Admin area, Settings, General, GitLab for Jira App), and check that the instance can reach that address"
                 ),
-                (401, Some(peer)) => format!(
-                    "the public key was fetched (by {peer}), but the token was refused: the instance must see one of {} as its own address, so check the Host header that its reverse proxy passes on (or set its Jira Connect Additional Audience URL), and compare the clocks; if other instances were told at the same moment, one of them may have fetched it",
+                (401, KeyFetch::By(peer)) => format!(
+                    "the public key was fetched (by {peer}), but the token was refused: the instance must see one of {} as its own address, so check the Host header that its reverse proxy passes on (or set its Jira Connect Additional Audience URL), and compare the clocks",
+                    audiences.join(", ")
+                ),
+                (401, KeyFetch::Unclear) => format!(
+                    "other instances were told at the same time, so it is not clear whether this one fetched our public key; the next attempt tells. Its Jira Connect Proxy URL must be exactly {proxy_url}, and it must see one of {} as its own address",
                     audiences.join(", ")
                 ),
                 (403, _) => "something in front of the instance refuses us: allow this relay to POST to /-/jira_connect/events".to_owned(),
@@ -382,14 +384,17 @@ mod tests {
 
     #[test]
     fn the_401s_are_told_apart() {
-        let refused = |key_fetched_by| DeliveryError::Refused {
+        let refused = |key_fetch| DeliveryError::Refused {
             status: StatusCode::UNAUTHORIZED,
-            key_fetched_by,
+            key_fetch,
             location: None,
             audiences: vec!["https://gitlab.example.com/-/jira_connect".to_owned()],
             retry_after: None,
         };
-        let (not, fetched) = (refused(None), refused(Some([127, 0, 0, 1].into())));
+        let (not, fetched) = (
+            refused(KeyFetch::Nobody),
+            refused(KeyFetch::By([127, 0, 0, 1].into())),
+        );
         assert_ne!(not.code(), fetched.code());
         assert!(
             not.hint("https://r.example")

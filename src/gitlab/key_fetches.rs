@@ -1,7 +1,8 @@
 //! Remembers who fetched which of our public keys lately.
 //!
 //! When an instance answers 401, whether it came for the key tells two causes apart that look the same to it:
-//! its proxy URL is wrong, or it could not verify what it got.
+//! its proxy URL is wrong, or it could not verify what it got. All instances fetch the same key, so a fetch is
+//! proof only for an attempt that no other one overlapped.
 
 use std::{collections::VecDeque, net::IpAddr, sync::Mutex};
 
@@ -12,11 +13,39 @@ use crate::domain::KeyId;
 /// Fetches remembered; the oldest make room.
 const REMEMBERED: usize = 4096;
 
-/// The last fetches of our keys.
+/// The last fetches of our keys, and the attempts under way.
 #[derive(Debug, Default)]
 pub struct KeyFetches {
     /// A short std lock: nothing is awaited while it is held.
-    fetches: Mutex<VecDeque<Fetch>>,
+    seen: Mutex<Seen>,
+}
+
+/// What is known of key fetches during one attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyFetch {
+    /// Nobody came for the key.
+    Nobody,
+    /// Somebody did, and no other instance was being told at the time.
+    By(IpAddr),
+    /// Somebody did, maybe another instance that was told at the same time.
+    Unclear,
+}
+
+/// An attempt under way.
+#[derive(Debug)]
+pub struct Attempt<'a> {
+    fetches: &'a KeyFetches,
+    started: Instant,
+    /// How many attempts had been started, this one included.
+    number: u64,
+    others_at_start: bool,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    fetches: VecDeque<Fetch>,
+    attempts_started: u64,
+    attempts_under_way: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -29,28 +58,98 @@ struct Fetch {
 impl KeyFetches {
     /// Somebody fetched a key.
     pub fn record(&self, kid: &KeyId, peer: IpAddr) {
-        let Ok(mut fetches) = self.fetches.lock() else {
-            return;
-        };
-        if fetches.len() == REMEMBERED {
-            fetches.pop_front();
-        }
-        fetches.push_back(Fetch {
-            kid: kid.clone(),
-            peer,
-            at: Instant::now(),
+        self.with(|seen| {
+            if seen.fetches.len() == REMEMBERED {
+                seen.fetches.pop_front();
+            }
+            seen.fetches.push_back(Fetch {
+                kid: kid.clone(),
+                peer,
+                at: Instant::now(),
+            });
         });
     }
 
-    /// Who last fetched the key since `start`.
-    pub fn since(&self, kid: &KeyId, start: Instant) -> Option<IpAddr> {
-        self.fetches
+    /// An attempt begins; it ends when the value is dropped.
+    pub fn attempt(&self) -> Attempt<'_> {
+        let (number, others_at_start) = self.with(|seen| {
+            seen.attempts_started += 1;
+            seen.attempts_under_way += 1;
+            (seen.attempts_started, seen.attempts_under_way > 1)
+        });
+        Attempt {
+            fetches: self,
+            started: Instant::now(),
+            number,
+            others_at_start,
+        }
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&mut Seen) -> T) -> T {
+        // What is behind the lock is consistent after every step, so a panic elsewhere spoils nothing.
+        let mut seen = self
+            .seen
             .lock()
-            .ok()?
-            .iter()
-            .rev()
-            .take_while(|fetch| fetch.at >= start)
-            .find(|fetch| fetch.kid == *kid)
-            .map(|fetch| fetch.peer)
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        look(&mut seen)
+    }
+}
+
+impl Attempt<'_> {
+    /// Whether anybody came for this key since the attempt began.
+    pub fn key_fetch(&self, kid: &KeyId) -> KeyFetch {
+        self.fetches.with(|seen| {
+            let fetch = seen
+                .fetches
+                .iter()
+                .rev()
+                .take_while(|fetch| fetch.at >= self.started)
+                .find(|fetch| fetch.kid == *kid);
+            match fetch {
+                None => KeyFetch::Nobody,
+                Some(_) if self.others_at_start || seen.attempts_started > self.number => {
+                    KeyFetch::Unclear
+                }
+                Some(fetch) => KeyFetch::By(fetch.peer),
+            }
+        })
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        self.fetches.with(|seen| seen.attempts_under_way -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fetch_is_proof_for_an_attempt_that_was_alone() {
+        let (fetches, kid, peer) = (
+            KeyFetches::default(),
+            KeyId::generate(),
+            [10, 0, 0, 1].into(),
+        );
+        fetches.record(&kid, peer);
+        let alone = fetches.attempt();
+        assert_eq!(alone.key_fetch(&KeyId::generate()), KeyFetch::Nobody);
+        fetches.record(&kid, peer);
+        assert_eq!(alone.key_fetch(&kid), KeyFetch::By(peer));
+        let second = fetches.attempt();
+        assert_eq!(
+            second.key_fetch(&kid),
+            KeyFetch::Nobody,
+            "that was before its time"
+        );
+        fetches.record(&kid, peer);
+        assert_eq!(second.key_fetch(&kid), KeyFetch::Unclear);
+        assert_eq!(alone.key_fetch(&kid), KeyFetch::Unclear);
+        drop((alone, second));
+        let third = fetches.attempt();
+        fetches.record(&kid, peer);
+        assert_eq!(third.key_fetch(&kid), KeyFetch::By(peer));
     }
 }
