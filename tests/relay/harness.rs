@@ -265,12 +265,18 @@ impl TestRelay {
 impl RelayProcess {
     /// Starts and waits until it answers.
     pub async fn start(settings: &Settings, client: &Client) -> Self {
-        let mut child = settings
+        let child = settings
             .command()
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .expect("start the relay");
+        let mut relay = Self { child };
+        relay.until_ready(settings, client).await;
+        relay
+    }
+
+    pub async fn until_ready(&mut self, settings: &Settings, client: &Client) {
         let deadline = Instant::now() + PATIENCE;
         let url = format!("{}/readyz", settings.admin_url());
         loop {
@@ -279,9 +285,9 @@ impl RelayProcess {
                 .await
                 .is_some_and(|a| a.status() == StatusCode::OK)
             {
-                return Self { child };
+                return;
             }
-            if let Some(status) = child.try_wait().expect("wait") {
+            if let Some(status) = self.child.try_wait().expect("wait") {
                 panic!("the relay ended by itself: {status}");
             }
             assert!(Instant::now() < deadline, "the relay never got ready");

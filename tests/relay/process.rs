@@ -6,8 +6,8 @@ use std::{
 };
 
 use crate::{
-    fakes::{FakeJira, http::client},
-    harness::{RelayProcess, SECRET, Settings},
+    fakes::{FakeInstance, FakeJira, http::client, instance::Behaviour},
+    harness::{RelayProcess, SECRET, SECRET_2, Settings},
 };
 
 fn output(command: &mut Command) -> (Option<i32>, String, String) {
@@ -209,32 +209,19 @@ async fn a_full_disk_acknowledges_nothing_and_loses_nothing() {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     let child = limited.spawn().expect("start");
-    let relay = RelayProcess { child };
+    let mut relay = RelayProcess { child };
+    relay.until_ready(&settings, &client).await;
     let base = settings.app_base_url();
     let mut acknowledged = Vec::new();
     let mut refused = 0;
-    let started = std::time::Instant::now();
     for n in 0..4000 {
         let site = format!("tenant-{n}");
-        match jira
-            .try_send(jira.site(&site).call(&base, "installed", Some(SECRET)))
-            .await
-        {
-            None => {
-                assert!(
-                    started.elapsed() < crate::harness::PATIENCE,
-                    "never came up"
-                );
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            }
-            Some(answer) if answer.status() == 204 => acknowledged.push(site),
-            Some(answer) => {
-                assert_eq!(answer.status(), 503);
-                refused += 1;
-                if refused == 3 {
-                    break;
-                }
-            }
+        let call = jira.site(&site).call(&base, "installed", Some(SECRET));
+        match jira.send(call).await.status().as_u16() {
+            204 => acknowledged.push(site),
+            503 if refused == 2 => break,
+            503 => refused += 1,
+            status => panic!("a full disk is answered with {status}"),
         }
     }
     assert!(
@@ -268,6 +255,74 @@ async fn a_full_disk_acknowledges_nothing_and_loses_nothing() {
         .collect();
     assert!(lost.is_empty(), "acknowledged, but lost: {lost:?}");
     relay.kill();
+}
+
+/// Everything that the relay says about the main job and some attacks, at the most talkative level, in both forms.
+#[tokio::test]
+async fn no_secret_and_no_token_is_ever_logged() {
+    for format in ["text", "json"] {
+        let (folder, jira, mut settings) = settings().await;
+        settings.set("LOG__FORMAT", format);
+        settings.set("LOG__FILTER", "trace");
+        let log = folder.path().join("log");
+        let file = std::fs::File::create(&log).expect("log");
+        let child = settings
+            .command()
+            .stdout(file.try_clone().expect("log"))
+            .stderr(file)
+            .spawn()
+            .expect("start");
+        let client = client();
+        let mut relay = RelayProcess { child };
+        relay.until_ready(&settings, &client).await;
+        let instance = FakeInstance::start(&settings.url(), "").await;
+        let refusing = FakeInstance::start(&settings.url(), "").await;
+        refusing.behave(Behaviour::Status(401));
+        let base = settings.app_base_url();
+        let token = std::fs::read_to_string(folder.path().join("admin-token")).expect("token");
+        let mut secrets = vec![SECRET.to_owned(), SECRET_2.to_owned(), token.clone()];
+
+        for secret in [SECRET, SECRET_2] {
+            let call = jira.call(&base, "installed", Some(secret));
+            secrets.push(call.token());
+            assert_eq!(jira.send(call).await.status(), 204);
+        }
+        let mut forged = jira
+            .call(&base, "installed", Some("short-secret"))
+            .with_claim("aud", "x");
+        secrets.extend([forged.token(), "short-secret".to_owned()]);
+        forged.url = format!("{}?jwt={}", forged.url, forged.token());
+        jira.send(forged).await;
+        for gitlab in [&instance, &refusing] {
+            let wish = serde_json::json!({"client_key": "tenant", "instance_url": gitlab.url()});
+            let admin_url = settings.admin_url();
+            crate::harness::admin(
+                &client,
+                &admin_url,
+                &token,
+                "POST",
+                "/api/v1/links",
+                Some(wish),
+            )
+            .await;
+            for told in gitlab.state().events {
+                secrets.extend(["sharedSecret", "jwt"].map(|field| told.fields[field].clone()));
+            }
+        }
+        terminate(relay.child.id());
+        assert_eq!(relay.child.wait().expect("wait").code(), Some(0));
+        let log = std::fs::read_to_string(log).expect("log");
+        assert!(
+            log.contains("answered 204") && log.contains("not delivered"),
+            "{log}"
+        );
+        assert!(secrets.len() > 8);
+        for secret in secrets {
+            // A token's signature alone would be enough to use it.
+            let tail = secret.rsplit('.').next().unwrap_or(&secret);
+            assert!(!log.contains(tail), "{tail} is in the log:\n{log}");
+        }
+    }
 }
 
 fn terminate(pid: u32) {
