@@ -92,3 +92,176 @@ pub(super) fn verify_symmetric(
         account_id: claims.sub.clone(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+    use jsonwebtoken::{EncodingKey, Header};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        domain::{
+            JiraSites, SharedSecret,
+            event::{EventStamp, SiteFacts},
+        },
+        jwt::{context, crypto, qsh::Rule},
+    };
+
+    const PATH: &str = "/-/jira_connect/subscriptions?lic=none&cp=";
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).expect("second")
+    }
+
+    fn secret(letter: &str) -> String {
+        letter.repeat(32)
+    }
+
+    /// Secret "a" since 1000, "b" since 2000, "a" still good until 2300.
+    fn rotated() -> Arc<Installation> {
+        let key = ClientKey::parse("tenant").expect("key");
+        let install = |known: Option<&Installation>, letter: &str, second| {
+            let stamp = EventStamp {
+                issued_at: at(second),
+                token_digest: letter.to_owned(),
+                body_digest: String::new(),
+                received_at: at(second),
+            };
+            let site = SiteFacts {
+                base_url: JiraSites::default()
+                    .parse("https://acme.atlassian.net")
+                    .expect("base URL"),
+                display_url: None,
+                shared_secret: SharedSecret::parse(&secret(letter)).expect("secret"),
+            };
+            let grace = SignedDuration::from_secs(300);
+            Installation::install(known, &key, &stamp, &site, grace, at(second))
+                .expect("install")
+                .0
+        };
+        Arc::new(install(Some(&install(None, "a", 1000)), "b", 2000))
+    }
+
+    fn claims(now: i64) -> Value {
+        let target = Target::parse(PATH).expect("target");
+        json!({
+            "iss": "tenant", "sub": "user", "iat": now, "exp": now + 180,
+            "qsh": Rule::JiraSigns.qsh("GET", &target, "/-/jira_connect").as_str(),
+        })
+    }
+
+    fn signed(letter: &str, claims: &Value) -> UnverifiedToken {
+        crypto::install();
+        let key = EncodingKey::from_secret(secret(letter).as_bytes());
+        let header = Header::new(Algorithm::HS256);
+        let text = jsonwebtoken::encode(&header, claims, &key).expect("sign");
+        UnverifiedToken::parse(&text).expect("token")
+    }
+
+    fn audiences() -> Audiences {
+        Audiences {
+            base_url: "https://relay.example.com/-/jira_connect".to_owned(),
+            app_key: "app".to_owned(),
+        }
+    }
+
+    fn judge(token: &UnverifiedToken, now: i64) -> Result<RequestClaims, &'static str> {
+        let target = Target::parse_strict(PATH, &[]).expect("target");
+        let find = |key: &ClientKey| (key.as_str() == "tenant").then(rotated);
+        verify(
+            token,
+            "GET",
+            "/-/jira_connect",
+            &target,
+            &audiences(),
+            find,
+            at(now),
+        )
+        .map_err(|error| error.code())
+    }
+
+    #[test]
+    fn the_secret_before_a_rotation_counts_for_the_grace_time() {
+        assert!(judge(&signed("b", &claims(2400)), 2400).is_ok());
+        let user = judge(&signed("a", &claims(2299)), 2299).map(|claims| claims.account_id);
+        assert_eq!(user, Ok(Some("user".to_owned())));
+        assert_eq!(
+            judge(&signed("a", &claims(2300)), 2300),
+            Err("token_signature")
+        );
+        assert_eq!(
+            judge(&signed("c", &claims(2100)), 2100),
+            Err("token_signature")
+        );
+    }
+
+    #[test]
+    fn each_claim_is_judged() {
+        let with = |name: &str, value: Value| {
+            let mut claims = claims(2100);
+            claims
+                .as_object_mut()
+                .expect("object")
+                .insert(name.to_owned(), value);
+            judge(&signed("b", &claims), 2100).err()
+        };
+        assert_eq!(with("iss", json!("stranger")), Some("token_unknown_issuer"));
+        assert_eq!(
+            with("iss", json!("two words")),
+            Some("token_unknown_issuer")
+        );
+        assert_eq!(with("qsh", json!("0")), Some("token_query_hash"));
+        assert_eq!(
+            with("qsh", json!("context-qsh")),
+            Some("token_context_refused")
+        );
+        assert_eq!(with("qsh", json!(null)), Some("token_claim_missing"));
+        assert_eq!(with("exp", json!(null)), Some("token_claim_missing"));
+        assert_eq!(with("aud", json!("somebody")), Some("token_audience"));
+        assert_eq!(with("aud", json!(["app"])), None);
+        assert_eq!(with("aud", json!(audiences().base_url)), None);
+    }
+
+    #[test]
+    fn a_context_token_is_another_kind() {
+        let mut claims = claims(2100);
+        let find = |_: &ClientKey| Some(rotated());
+        let judge = |claims: &Value| {
+            context::verify(&signed("b", claims), &audiences(), find, at(2100))
+                .map_err(|error| error.code())
+        };
+        assert_eq!(judge(&claims).err(), Some("token_not_context"));
+        for (hash, verdict) in [
+            (json!("context-qsh"), None),
+            (json!("context-qsh "), Some("token_not_context")),
+            (json!(null), Some("token_claim_missing")),
+        ] {
+            claims
+                .as_object_mut()
+                .expect("object")
+                .insert("qsh".to_owned(), hash);
+            assert_eq!(judge(&claims).err(), verdict);
+        }
+    }
+
+    #[test]
+    fn a_site_that_removed_the_app_is_heard_no_more() {
+        let mut gone = rotated().as_ref().clone();
+        gone.state = crate::domain::InstallationState::Uninstalled;
+        let gone = Arc::new(gone);
+        let target = Target::parse_strict(PATH, &[]).expect("target");
+        let token = signed("b", &claims(2100));
+        let find = |_: &ClientKey| Some(gone);
+        let verdict = verify(
+            &token,
+            "GET",
+            "/-/jira_connect",
+            &target,
+            &audiences(),
+            find,
+            at(2100),
+        );
+        assert_eq!(verdict, Err(VerifyError::Uninstalled));
+    }
+}
