@@ -115,15 +115,14 @@ impl Admin {
             listener: LISTENER,
             route: route.map_or("none", Route::label),
         };
-        let method = request.method().clone();
         let parts = &self.parts;
         observe(
             labels,
-            method,
+            request,
             peer,
-            parts.limits.request_timeout,
+            &parts.limits,
             &parts.metrics,
-            |arrival| async move {
+            |request, arrival| async move {
                 match route {
                     Some(route) => parts.handle(route, &id, request, &arrival).await,
                     // Without the token, nobody learns which addresses of the API there are.

@@ -5,16 +5,9 @@
 
 mod connector;
 
-use std::{
-    io,
-    net::IpAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -32,10 +25,23 @@ const IDLE_PER_HOST: usize = 8;
 
 /// Sends requests; cheap to clone.
 #[derive(Clone)]
-pub struct Client {
+pub struct Client(Arc<ArcSwap<Pools>>);
+
+/// How to dial.
+#[derive(Clone, Debug)]
+pub struct DialSettings {
+    /// Certificate authorities to trust.
+    pub roots: Arc<RootCertStore>,
+    /// For name, TCP and TLS together.
+    pub connect_timeout: Duration,
+    /// Whether addresses named by others may be private.
+    pub allow_private: bool,
+}
+
+struct Pools {
     configured: Pool<Connector, Full<Bytes>>,
     named: Pool<Connector, Full<Bytes>>,
-    allow_private: Arc<AtomicBool>,
+    allow_private: bool,
 }
 
 /// Who named the address.
@@ -65,41 +71,30 @@ pub enum SendError {
 }
 
 impl Client {
-    /// `roots` are the certificate authorities to trust; `allow_private` can be changed later.
-    pub fn new(roots: RootCertStore, connect_timeout: Duration, allow_private: bool) -> Self {
-        let mut tls = ClientConfig::builder()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let tls = Arc::new(tls);
-        let allow_private = Arc::new(AtomicBool::new(allow_private));
-        let pool = |connector| {
-            Pool::builder(TokioExecutor::new())
-                .timer(TokioTimer::new())
-                .pool_timer(TokioTimer::new())
-                .pool_idle_timeout(IDLE_TIMEOUT)
-                .pool_max_idle_per_host(IDLE_PER_HOST)
-                .build(connector)
-        };
-        let everywhere = Arc::new(AtomicBool::new(true));
-        Self {
-            configured: pool(Connector::new(
-                Arc::clone(&tls),
-                connect_timeout,
-                everywhere,
-            )),
-            named: pool(Connector::new(
-                tls,
-                connect_timeout,
-                Arc::clone(&allow_private),
-            )),
-            allow_private,
-        }
+    /// Dials by these settings.
+    pub fn new(settings: &DialSettings) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(Pools::new(settings))))
     }
 
-    /// Whether addresses named by others may be private from now on. Open connections stay.
-    pub fn set_allow_private(&self, allow: bool) {
-        self.allow_private.store(allow, Ordering::Relaxed);
+    /// Dials by other settings from now on. No connection that was judged by the old ones is used again.
+    pub fn reconfigure(&self, settings: &DialSettings) {
+        self.0.store(Arc::new(Pools::new(settings)));
+    }
+
+    /// Sends a request and returns the head of the answer, whatever body it has.
+    pub async fn send_for_head(
+        &self,
+        destination: Destination,
+        request: Request<Full<Bytes>>,
+        deadline: Duration,
+    ) -> Result<Response<()>, SendError> {
+        let pools = self.0.load_full();
+        let pool = pools.of(destination);
+        let answer = tokio::time::timeout(deadline, pool.request(request)).await;
+        let answer = answer.map_err(|_| SendError::TimedOut(deadline))?;
+        answer
+            .map(|answer| answer.map(drop))
+            .map_err(SendError::from_hyper)
     }
 
     /// Sends a request and reads the whole answer, within `deadline` and `answer_max_bytes`.
@@ -110,10 +105,8 @@ impl Client {
         deadline: Duration,
         answer_max_bytes: usize,
     ) -> Result<Response<Bytes>, SendError> {
-        let pool = match destination {
-            Destination::Configured => &self.configured,
-            Destination::Named => &self.named,
-        };
+        let pools = self.0.load_full();
+        let pool = pools.of(destination);
         let exchange = async {
             let (head, body) = pool
                 .request(request)
@@ -140,9 +133,44 @@ impl Client {
     /// Resolves a host as a call to it would, and tells if it may not be dialled. A name that can't be
     /// resolved is no refusal: that may be mended.
     pub async fn blocked_address(&self, host: &str, port: u16) -> Option<IpAddr> {
-        match connector::resolve(host, port, self.allow_private.load(Ordering::Relaxed)).await {
+        let allow_private = self.0.load().allow_private;
+        match connector::resolve(host, port, allow_private).await {
             Err(DialError::BlockedAddress { address, .. }) => Some(address),
             _ => None,
+        }
+    }
+}
+
+impl Pools {
+    fn new(settings: &DialSettings) -> Self {
+        let mut tls = ClientConfig::builder()
+            .with_root_certificates(Arc::clone(&settings.roots))
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let tls = Arc::new(tls);
+        let pool = |allow_private| {
+            Pool::builder(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(IDLE_TIMEOUT)
+                .pool_max_idle_per_host(IDLE_PER_HOST)
+                .build(Connector::new(
+                    Arc::clone(&tls),
+                    settings.connect_timeout,
+                    allow_private,
+                ))
+        };
+        Self {
+            configured: pool(true),
+            named: pool(settings.allow_private),
+            allow_private: settings.allow_private,
+        }
+    }
+
+    fn of(&self, destination: Destination) -> &Pool<Connector, Full<Bytes>> {
+        match destination {
+            Destination::Configured => &self.configured,
+            Destination::Named => &self.named,
         }
     }
 }

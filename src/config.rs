@@ -22,6 +22,9 @@ use crate::domain::{InstancePolicy, JiraSites, PublicUrl};
 /// Every key with its default, commented.
 pub const DEFAULTS: &str = include_str!("../proxy.toml");
 
+/// What the names of our environment variables start with.
+pub const ENV_PREFIX: &str = "JIRA_CONNECT_PROXY__";
+
 /// `public.url` as it stands in the defaults: an address that belongs to nobody.
 pub const PLACEHOLDER_URL: &str = "https://relay.example.com";
 

@@ -1,10 +1,10 @@
 //! What every request gets, on both listeners, whatever it asks for: an id, a span, the clock, a deadline,
 //! metrics, one closing line, and an answer that carries the id.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use jiff::Timestamp;
@@ -42,11 +42,11 @@ pub struct Labels {
 /// Observes; `handle` does. Whatever happens, the exchange ends in one line in the log.
 pub async fn observe<F>(
     labels: Labels,
-    method: Method,
+    request: Request<Incoming>,
     peer: SocketAddr,
-    deadline: Duration,
+    limits: &LimitsConfig,
     metrics: &Arc<Metrics>,
-    handle: impl FnOnce(Arrival) -> F,
+    handle: impl FnOnce(Request<Incoming>, Arrival) -> F,
 ) -> Response<Full<Bytes>>
 where
     F: Future<Output = Result<Response<Full<Bytes>>, Reject>>,
@@ -64,10 +64,11 @@ where
         route = labels.route,
         client.key = tracing::field::Empty,
         link.id = tracing::field::Empty,
+        change = tracing::field::Empty,
     );
     let mut closing = ClosingLine {
         labels,
-        method: known_method(&method),
+        method: known_method(request.method()),
         started: Instant::now(),
         peer,
         metrics: Arc::clone(metrics),
@@ -79,7 +80,11 @@ where
                 .with_label_values(&[labels.listener]),
         ),
     };
-    let result = tokio::time::timeout(deadline, handle(arrival).instrument(span))
+    let handled = async {
+        check_headers(&request, limits.header_max_bytes)?;
+        handle(request, arrival).await
+    };
+    let result = tokio::time::timeout(limits.request_timeout, handled.instrument(span))
         .await
         .unwrap_or_else(|_| {
             Err(Reject::new(
@@ -111,6 +116,27 @@ where
     );
     closing.tell(response.status().as_u16(), reject.as_ref());
     response
+}
+
+/// hyper bounds its buffer, which holds up to twice as much before it notices.
+fn check_headers(request: &Request<Incoming>, max_bytes: usize) -> Result<(), Reject> {
+    let headers = request.headers().iter();
+    let headers: usize = headers
+        .map(|(name, value)| name.as_str().len() + value.len() + 4)
+        .sum();
+    let target = request
+        .uri()
+        .path_and_query()
+        .map_or(0, |target| target.as_str().len());
+    if headers + target <= max_bytes {
+        return Ok(());
+    }
+    Err(Reject::new(
+        RejectKind::HeadersTooLarge,
+        "headers_too_large",
+        format!("address and headers have more than {max_bytes} bytes"),
+        "the operator can raise limits.header_max_bytes",
+    ))
 }
 
 /// Reads a whole body within a size and a time.

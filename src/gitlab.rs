@@ -2,5 +2,7 @@
 
 pub mod deliver;
 pub mod key_fetches;
+pub mod patience;
 
 pub use key_fetches::{KeyFetch, KeyFetches};
+pub use patience::Patience;

@@ -9,6 +9,7 @@
 //! - [`admin`]: the operators' listener
 //! - [`reconcile`]: drives every link until the instance holds what it should
 //! - [`rotation`]: keeps one signing key active
+//! - [`forget`]: drops sites that were uninstalled long ago, and secrets that count no more
 //! - [`jira`]: the Jira side: descriptor, lifecycle calls
 //! - [`gitlab`]: the instance side: signed deliveries and what their failures mean
 //! - [`linking`]: the rules between installations and links
@@ -24,6 +25,7 @@ pub mod clock;
 pub mod config;
 pub mod domain;
 pub mod exchange;
+pub mod forget;
 pub mod gitlab;
 pub mod jira;
 pub mod jwt;

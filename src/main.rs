@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use jira_connect_proxy::{
-    config::Config,
+    config::{Config, ENV_PREFIX},
     relay::{self, Relay, Reload, StartError},
     telemetry,
 };
@@ -45,8 +45,8 @@ struct Arguments {
 enum Command {
     /// Run the relay (the default).
     ///
-    /// SIGTERM and SIGINT stop it in order. SIGHUP reads who may be linked (`allow`, `auto_link` and the two
-    /// dangerous switches of `[instances]`) and the TLS files again; other settings need a restart.
+    /// SIGTERM and SIGINT stop it in order. SIGHUP reads `[instances]` and the TLS files again; other
+    /// settings need a restart.
     Serve,
     /// Read the configuration, tell every mistake and every warning, start nothing.
     Check,
@@ -87,14 +87,14 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
+    if let Err(error) = check_files(&config) {
+        eprintln!("jira-connect-proxy: {error}");
+        return ExitCode::from(EXIT_USAGE);
+    }
     match arguments.command.unwrap_or(Command::Serve) {
         Command::Check => {
             for warning in &config.warnings {
                 println!("warning: {warning}");
-            }
-            if let Err(error) = check_files(&config) {
-                eprintln!("{error}");
-                return ExitCode::from(EXIT_USAGE);
             }
             println!("the configuration is good");
             ExitCode::SUCCESS
@@ -109,8 +109,16 @@ fn main() -> ExitCode {
     }
 }
 
+/// Only what is ours, so that an odd variable of somebody else's does no harm.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
+        .filter(|(name, _)| name.starts_with(ENV_PREFIX))
+        .map(|(name, value)| (name, value.to_string_lossy().into_owned()))
+}
+
 fn load(file: Option<&Path>) -> Result<Config, jira_connect_proxy::config::ConfigError> {
-    Config::load(file, std::env::vars())
+    Config::load(file, environment())
 }
 
 /// What a start would read besides the configuration.
@@ -142,7 +150,7 @@ async fn serve(config: Config, file: Option<PathBuf>) -> anyhow::Result<()> {
             }
             hang_up.abort();
         })
-        .await;
+        .await?;
     tracing::info!("stopped");
     Ok(())
 }

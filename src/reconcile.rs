@@ -6,26 +6,25 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    convert::Infallible,
     sync::Arc,
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use jiff::{SignedDuration, Timestamp};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
     clock,
-    config::InstancesConfig,
     domain::{
         Actor, AuditEntry, InstanceUrl, LifecycleEventKind, Link, LinkId, LinkMode,
-        link::AttemptOutcome,
+        link::{AttemptOutcome, Goal},
     },
-    gitlab::deliver::Courier,
+    gitlab::{Patience, deliver::Courier},
     linking,
     metrics::Metrics,
-    store::{Store, StoreError, StoreFull, TransactError},
+    store::{Store, StoreError, StoreFull, TransactError, Transaction},
 };
 
 /// Looks at all links at least this often, should a wake-up ever be lost.
@@ -34,68 +33,20 @@ const POLL: Duration = Duration::from_secs(30);
 /// Looks at all links at most this often.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// When to try, and when to stop.
-#[derive(Clone, Debug)]
-pub struct Patience {
-    /// First pause.
-    pub retry_min: Duration,
-    /// Longest pause.
-    pub retry_max: Duration,
-    /// Attempts in flight at once.
-    pub attempts_max: usize,
-    /// Of these, to one instance.
-    pub attempts_per_instance_max: usize,
-    /// How long a link's replaced secret counts after its successor was confirmed.
-    pub secret_grace: SignedDuration,
-    /// A removal that nobody answers ends after this.
-    pub removal_give_up: SignedDuration,
-    /// How long the records of an uninstalled site are kept.
-    pub keep_uninstalled: SignedDuration,
-}
-
 /// The one task that delivers lifecycle events.
 pub struct Reconciler {
     /// What should be, and what is.
     pub store: Store,
     /// Makes the attempts.
     pub courier: Courier,
-    /// How long to wait for what.
-    pub patience: Patience,
+    /// How long to wait for what; shared with the courier.
+    pub patience: Arc<ArcSwap<Patience>>,
+    /// How long a link's replaced secret counts after its successor was confirmed.
+    pub secret_grace: SignedDuration,
+    /// How long attempts in flight may go on after a stop.
+    pub drain_deadline: Duration,
     /// Counts attempts.
     pub metrics: Arc<Metrics>,
-}
-
-impl Patience {
-    /// From the configuration.
-    pub fn new(
-        instances: &InstancesConfig,
-        secret_grace: SignedDuration,
-        keep_uninstalled: SignedDuration,
-    ) -> Self {
-        Self {
-            retry_min: instances.retry_min,
-            retry_max: instances.retry_max,
-            attempts_max: instances.deliveries_max,
-            attempts_per_instance_max: instances.deliveries_per_instance_max,
-            secret_grace,
-            removal_give_up: instances.removal_give_up,
-            keep_uninstalled,
-        }
-    }
-
-    /// The pause after the `failed`th failure in a row: doubling, between three and five quarters of it as
-    /// `jitter` goes from 0 to 1, not less than the peer asks for, and never more than the longest.
-    fn pause(&self, failed: u32, jitter: f64, asked: Option<Duration>) -> SignedDuration {
-        let doubled = self
-            .retry_min
-            .saturating_mul(2_u32.saturating_pow(failed.min(31)))
-            .min(self.retry_max);
-        let pause = doubled
-            .mul_f64(0.75 + jitter / 2.0)
-            .max(asked.unwrap_or_default())
-            .min(self.retry_max);
-        SignedDuration::try_from(pause).unwrap_or(SignedDuration::MAX)
-    }
 }
 
 impl Reconciler {
@@ -105,30 +56,46 @@ impl Reconciler {
         let mut shutdown = std::pin::pin!(shutdown);
         let mut changes = this.store.link_changes();
         let mut flights = Flights::default();
-        let mut next_purge = Instant::now();
         loop {
             // Before looking, so that a change between look and wait wakes us.
             changes.borrow_and_update();
             let looked = Instant::now();
             let pause = this.start_due(&mut flights, clock::now());
-            if next_purge <= looked {
-                this.purge(clock::now()).await;
-                next_purge = looked + POLL;
-            }
             tokio::select! {
                 biased;
                 () = &mut shutdown => break,
-                Some(ended) = flights.tasks.join_next() => flights.ended(ended),
+                Some(ended) = flights.tasks.join_next() => {
+                    flights.ended(ended);
+                    while let Some(ended) = flights.tasks.try_join_next() {
+                        flights.ended(ended);
+                    }
+                }
                 _ = changes.changed() => {}
                 () = tokio::time::sleep(pause) => {}
             }
             tokio::time::sleep_until(looked + PAUSE).await;
         }
-        while flights.tasks.join_next().await.is_some() {}
+        let ended = async { while flights.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(this.drain_deadline, ended)
+            .await
+            .is_err()
+        {
+            // What was not recorded is made again after the next start.
+            tracing::warn!(
+                "{} deliveries were still under way and are cut",
+                flights.tasks.len()
+            );
+            flights.tasks.shutdown().await;
+        }
     }
 
     /// Starts what is due and returns how long nothing will be, if nothing changes.
     fn start_due(self: &Arc<Self>, flights: &mut Flights, now: Timestamp) -> Duration {
+        let patience = self.patience.load();
+        // A clock that was far ahead for a while must not freeze anything.
+        let too_far = now
+            .saturating_add(patience.retry_max * 2)
+            .unwrap_or(Timestamp::MAX);
         let mut pause = POLL;
         let mut waiting: Vec<Arc<Link>> = self
             .store
@@ -138,17 +105,17 @@ impl Reconciler {
             .collect();
         waiting.sort_by_key(|link| link.next_attempt_at);
         for link in waiting {
-            if link.next_attempt_at > now {
+            if link.next_attempt_at > now && link.next_attempt_at < too_far {
                 let until = link.next_attempt_at.duration_since(now);
                 pause = pause.min(until.unsigned_abs());
                 break;
             }
-            if flights.tasks.len() >= self.patience.attempts_max {
+            if flights.tasks.len() >= patience.attempts_max {
                 break;
             }
             let busy = flights.instances.entry(link.instance_url.clone());
             let busy = busy.or_default();
-            if *busy < self.patience.attempts_per_instance_max {
+            if *busy < patience.attempts_per_instance_max {
                 *busy += 1;
                 flights.links.insert(link.id);
                 let this = Arc::clone(self);
@@ -165,7 +132,7 @@ impl Reconciler {
     async fn attempt(&self, link: &Link) {
         let Some(installation) = self.store.installation(&link.client_key) else {
             tracing::error!(link.id = %link.id, "a link has no installation");
-            return tokio::time::sleep(POLL).await;
+            return tokio::time::sleep(self.patience.load().retry_min).await;
         };
         let goal = link.desired;
         let event = goal.event;
@@ -202,9 +169,11 @@ impl Reconciler {
             }
             Err(error) => {
                 let problem = error.problem(&self.courier.proxy_url, &id, now);
-                let retry_in =
-                    self.patience
-                        .pause(link.attempts, random_fraction(), error.retry_after());
+                let retry_in = self.patience.load().pause(
+                    link.attempts,
+                    random_fraction(),
+                    error.retry_after(),
+                );
                 tracing::warn!(
                     id, link.id = %link.id, client.key = %link.client_key, instance.url = %link.instance_url,
                     %event, duration_ms, reason = problem.code, attempts = link.attempts + 1,
@@ -214,6 +183,7 @@ impl Reconciler {
                 );
                 AttemptOutcome::Failed {
                     refused: error.refused(),
+                    may_have_arrived: error.may_have_arrived(),
                     problem,
                     retry_in,
                 }
@@ -222,23 +192,20 @@ impl Reconciler {
         if let Err(error) = self.record(link.id, goal, outcome, id, now).await {
             tracing::error!(link.id = %link.id, "the outcome of a delivery could not be saved, it will be made again: {error}");
             // Nothing was recorded, so the link is still due: do not hammer the instance over our own trouble.
-            tokio::time::sleep(self.patience.retry_min).await;
+            tokio::time::sleep(self.patience.load().retry_min).await;
         }
     }
 
     async fn record(
         &self,
         id: LinkId,
-        goal: crate::domain::link::Goal,
+        goal: Goal,
         outcome: AttemptOutcome,
         attempt_id: String,
         now: Timestamp,
     ) -> Result<(), TransactError<StoreFull>> {
-        let Patience {
-            secret_grace,
-            removal_give_up,
-            ..
-        } = self.patience;
+        let secret_grace = self.secret_grace;
+        let removal_give_up = self.patience.load().removal_give_up;
         self.store
             .transact(move |transaction| {
                 let Some(link) = transaction.link(id) else {
@@ -271,80 +238,45 @@ impl Reconciler {
             })
             .await
     }
-
-    /// Forgets sites that were uninstalled long ago, once all their instances were told.
-    async fn purge(&self, now: Timestamp) {
-        for installation in self.store.installations() {
-            let expired = installation
-                .uninstalled_at
-                .is_some_and(|at| now.duration_since(at) >= self.patience.keep_uninstalled);
-            if !expired {
-                continue;
-            }
-            let client_key = installation.client_key.clone();
-            let purged = self.store.transact(move |transaction| {
-                // It may have come back between the look and now.
-                if transaction.installation(&client_key).as_deref() != Some(installation.as_ref()) {
-                    return Ok::<bool, Infallible>(false);
-                }
-                let links = transaction.links_of(&client_key);
-                if !links.iter().all(|link| link.is_settled()) {
-                    return Ok(false);
-                }
-                for link in links {
-                    transaction.remove_link(link.id);
-                }
-                transaction.remove_installation(&client_key);
-                transaction.audit(AuditEntry {
-                    client_key: Some(client_key),
-                    ..AuditEntry::new(now, Actor::Relay, "installation_forgotten")
-                });
-                Ok(true)
-            });
-            if let Err(error) = purged.await {
-                tracing::error!("an uninstalled site could not be forgotten: {error}");
-            }
-        }
-    }
 }
 
-/// Puts the records in line with the configuration: `auto_link`, and a changed `public.url`, which relayed
-/// links must learn as their `baseUrl`.
+/// Puts the records in line with the configuration: `auto_link`, a changed `public.url`, which relayed links
+/// must learn as their `baseUrl`, and links that were not allowed and may be now.
 pub async fn realign(
     store: &Store,
     public_url: &str,
     auto_link: Vec<InstanceUrl>,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    let installed = store
+    let installed: Vec<_> = store
         .installations()
         .into_iter()
-        .filter(|installation| installation.is_installed())
+        .filter(|installation| installation.is_installed() && !auto_link.is_empty())
         .map(|installation| installation.client_key.clone())
-        .collect::<Vec<_>>();
-    let moved = store
+        .collect();
+    let links: Vec<_> = store
         .links()
         .into_iter()
-        .filter(|link| {
-            link.mode == LinkMode::Relay
-                && link.desired.event == LifecycleEventKind::Installed
-                && link
-                    .acknowledged_base_url
-                    .as_deref()
-                    .is_some_and(|base_url| base_url != public_url)
-        })
+        .filter(|link| has_moved(link, public_url) || was_not_allowed(link))
         .map(|link| link.id)
-        .collect::<Vec<_>>();
-    if moved.is_empty() && (auto_link.is_empty() || installed.is_empty()) {
+        .collect();
+    if installed.is_empty() && links.is_empty() {
         return Ok(());
     }
-    let change = move |transaction: &mut crate::store::Transaction<'_>| {
-        for id in moved {
-            if let Some(link) = transaction.link(id) {
-                let mut link = link.as_ref().clone();
+    let public_url = public_url.to_owned();
+    let change = move |transaction: &mut Transaction<'_>| {
+        for id in links {
+            // Asked again: it may have changed between the look and now.
+            let Some(link) = transaction.link(id) else {
+                continue;
+            };
+            let mut link = Link::clone(&link);
+            if has_moved(&link, &public_url) {
                 link.want_installed(None, now);
-                transaction.put_link(link)?;
+            } else if was_not_allowed(&link) {
+                link.retry_now(now);
             }
+            transaction.put_link(link)?;
         }
         for client_key in installed {
             linking::auto_link(transaction, &client_key, &auto_link, now);
@@ -359,6 +291,25 @@ pub async fn realign(
             Ok(())
         }
     }
+}
+
+/// The instance holds another `baseUrl` than it should, and is not about to be told anything.
+fn has_moved(link: &Link, public_url: &str) -> bool {
+    link.mode == LinkMode::Relay
+        && link.is_settled()
+        && link.desired.event == LifecycleEventKind::Installed
+        && link
+            .acknowledged_base_url
+            .as_deref()
+            .is_some_and(|base_url| base_url != public_url)
+}
+
+/// The operator's word was against the last attempt.
+fn was_not_allowed(link: &Link) -> bool {
+    !link.is_settled()
+        && link.last_error.as_ref().is_some_and(|problem| {
+            matches!(problem.code.as_str(), "not_allowed" | "address_not_public")
+        })
 }
 
 /// Attempts in flight.
@@ -398,38 +349,4 @@ fn random_fraction() -> f64 {
     // Without randomness all relays of the world wait equally long; that is no reason to stop.
     let _ = SystemRandom::new().fill(&mut byte);
     f64::from(byte[0]) / 255.0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_double_between_their_limits() {
-        let patience = Patience {
-            retry_min: Duration::from_secs(5),
-            retry_max: Duration::from_secs(3600),
-            attempts_max: 1,
-            attempts_per_instance_max: 1,
-            secret_grace: SignedDuration::ZERO,
-            removal_give_up: SignedDuration::ZERO,
-            keep_uninstalled: SignedDuration::ZERO,
-        };
-        let secs = |failed, jitter| patience.pause(failed, jitter, None).as_secs_f64();
-        assert_eq!(
-            (secs(0, 0.5), secs(1, 0.5), secs(2, 0.5)),
-            (5.0, 10.0, 20.0)
-        );
-        assert_eq!((secs(0, 0.0), secs(0, 1.0)), (3.75, 6.25));
-        assert_eq!((secs(12, 0.5), secs(u32::MAX, 1.0)), (3600.0, 3600.0));
-        let asked = |seconds| patience.pause(0, 0.5, Some(Duration::from_secs(seconds)));
-        assert_eq!(
-            (
-                asked(60).as_secs(),
-                asked(1).as_secs(),
-                asked(99_999).as_secs()
-            ),
-            (60, 5, 3600)
-        );
-    }
 }

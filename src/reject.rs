@@ -41,8 +41,10 @@ pub enum RejectKind {
     MethodNotAllowed,
     /// At odds with what is there.
     Conflict,
-    /// Over a size limit.
+    /// A body over a size limit.
     TooLarge,
+    /// Address and headers over a size limit.
+    HeadersTooLarge,
     /// The caller did not finish in time.
     TooSlow,
     /// Not now; try again.
@@ -111,6 +113,7 @@ impl Reject {
             RejectKind::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             RejectKind::Conflict => StatusCode::CONFLICT,
             RejectKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            RejectKind::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             RejectKind::TooSlow => StatusCode::REQUEST_TIMEOUT,
             RejectKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             RejectKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -158,7 +161,7 @@ impl Reject {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
             }
             // A body may still be on its way, so the connection cannot be used again.
-            RejectKind::TooLarge | RejectKind::TooSlow => {
+            RejectKind::TooLarge | RejectKind::HeadersTooLarge | RejectKind::TooSlow => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             _ => {}

@@ -4,6 +4,7 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use jiff::SignedDuration;
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls::RootCertStore;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
@@ -11,14 +12,15 @@ use zeroize::Zeroizing;
 
 use crate::{
     admin::{Admin, AdminParts},
-    client::{Client, root_certificates},
+    client::{Client, DialSettings, root_certificates},
     clock,
     config::Config,
     domain::{InstancePolicy, InstanceUrl},
-    gitlab::{KeyFetches, deliver::Courier},
+    forget,
+    gitlab::{KeyFetches, Patience, deliver::Courier},
     jwt::{InstallKeys, Signer, crypto, install_keys::KeyNews, lifecycle::LifecycleVerifier},
     metrics::Metrics,
-    reconcile::{Patience, Reconciler, realign},
+    reconcile::{Reconciler, realign},
     rotation::{KeyRotation, RotateError},
     routes::Public,
     secret_file::{self, SecretFileError},
@@ -39,6 +41,7 @@ pub struct Relay {
     admin: Arc<Admin>,
     reconciler: Reconciler,
     rotation: Arc<KeyRotation>,
+    keep_uninstalled: SignedDuration,
     key_news: tokio::sync::mpsc::Receiver<KeyNews>,
     tls: Option<Arc<TlsFiles>>,
     reload: Reload,
@@ -54,12 +57,12 @@ pub struct Addresses {
     pub admin: SocketAddr,
 }
 
-/// Takes a changed configuration in while the relay runs: `[instances] allow`, `auto_link` and the two
-/// `dangerous_` switches, and the TLS files.
+/// Takes a changed configuration in while the relay runs: `[instances]`, and the content of the TLS files.
 #[derive(Clone)]
 pub struct Reload {
     store: Store,
     policy: Arc<ArcSwap<InstancePolicy>>,
+    patience: Arc<ArcSwap<Patience>>,
     client: Client,
     public_url: Arc<str>,
     tls: Option<Arc<TlsFiles>>,
@@ -111,6 +114,13 @@ pub enum StartError {
     Internal(String),
 }
 
+/// A part of the relay ended by itself; the log says which and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a part of the relay ended by itself, so the whole was stopped: see the log, and start it again"
+)]
+pub struct PartEnded;
+
 impl Relay {
     /// Opens the store, makes what is missing, binds both listeners.
     pub async fn bind(config: Config) -> Result<Self, StartError> {
@@ -118,11 +128,7 @@ impl Relay {
         let now = clock::now();
         let metrics = Arc::new(Metrics::new().map_err(internal)?);
         let tls = load_tls(&config)?.map(Arc::new);
-        let client = Client::new(
-            load_roots(&config)?,
-            config.instances.connect_timeout,
-            config.instances.policy.allow_private_addresses,
-        );
+        let client = Client::new(&dial_settings(&config)?);
         let public_listener = listen(config.public.listen, "public.listen").await?;
         let admin_listener = listen(config.admin.listen, "admin.listen").await?;
         let addresses = Addresses {
@@ -163,6 +169,7 @@ impl Relay {
         let auto_link = config.instances.policy.auto_link.clone();
         realign(&store, &public_url, auto_link, now).await?;
 
+        let patience = Arc::new(ArcSwap::from_pointee(Patience::from(&config.instances)));
         let courier = Courier {
             client: client.clone(),
             signer: Arc::clone(&signer),
@@ -170,17 +177,14 @@ impl Relay {
             policy: Arc::clone(&policy),
             public_url: Arc::clone(&public_url),
             proxy_url: config.proxy_url().into(),
-            timeout: config.instances.request_timeout,
+            patience: Arc::clone(&patience),
         };
-        let patience = Patience::new(
-            &config.instances,
-            config.jira.secret_grace,
-            config.jira.keep_uninstalled,
-        );
         let reconciler = Reconciler {
             store: store.clone(),
             courier,
-            patience,
+            patience: Arc::clone(&patience),
+            secret_grace: config.jira.secret_grace,
+            drain_deadline: config.limits.drain_deadline,
             metrics: Arc::clone(&metrics),
         };
         let public = Public::new(
@@ -223,6 +227,7 @@ impl Relay {
             reload: Reload {
                 store,
                 policy,
+                patience,
                 client,
                 public_url,
                 tls: tls.clone(),
@@ -232,6 +237,7 @@ impl Relay {
             admin: Arc::new(admin),
             reconciler,
             rotation,
+            keep_uninstalled: config.jira.keep_uninstalled,
             key_news,
             tls,
             addresses,
@@ -249,7 +255,11 @@ impl Relay {
     }
 
     /// Runs until `shutdown`; then drains the listeners, lets deliveries in flight end, and closes the store.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+    ///
+    /// # Errors
+    /// A part ended by itself. The others are stopped in order all the same: a relay that answers but does not
+    /// deliver is worse than one that is down and restarted.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), PartEnded> {
         let (stop, stopping) = watch::channel(false);
         let stopped = || {
             let mut stopping = stopping.clone();
@@ -270,6 +280,11 @@ impl Relay {
             stopped(),
         ));
         tasks.spawn(self.reconciler.run(stopped()));
+        tasks.spawn(forget::run(
+            self.reload.store.clone(),
+            self.keep_uninstalled,
+            stopped(),
+        ));
         let (rotation, until) = (self.rotation, stopped());
         tasks.spawn(async move { rotation.run(until).await });
         tasks.spawn(keep_install_keys(
@@ -281,39 +296,55 @@ impl Relay {
             tasks.spawn(watch_tls(tls, stopped()));
         }
         drop(self.reload);
-        shutdown.await;
+        let ended_early = tokio::select! {
+            () = shutdown => None,
+            ended = tasks.join_next() => ended,
+        };
         tracing::info!(
             "stopping: no new connections, requests and deliveries in flight may finish"
         );
         stop.send_replace(true);
-        while let Some(ended) = tasks.join_next().await {
-            if let Err(panic) = ended {
+        let mut failed = ended_early.is_some();
+        let mut last = ended_early;
+        loop {
+            if let Some(Err(panic)) = last {
                 tracing::error!("a part of the relay had panicked: {panic}");
+                failed = true;
+            }
+            last = tasks.join_next().await;
+            if last.is_none() {
+                break;
             }
         }
         let store = self.store;
         if blocking(move || store.close()).await.is_err() {
             tracing::error!("the store could not be closed in order");
+            failed = true;
         }
+        if failed { Err(PartEnded) } else { Ok(()) }
     }
 }
 
 impl Reload {
     /// Takes over what can change in a running relay.
     pub async fn apply(&self, config: &Config) {
-        let policy = &config.instances.policy;
-        self.client
-            .set_allow_private(policy.allow_private_addresses);
-        self.policy.store(Arc::new(policy.clone()));
+        match dial_settings(config) {
+            Ok(settings) => self.client.reconfigure(&settings),
+            Err(error) => tracing::error!("{error}; the old authorities stay in use"),
+        }
+        let policy = config.instances.policy.clone();
         let auto_link: Vec<InstanceUrl> = policy.auto_link.clone();
+        self.policy.store(Arc::new(policy));
+        self.patience
+            .store(Arc::new(Patience::from(&config.instances)));
         if let Err(error) = realign(&self.store, &self.public_url, auto_link, clock::now()).await {
-            tracing::error!("instances.auto_link could not be applied: {error}");
+            tracing::error!("the links could not be put in line with [instances]: {error}");
         }
         if let Some(tls) = &self.tls {
             tls.reload();
         }
         tracing::info!(
-            "instances.allow, auto_link, dangerous_* and the TLS files were read again; other settings need a restart"
+            "[instances] and the TLS files were read again; other settings need a restart"
         );
     }
 }
@@ -375,6 +406,14 @@ pub fn load_roots(config: &Config) -> Result<RootCertStore, StartError> {
             path: path.clone(),
             cause,
         })
+}
+
+fn dial_settings(config: &Config) -> Result<DialSettings, StartError> {
+    Ok(DialSettings {
+        roots: Arc::new(load_roots(config)?),
+        connect_timeout: config.instances.connect_timeout,
+        allow_private: config.instances.policy.allow_private_addresses,
+    })
 }
 
 async fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, StartError> {

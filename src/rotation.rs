@@ -1,9 +1,13 @@
 //! Keeps one signing key active, replaces it in time, and serves the old one until its last token is dead.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use jiff::{SignedDuration, Timestamp};
-use tokio::sync::Mutex;
+use tokio::sync::Notify;
 
 use crate::{
     clock,
@@ -25,8 +29,10 @@ pub struct KeyRotation {
     signer: Arc<Signer>,
     rotate_after: SignedDuration,
     metrics: Arc<Metrics>,
-    /// Made ahead, so that nobody waits for a key. An async mutex: it is held while a key is made, on purpose.
+    /// Made ahead, so that nobody waits for a key. A short std lock: no key is made while it is held.
     spare: Mutex<Option<SigningKeyRecord>>,
+    /// The spare was taken.
+    spare_wanted: Notify,
 }
 
 /// No new key.
@@ -56,6 +62,7 @@ impl KeyRotation {
             rotate_after,
             metrics,
             spare: Mutex::new(None),
+            spare_wanted: Notify::new(),
         };
         if rotation.signer.active().is_none() {
             let audit = AuditEntry::new(now, Actor::Relay, "signing_key_created");
@@ -71,7 +78,8 @@ impl KeyRotation {
         mut audit: AuditEntry,
         now: Timestamp,
     ) -> Result<KeyId, RotateError> {
-        let spare = self.spare.lock().await.take();
+        let spare = self.spare().take();
+        self.spare_wanted.notify_one();
         let new = match spare {
             Some(spare) => SigningKeyRecord {
                 created_at: now,
@@ -114,16 +122,15 @@ impl KeyRotation {
             tokio::select! {
                 () = &mut shutdown => return,
                 () = tokio::time::sleep(CHECK_EVERY) => {}
+                () = self.spare_wanted.notified() => {}
             }
         }
     }
 
     async fn look(&self, now: Timestamp) -> Result<(), RotateError> {
-        {
-            let mut spare = self.spare.lock().await;
-            if spare.is_none() {
-                *spare = Some(made(now).await?);
-            }
+        if self.spare().is_none() {
+            let made = made(now).await?;
+            *self.spare() = Some(made);
         }
         let due = self
             .signer
@@ -167,6 +174,10 @@ impl KeyRotation {
         self.signer.load(&self.store.signing_keys());
         self.show_age(clock::now());
         Ok(())
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Option<SigningKeyRecord>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn show_age(&self, now: Timestamp) {

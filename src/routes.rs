@@ -117,15 +117,13 @@ impl Public {
             route: route.map_or("none", Route::label),
         };
         let this = &self;
-        let method = request.method().clone();
-        let deadline = self.limits.request_timeout;
         observe(
             labels,
-            method,
+            request,
             peer,
-            deadline,
+            &self.limits,
             &self.metrics,
-            |arrival| async move {
+            |request, arrival| async move {
                 match route {
                     Some(route) => this.handle(route, &kid, request, &arrival).await,
                     None => Err(Reject {

@@ -1,9 +1,9 @@
-//! Files that hold a secret: made on first start, readable by their owner only.
+//! Files and folders that hold secrets: made on first start, readable by their owner only.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -51,7 +51,7 @@ pub fn create(path: &Path, content: &[u8]) -> Result<(), SecretFileError> {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
-        fs::create_dir_all(folder)?;
+        make_folders(folder)?;
         let temporary = path.with_extension(format!("new-{}", std::process::id()));
         let mut file = OpenOptions::new()
             .write(true)
@@ -70,4 +70,23 @@ pub fn create(path: &Path, content: &[u8]) -> Result<(), SecretFileError> {
         path: path.to_owned(),
         cause,
     })
+}
+
+/// Makes a folder and those above it that are missing, mode 0700, and durably: a file survives a power cut only
+/// if every folder on the way to it does.
+pub fn make_folders(folder: &Path) -> io::Result<()> {
+    if folder.as_os_str().is_empty() || folder.is_dir() {
+        return Ok(());
+    }
+    let parent = match folder.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    make_folders(parent)?;
+    match fs::DirBuilder::new().mode(0o700).create(folder) {
+        // Somebody else may have made it meanwhile.
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    File::open(parent)?.sync_all()
 }

@@ -2,22 +2,30 @@
 //!
 //! Knows nothing of paths; every request goes to one handler.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
-use hyper::{body::Incoming, service::service_fn};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::graceful::{GracefulConnection, GracefulShutdown, Watcher},
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    task::JoinSet,
-};
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet, time::Instant};
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
@@ -29,6 +37,9 @@ use crate::{
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 const H2_STREAMS_MAX: u32 = 100;
+
+/// A connection without a request is closed after this; before its first request, after the receive timeout.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One listening socket and what it allows.
 pub struct Server {
@@ -51,7 +62,7 @@ impl Server {
         H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
     {
-        let http = self.http();
+        let (http1, http2) = self.protocols();
         let permits = Arc::new(Semaphore::new(self.limits.connections_max));
         let graceful = GracefulShutdown::new();
         let mut connections = JoinSet::new();
@@ -76,60 +87,81 @@ impl Server {
                 }
             };
             let _ = tcp.set_nodelay(true);
-            let handler = handler.clone();
+            let activity = Arc::new(Activity::new());
+            let (handler, active) = (handler.clone(), Arc::clone(&activity));
             let service = service_fn(move |request| {
                 let answer = handler(request, peer);
-                async move { Ok::<_, std::convert::Infallible>(answer.await) }
+                let request = active.request();
+                async move {
+                    let answer = answer.await;
+                    drop(request);
+                    Ok::<_, Infallible>(answer)
+                }
             });
             let watcher = graceful.watcher();
-            let http = http.clone();
+            let (http1, http2) = (http1.clone(), http2.clone());
             let tls = self.tls.clone();
-            let handshake_timeout = self.limits.receive_timeout;
+            let receive_timeout = self.limits.receive_timeout;
             let open = Counted::new(self.metrics.connections.with_label_values(&[self.name]));
             let failures = self.metrics.connection_failures.clone();
             let name = self.name;
             connections.spawn(async move {
                 let _held = (permit, open);
-                let failed = |cause: &str| failures.with_label_values(&[name, cause]).inc();
-                let stream = match tls {
-                    None => MaybeTls::Plain(tcp),
-                    Some(acceptor) => {
-                        match tokio::time::timeout(handshake_timeout, acceptor.accept(tcp)).await {
-                            Ok(Ok(stream)) => MaybeTls::Tls(Box::new(stream)),
+                let served = async {
+                    let Some(acceptor) = tls else {
+                        // HTTP/2 without TLS would have to be guessed from the first bytes; nobody needs it.
+                        return serve(http1.serve_connection(TokioIo::new(tcp), service), watcher)
+                            .await;
+                    };
+                    let stream =
+                        match tokio::time::timeout(receive_timeout, acceptor.accept(tcp)).await {
+                            Ok(Ok(stream)) => stream,
                             Ok(Err(error)) => {
                                 tracing::debug!(%peer, "TLS handshake failed: {error}");
-                                return failed("tls");
+                                return Err("tls");
                             }
-                            Err(_) => return failed("tls_timeout"),
-                        }
+                            Err(_) => return Err("tls_timeout"),
+                        };
+                    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+                        serve(
+                            http2.serve_connection(TokioIo::new(stream), service),
+                            watcher,
+                        )
+                        .await
+                    } else {
+                        serve(
+                            http1.serve_connection(TokioIo::new(stream), service),
+                            watcher,
+                        )
+                        .await
                     }
                 };
-                let result = match stream {
-                    MaybeTls::Plain(stream) => connection(&http, stream, service, watcher).await,
-                    MaybeTls::Tls(stream) => connection(&http, stream, service, watcher).await,
+                let result = tokio::select! {
+                    result = served => result,
+                    () = activity.idle(receive_timeout) => Ok(()),
                 };
-                if let Err(error) = result {
-                    tracing::debug!(%peer, "connection ended: {error}");
-                    failed("http");
+                if let Err(cause) = result {
+                    failures.with_label_values(&[name, cause]).inc();
                 }
             });
         }
         self.drain(graceful, connections).await;
     }
 
-    fn http(&self) -> auto::Builder<TokioExecutor> {
-        let mut http = auto::Builder::new(TokioExecutor::new());
-        http.http1()
+    fn protocols(&self) -> (http1::Builder, http2::Builder<TokioExecutor>) {
+        let mut http1 = http1::Builder::new();
+        http1
             .timer(TokioTimer::new())
             .header_read_timeout(self.limits.receive_timeout)
             .max_buf_size(self.limits.header_max_bytes);
-        http.http2()
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
             .timer(TokioTimer::new())
             .max_concurrent_streams(H2_STREAMS_MAX)
             .max_header_list_size(u32::try_from(self.limits.header_max_bytes).unwrap_or(u32::MAX))
-            .keep_alive_interval(Some(Duration::from_secs(30)))
+            .keep_alive_interval(Some(IDLE_TIMEOUT / 2))
             .keep_alive_timeout(self.limits.receive_timeout);
-        http
+        (http1, http2)
     }
 
     async fn accept_failed(&self, error: &io::Error) {
@@ -178,31 +210,73 @@ impl Server {
     }
 }
 
-enum MaybeTls {
-    Plain(TcpStream),
-    Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+/// When a connection last had a request. hyper's own timers begin with the first byte of a request; a peer that
+/// sends none would hold its permit for ever.
+struct Activity {
+    in_flight: AtomicUsize,
+    /// The last request's end, and how many there were. A short std lock: nothing is awaited while it is held.
+    last: Mutex<(Instant, u64)>,
 }
 
-async fn connection<I, S>(
-    http: &auto::Builder<TokioExecutor>,
-    io: I,
-    service: S,
-    watcher: hyper_util::server::graceful::Watcher,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
+/// A request being answered.
+struct ActiveRequest(Arc<Activity>);
+
+impl Activity {
+    fn new() -> Self {
+        Self {
+            in_flight: AtomicUsize::new(0),
+            last: Mutex::new((Instant::now(), 0)),
+        }
+    }
+
+    fn request(self: &Arc<Self>) -> ActiveRequest {
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+        ActiveRequest(Arc::clone(self))
+    }
+
+    /// Returns when nothing happened for too long.
+    async fn idle(&self, first_request_timeout: Duration) {
+        loop {
+            let (since, requests) = *self.last();
+            let limit = if requests == 0 {
+                first_request_timeout
+            } else {
+                IDLE_TIMEOUT
+            };
+            tokio::time::sleep_until(since + limit).await;
+            let unchanged = self.last().0 == since;
+            if unchanged && self.in_flight.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            if unchanged {
+                // A request is being answered; it has a deadline of its own.
+                tokio::time::sleep(first_request_timeout).await;
+            }
+        }
+    }
+
+    fn last(&self) -> MutexGuard<'_, (Instant, u64)> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for ActiveRequest {
+    fn drop(&mut self) {
+        let mut last = self.0.last();
+        *last = (Instant::now(), last.1 + 1);
+        drop(last);
+        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Serves one connection; its failure is a metric label.
+async fn serve<C>(connection: C, watcher: Watcher) -> Result<(), &'static str>
 where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: hyper::service::Service<
-            Request<Incoming>,
-            Response = Response<Full<Bytes>>,
-            Error = std::convert::Infallible,
-        > + Send
-        + 'static,
-    S::Future: Send + 'static,
+    C: GracefulConnection,
+    C::Error: std::fmt::Display,
 {
-    watcher
-        .watch(
-            http.serve_connection(TokioIo::new(io), service)
-                .into_owned(),
-        )
-        .await
+    watcher.watch(connection).await.map(drop).map_err(|error| {
+        tracing::debug!("connection ended: {error}");
+        "http"
+    })
 }

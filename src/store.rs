@@ -318,7 +318,9 @@ impl OpenError {
             EngineError::Io(_) | EngineError::Sled(::sled::Error::Io(_)) => {
                 Self::Io { store, cause }
             }
-            EngineError::Sled(_) | EngineError::Panicked(_) => Self::Damaged { store, cause },
+            EngineError::Sled(_) | EngineError::Panicked(_) | EngineError::Behind { .. } => {
+                Self::Damaged { store, cause }
+            }
         }
     }
 }

@@ -4,10 +4,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -21,6 +18,7 @@ use rustls::{CertificateError, ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    time::Instant,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -96,7 +94,7 @@ pub enum TlsFault {
 pub(super) struct Connector {
     tls: Arc<ClientConfig>,
     timeout: Duration,
-    allow_private: Arc<AtomicBool>,
+    allow_private: bool,
 }
 
 /// An open connection, encrypted or not.
@@ -106,11 +104,7 @@ pub(super) enum Stream {
 }
 
 impl Connector {
-    pub(super) fn new(
-        tls: Arc<ClientConfig>,
-        timeout: Duration,
-        allow_private: Arc<AtomicBool>,
-    ) -> Self {
+    pub(super) fn new(tls: Arc<ClientConfig>, timeout: Duration, allow_private: bool) -> Self {
         Self {
             tls,
             timeout,
@@ -127,9 +121,8 @@ impl Connector {
             timeout: self.timeout,
         };
         let dial = async {
-            let allow_private = self.allow_private.load(Ordering::Relaxed);
-            let addresses = resolve(&host, port, allow_private).await?;
-            let tcp = dial_first(&addresses).await?;
+            let addresses = resolve(&host, port, self.allow_private).await?;
+            let tcp = dial_first(&host, &addresses, self.timeout).await?;
             // Small requests, one answer each: nothing gains from waiting for more to send.
             let _ = tcp.set_nodelay(true);
             if encrypted {
@@ -289,24 +282,38 @@ pub(super) async fn resolve(
     }
 }
 
-/// Tries one address after the other; tells why the last one failed.
-async fn dial_first(addresses: &[SocketAddr]) -> Result<TcpStream, DialError> {
-    let mut last = None;
-    for &address in addresses {
-        match TcpStream::connect(address).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => {
-                last = Some(DialError::Tcp {
+/// Tries one address after the other, each for its share of the time, so that one that swallows packets does not
+/// keep the next from being tried. Tells why the last one failed.
+async fn dial_first(
+    host: &str,
+    addresses: &[SocketAddr],
+    timeout: Duration,
+) -> Result<TcpStream, DialError> {
+    let deadline = Instant::now() + timeout;
+    let mut last = DialError::Name {
+        host: host.to_owned(),
+        cause: "it has no address".to_owned(),
+    };
+    for (index, &address) in addresses.iter().enumerate() {
+        let left = u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
+        let share = deadline.saturating_duration_since(Instant::now()) / left;
+        match tokio::time::timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => {
+                last = DialError::Tcp {
                     address,
                     cause: error.to_string(),
-                });
+                };
+            }
+            Err(_) => {
+                last = DialError::TimedOut {
+                    host: host.to_owned(),
+                    timeout: share,
+                };
             }
         }
     }
-    Err(last.unwrap_or_else(|| DialError::Name {
-        host: String::new(),
-        cause: "it has no address".to_owned(),
-    }))
+    Err(last)
 }
 
 /// URLs write IPv6 addresses in brackets, resolvers and certificates do not.

@@ -12,7 +12,11 @@ const SOON: Duration = Duration::from_secs(5);
 
 fn client(allow_private: bool) -> Client {
     crypto::install();
-    Client::new(RootCertStore::empty(), SOON, allow_private)
+    Client::new(&DialSettings {
+        roots: Arc::new(RootCertStore::empty()),
+        connect_timeout: SOON,
+        allow_private,
+    })
 }
 
 fn get(url: &str) -> Request<Full<Bytes>> {

@@ -39,6 +39,12 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
         1,
     );
     checks.at_least("keys.rotate_days", raw.keys.rotate_days, 1);
+    // The newest token of a site is remembered with its records.
+    checks.at_least(
+        "jira.keep_uninstalled_days",
+        raw.jira.keep_uninstalled_days,
+        1,
+    );
     checks.at_least("limits.body_max_bytes", raw.limits.body_max_bytes, 16_384);
     // hyper refuses a smaller read buffer.
     checks.at_least(

@@ -8,9 +8,7 @@ use std::{
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::{Checks, ConfigError, DEFAULTS, Mistake};
-
-const ENV_PREFIX: &str = "JIRA_CONNECT_PROXY__";
+use super::{Checks, ConfigError, DEFAULTS, ENV_PREFIX, Mistake};
 
 /// `proxy.toml` as text and numbers. What has no default is an `Option`.
 #[derive(Clone, Debug, Deserialize)]

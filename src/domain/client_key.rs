@@ -1,6 +1,6 @@
 //! The identity of one Jira site, as Jira names it.
 
-use std::{borrow::Borrow, fmt};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -36,12 +36,6 @@ impl ClientKey {
 impl fmt::Display for ClientKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
-    }
-}
-
-impl Borrow<str> for ClientKey {
-    fn borrow(&self) -> &str {
-        &self.0
     }
 }
 

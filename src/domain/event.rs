@@ -71,16 +71,6 @@ impl LifecycleEventKind {
     }
 }
 
-impl LifecycleChange {
-    /// Which event this change came by.
-    pub fn kind(&self) -> LifecycleEventKind {
-        match self {
-            Self::Installed(_) => LifecycleEventKind::Installed,
-            Self::Uninstalled => LifecycleEventKind::Uninstalled,
-        }
-    }
-}
-
 impl fmt::Display for LifecycleEventKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

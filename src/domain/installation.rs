@@ -49,8 +49,8 @@ pub enum InstallationState {
 pub struct RetiredSecret {
     /// The old secret.
     pub secret: SharedSecret,
-    /// Until when it still counts; `None` while its successor has not been acknowledged.
-    pub valid_until: Option<Timestamp>,
+    /// Until when it still counts.
+    pub valid_until: Timestamp,
 }
 
 /// What an event did to an installation, in the order of importance.
@@ -69,6 +69,8 @@ pub enum InstallationChange {
     },
     /// The app was removed.
     Uninstalled,
+    /// Nothing but the newest event's stamp.
+    Repeated,
     /// Nothing: a repeat, or an event older than what we hold.
     Unchanged,
 }
@@ -82,7 +84,7 @@ pub enum InstallationChange {
 pub struct TokenReused;
 
 /// How far apart two calls of the same second may arrive.
-const SAME_SECOND_ARRIVES_WITHIN: SignedDuration = SignedDuration::from_secs(10);
+const SAME_SECOND_ARRIVES_WITHIN: SignedDuration = SignedDuration::from_secs(5);
 
 impl Installation {
     /// `installed`: an upsert, because rename, import, upgrade and rotation all arrive this way
@@ -121,7 +123,7 @@ impl Installation {
             let old = std::mem::replace(&mut next.shared_secret, site.shared_secret.clone());
             next.previous_secret = Some(RetiredSecret {
                 secret: old,
-                valid_until: Some(now.saturating_add(grace).unwrap_or(Timestamp::MAX)),
+                valid_until: now.saturating_add(grace).unwrap_or(Timestamp::MAX),
             });
             next.secret_generation += 1;
         }
@@ -146,15 +148,19 @@ impl Installation {
         stamp: &EventStamp,
         now: Timestamp,
     ) -> Result<(Self, InstallationChange), TokenReused> {
-        if self.state == InstallationState::Uninstalled || !self.is_news(stamp)? {
+        if !self.is_news(stamp)? {
             return Ok((self.clone(), InstallationChange::Unchanged));
         }
-        let next = Self {
-            state: InstallationState::Uninstalled,
-            uninstalled_at: Some(now),
+        // Also a tombstone takes the stamp: an `installed` from before it must not revive the site.
+        let mut next = Self {
             last_event: stamp.clone(),
             ..self.clone()
         };
+        if self.state == InstallationState::Uninstalled {
+            return Ok((next, InstallationChange::Repeated));
+        }
+        next.state = InstallationState::Uninstalled;
+        next.uninstalled_at = Some(now);
         Ok((next, InstallationChange::Uninstalled))
     }
 
@@ -163,8 +169,22 @@ impl Installation {
         let previous = self
             .previous_secret
             .as_ref()
-            .filter(|retired| retired.valid_until.is_none_or(|until| now < until));
+            .filter(|retired| now < retired.valid_until);
         std::iter::once(&self.shared_secret).chain(previous.map(|retired| &retired.secret))
+    }
+
+    /// Whether the secret before the last rotation counts no more.
+    pub fn has_expired_secret(&self, now: Timestamp) -> bool {
+        self.previous_secret
+            .as_ref()
+            .is_some_and(|retired| retired.valid_until <= now)
+    }
+
+    /// Drops the secret before the last rotation once it counts no more.
+    pub fn forget_expired_secret(&mut self, now: Timestamp) {
+        if self.has_expired_secret(now) {
+            self.previous_secret = None;
+        }
     }
 
     /// Whether the app is installed on the site.
@@ -310,10 +330,10 @@ mod tests {
             received_at: at(second),
             ..stamp(100, "t1", "other")
         };
-        let (next, _) = again(&known, &came(110), &other, 110);
+        let (next, _) = again(&known, &came(105), &other, 105);
         assert_eq!(next.shared_secret, other.shared_secret);
         let key = &known.client_key;
-        let late = Installation::install(Some(&known), key, &came(111), &other, GRACE, at(111));
+        let late = Installation::install(Some(&known), key, &came(106), &other, GRACE, at(106));
         assert_eq!(late, Err(TokenReused));
     }
 
@@ -333,5 +353,20 @@ mod tests {
         );
         assert_eq!(change, InstallationChange::Reinstalled);
         assert_eq!((back.installed_at, back.uninstalled_at), (at(300), None));
+        let (gone, change) = gone
+            .uninstall(&stamp(250, "t4", "b4"), at(250))
+            .expect("uninstall");
+        assert_eq!(change, InstallationChange::Repeated);
+        let late = again(
+            &gone,
+            &stamp(240, "t5", "b5"),
+            &site("b", "https://acme.atlassian.net"),
+            300,
+        );
+        assert_eq!(
+            late.1,
+            InstallationChange::Unchanged,
+            "older than the newest uninstall"
+        );
     }
 }

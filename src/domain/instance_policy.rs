@@ -50,9 +50,14 @@ impl AllowPattern {
         let lower = text.trim().to_ascii_lowercase();
         let name_ok = |name: &str| {
             !name.is_empty()
-                && name.bytes().all(|b| {
-                    b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'[' | b']' | b':')
-                })
+                && name
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'))
+        };
+        let ipv6 = |name: &str| {
+            name.strip_prefix('[')
+                .and_then(|name| name.strip_suffix(']'))
+                .is_some_and(|ip| ip.parse::<std::net::Ipv6Addr>().is_ok())
         };
         if lower == "*" {
             return Ok(Self::Everybody);
@@ -63,12 +68,12 @@ impl AllowPattern {
                 .map_err(|error: InstanceUrlError| error.to_string());
         }
         match lower.strip_prefix('*') {
-            Some(suffix) if suffix.starts_with('.') && name_ok(suffix) => {
+            Some(suffix) if suffix.strip_prefix('.').is_some_and(name_ok) => {
                 Ok(Self::Subdomains(suffix.to_owned()))
             }
-            None if name_ok(&lower) => Ok(Self::Host(lower)),
+            None if name_ok(&lower) || ipv6(&lower) => Ok(Self::Host(lower)),
             _ => Err(format!(
-                "{text:?} is none of: *, gitlab.example.com, *.example.com, https://example.com/gitlab"
+                "{text:?} is none of: *, gitlab.example.com, *.example.com, https://example.com:8443/gitlab (a port goes with a URL)"
             )),
         }
     }
@@ -184,8 +189,17 @@ mod tests {
 
     #[test]
     fn nonsense_patterns_are_refused() {
-        for bad in ["", "*example.com", "a b", "*.", "http://"] {
-            assert!(AllowPattern::parse(bad).is_err() || bad == "*.", "{bad}");
+        for bad in [
+            "",
+            "*example.com",
+            "a b",
+            "*.",
+            "http://",
+            "gitlab.example.com:8443",
+            "[::1",
+        ] {
+            assert!(AllowPattern::parse(bad).is_err(), "{bad}");
         }
+        assert!(allows(&["[2606:4700::1]"], "https://[2606:4700::1]:8443"));
     }
 }

@@ -2,7 +2,7 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use zeroize::Zeroizing;
 
 use super::KeyId;
@@ -34,8 +34,8 @@ pub struct InstallKeyRecord {
 }
 
 /// A private key in DER. Prints as `***` and is wiped on drop.
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Deserialize)]
+#[serde(try_from = "String")]
 pub struct PrivateKeyDer(Zeroizing<Vec<u8>>);
 
 impl PrivateKeyDer {
@@ -65,8 +65,8 @@ impl TryFrom<String> for PrivateKeyDer {
     }
 }
 
-impl From<PrivateKeyDer> for String {
-    fn from(key: PrivateKeyDer) -> Self {
-        STANDARD.encode(key.expose())
+impl Serialize for PrivateKeyDer {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&Zeroizing::new(STANDARD.encode(self.expose())))
     }
 }

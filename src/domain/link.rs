@@ -7,10 +7,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{
-    ClientKey, InstanceUrl, LifecycleEventKind, SharedSecret, installation::RetiredSecret,
-    secret::NoRandomness,
-};
+use super::{ClientKey, InstanceUrl, LifecycleEventKind, SharedSecret, secret::NoRandomness};
 
 /// Answers to `uninstalled` that mean "no" are taken as "already gone" after this many: an instance
 /// without the record dereferences nil (500), one without our URL cannot verify us (401).
@@ -51,6 +48,17 @@ pub struct Goal {
     pub generation: u64,
 }
 
+/// A replaced secret of a link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetiredLinkSecret {
+    /// The old secret.
+    pub secret: SharedSecret,
+    /// The instance had confirmed it.
+    pub confirmed: bool,
+    /// Until when it still counts; `None` while its successor has not been confirmed.
+    pub valid_until: Option<Timestamp>,
+}
+
 /// A failed delivery, as operators see it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeliveryProblem {
@@ -84,7 +92,7 @@ pub struct Link {
     /// The link's own secret, current generation.
     pub secret: SharedSecret,
     /// Earlier secrets that the instance may still sign with.
-    pub retired_secrets: Vec<RetiredSecret>,
+    pub retired_secrets: Vec<RetiredLinkSecret>,
     /// What the instance should know.
     pub desired: Goal,
     /// Since when.
@@ -93,6 +101,8 @@ pub struct Link {
     pub acknowledged: Option<Goal>,
     /// The `baseUrl` that the last confirmed `installed` carried.
     pub acknowledged_base_url: Option<String>,
+    /// An attempt may have arrived, so the instance may hold something.
+    pub reached: bool,
     /// The operator wants the link gone: the record goes once the instance was told.
     pub remove: bool,
     /// Failed attempts since the desired state changed.
@@ -139,6 +149,8 @@ pub enum AttemptOutcome {
         problem: DeliveryProblem,
         /// The answer is one of an instance that does not have the installation (any more).
         refused: bool,
+        /// The instance may have heard of it.
+        may_have_arrived: bool,
         /// Wait this long before the next one.
         retry_in: SignedDuration,
     },
@@ -171,6 +183,7 @@ impl Link {
             desired_since: now,
             acknowledged: None,
             acknowledged_base_url: None,
+            reached: false,
             remove: false,
             attempts: 0,
             refusals: 0,
@@ -185,15 +198,19 @@ impl Link {
     /// The instance should get `installed` (again), with `fresh` as the link's secret if given.
     pub fn want_installed(&mut self, fresh: Option<SharedSecret>, now: Timestamp) {
         if let Some(fresh) = fresh {
-            let old = std::mem::replace(&mut self.secret, fresh);
-            self.retired_secrets.insert(
-                0,
-                RetiredSecret {
-                    secret: old,
-                    valid_until: None,
-                },
-            );
-            self.retired_secrets.truncate(RETIRED_SECRETS_MAX);
+            let retired = RetiredLinkSecret {
+                secret: std::mem::replace(&mut self.secret, fresh),
+                confirmed: self.is_settled(),
+                valid_until: None,
+            };
+            self.retired_secrets.insert(0, retired);
+            if self.retired_secrets.len() > RETIRED_SECRETS_MAX {
+                // The newest that was confirmed is most likely the one in use: the oldest other one goes.
+                let in_use = self.retired_secrets.iter().position(|r| r.confirmed);
+                let last = self.retired_secrets.len() - 1;
+                let goes = if in_use == Some(last) { last - 1 } else { last };
+                self.retired_secrets.remove(goes);
+            }
         }
         self.remove = false;
         self.want(LifecycleEventKind::Installed, now);
@@ -204,6 +221,24 @@ impl Link {
         if self.desired.event != LifecycleEventKind::Uninstalled {
             self.want(LifecycleEventKind::Uninstalled, now);
         }
+    }
+
+    /// Makes the next attempt due.
+    pub fn retry_now(&mut self, now: Timestamp) {
+        self.next_attempt_at = self.next_attempt_at.min(now);
+    }
+
+    /// Whether a replaced secret counts no more.
+    pub fn has_expired_secret(&self, now: Timestamp) -> bool {
+        self.retired_secrets
+            .iter()
+            .any(|retired| retired.valid_until.is_some_and(|until| until <= now))
+    }
+
+    /// Drops replaced secrets that count no more.
+    pub fn forget_expired_secrets(&mut self, now: Timestamp) {
+        self.retired_secrets
+            .retain(|retired| retired.valid_until.is_none_or(|until| now < until));
     }
 
     /// The instance holds what it should.
@@ -241,6 +276,7 @@ impl Link {
     ) {
         match outcome {
             AttemptOutcome::Acknowledged { base_url } => {
+                self.reached = true;
                 self.acknowledge(goal, grace, now);
                 if goal == self.desired {
                     self.last_error = None;
@@ -252,20 +288,28 @@ impl Link {
             AttemptOutcome::Failed {
                 problem,
                 refused,
+                may_have_arrived,
                 retry_in,
             } if goal == self.desired => {
+                self.reached |= may_have_arrived;
                 self.attempts = self.attempts.saturating_add(1);
                 self.refusals = self.refusals.saturating_add(u32::from(refused));
                 self.last_error = Some(problem);
                 self.next_attempt_at = after(now, retry_in);
                 let too_old = now.duration_since(self.desired_since) >= give_up_removal_after;
+                // Who never heard of us need not be told that it is over.
                 if goal.event == LifecycleEventKind::Uninstalled
-                    && (self.refusals >= REFUSED_REMOVALS_UNTIL_GONE || too_old)
+                    && (self.refusals >= REFUSED_REMOVALS_UNTIL_GONE || too_old || !self.reached)
                 {
                     self.acknowledge(goal, grace, now);
                 }
             }
-            AttemptOutcome::Failed { .. } => self.next_attempt_at = now,
+            AttemptOutcome::Failed {
+                may_have_arrived, ..
+            } => {
+                self.reached |= may_have_arrived;
+                self.next_attempt_at = now;
+            }
         }
     }
 
@@ -277,8 +321,7 @@ impl Link {
         }
         self.attempts = 0;
         self.refusals = 0;
-        self.retired_secrets
-            .retain(|retired| retired.valid_until.is_none_or(|until| now < until));
+        self.forget_expired_secrets(now);
         for retired in &mut self.retired_secrets {
             retired.valid_until.get_or_insert_with(|| after(now, grace));
         }
@@ -413,6 +456,7 @@ mod tests {
                 id: String::new(),
             },
             refused,
+            may_have_arrived: true,
             retry_in: SignedDuration::from_secs(5),
         }
     }
@@ -493,6 +537,46 @@ mod tests {
         assert!(!link.is_finished());
         link.record(link.desired, failed(false), GRACE, WEEK, at(168 * 3600));
         assert!(link.is_finished());
+    }
+
+    #[test]
+    fn who_was_never_reached_need_not_be_told() {
+        let unreachable = || match failed(false) {
+            AttemptOutcome::Failed {
+                problem,
+                refused,
+                retry_in,
+                ..
+            } => AttemptOutcome::Failed {
+                problem,
+                refused,
+                retry_in,
+                may_have_arrived: false,
+            },
+            other => other,
+        };
+        let mut link = link();
+        link.record(link.desired, unreachable(), GRACE, WEEK, at(1));
+        link.want_uninstalled(at(2));
+        link.remove = true;
+        link.record(link.desired, unreachable(), GRACE, WEEK, at(3));
+        assert!(link.is_finished());
+    }
+
+    #[test]
+    fn the_secret_in_use_survives_any_number_of_failed_resends() {
+        let mut link = link();
+        link.record(link.desired, confirmed(), GRACE, WEEK, at(1));
+        let in_use = link.secret.clone();
+        for _ in 0..10 {
+            link.want_installed(SharedSecret::generate().ok(), at(2));
+        }
+        assert_eq!(link.retired_secrets.len(), RETIRED_SECRETS_MAX);
+        assert!(
+            link.retired_secrets
+                .iter()
+                .any(|retired| retired.secret == in_use)
+        );
     }
 
     #[test]

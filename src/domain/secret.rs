@@ -4,15 +4,15 @@ use std::fmt;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use ring::rand::{SecureRandom, SystemRandom};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 /// The HMAC key that Jira and an app, or an instance and we, sign with.
 ///
 /// Serialises in clear: only `store` may do that, and it seals what it writes.
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Deserialize)]
+#[serde(try_from = "String")]
 pub struct SharedSecret(Zeroizing<String>);
 
 /// Why a text is no usable secret. The text itself is not in the error.
@@ -85,9 +85,10 @@ impl TryFrom<String> for SharedSecret {
     }
 }
 
-impl From<SharedSecret> for String {
-    fn from(secret: SharedSecret) -> Self {
-        secret.expose().to_owned()
+impl Serialize for SharedSecret {
+    /// Without a copy that nobody would wipe.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.expose())
     }
 }
 

@@ -11,7 +11,7 @@ use http::{HeaderValue, Request, StatusCode, header};
 use http_body_util::Full;
 use jiff::Timestamp;
 
-use super::{KeyFetch, KeyFetches};
+use super::{KeyFetch, KeyFetches, Patience};
 use crate::{
     client::{Client, Destination, DialError, SendError, TlsFault},
     domain::{
@@ -30,9 +30,6 @@ use crate::{
 /// Where every GitLab has its Connect endpoints, below its own URL.
 pub const CONNECT_PATH: &str = "/-/jira_connect";
 
-/// Instances answer with an empty body or a page.
-const ANSWER_MAX_BYTES: usize = 256 * 1024;
-
 /// Makes attempts; cheap to clone.
 #[derive(Clone)]
 pub struct Courier {
@@ -48,8 +45,8 @@ pub struct Courier {
     pub public_url: Arc<str>,
     /// What instances have as their Jira Connect Proxy URL, for hints.
     pub proxy_url: Arc<str>,
-    /// For one attempt.
-    pub timeout: Duration,
+    /// How long to wait; the operator can change it at any time.
+    pub patience: Arc<ArcSwap<Patience>>,
 }
 
 /// What an instance confirmed.
@@ -150,7 +147,11 @@ impl Courier {
         let attempt = self.key_fetches.attempt();
         let answer = self
             .client
-            .send(Destination::Named, request, self.timeout, ANSWER_MAX_BYTES)
+            .send_for_head(
+                Destination::Named,
+                request,
+                self.patience.load().request_timeout,
+            )
             .await
             .map_err(DeliveryError::Send)?;
         if answer.status() == StatusCode::OK {
@@ -229,6 +230,17 @@ impl DeliveryError {
         )
     }
 
+    /// Whether the instance may have heard of the call. `false` only if nothing can have left for it.
+    pub fn may_have_arrived(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused { .. }
+                | Self::Send(
+                    SendError::TimedOut(_) | SendError::AnswerTooLarge(_) | SendError::Broken(_)
+                )
+        )
+    }
+
     /// How long the instance, or what stands before it, asks us to wait.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -248,8 +260,7 @@ impl DeliveryError {
                 DialError::TimedOut { .. } => "connection_timed_out",
             },
             Self::Send(SendError::TimedOut(_)) => "answer_timed_out",
-            Self::Send(SendError::AnswerTooLarge(_)) => "answer_too_large",
-            Self::Send(SendError::Broken(_)) => "connection_broken",
+            Self::Send(SendError::AnswerTooLarge(_) | SendError::Broken(_)) => "connection_broken",
             Self::Refused {
                 status, key_fetch, ..
             } => match (status.as_u16(), key_fetch) {

@@ -132,21 +132,25 @@ impl LifecycleCall {
         {
             return Err(BodyError::WrongEvent { expected: kind });
         }
-        let base_url = fields.base_url.map(|text| sites.parse(&text)).transpose()?;
         let change = match kind {
+            // Says goodbye, from wherever: Jira does not repeat it, so a site that may not install us any more is
+            // heard as well.
             LifecycleEventKind::Uninstalled => LifecycleChange::Uninstalled,
-            LifecycleEventKind::Installed => LifecycleChange::Installed(SiteFacts {
-                display_url: fields
-                    .display_url
-                    .and_then(|text| display_url(&text, base_url.as_ref())),
-                base_url: base_url.ok_or(BodyError::FieldMissing("baseUrl"))?,
+            LifecycleEventKind::Installed => {
+                let base_url = fields.base_url.ok_or(BodyError::FieldMissing("baseUrl"))?;
+                let base_url = sites.parse(&base_url)?;
                 // Only apps without `jwt` authentication get none; nothing may blank a stored one.
-                shared_secret: SharedSecret::parse(
-                    &fields
-                        .shared_secret
-                        .ok_or(BodyError::FieldMissing("sharedSecret"))?,
-                )?,
-            }),
+                let shared_secret = fields
+                    .shared_secret
+                    .ok_or(BodyError::FieldMissing("sharedSecret"))?;
+                LifecycleChange::Installed(SiteFacts {
+                    display_url: fields
+                        .display_url
+                        .and_then(|text| display_url(&text, &base_url)),
+                    base_url,
+                    shared_secret: SharedSecret::parse(&shared_secret)?,
+                })
+            }
         };
         Ok(Self {
             client_key,
@@ -197,6 +201,9 @@ pub fn apply(
         return Ok(change);
     }
     transaction.put_installation(installation)?;
+    if change == InstallationChange::Repeated {
+        return Ok(InstallationChange::Unchanged);
+    }
     for link in transaction.links_of(client_key) {
         let mut link = link.as_ref().clone();
         match change {
@@ -234,18 +241,18 @@ pub fn change_name(change: InstallationChange) -> &'static str {
         InstallationChange::Updated { base_url: true, .. } => "installation_renamed",
         InstallationChange::Updated { .. } => "installation_updated",
         InstallationChange::Uninstalled => "installation_uninstalled",
-        InstallationChange::Unchanged => "unchanged",
+        InstallationChange::Repeated | InstallationChange::Unchanged => "unchanged",
     }
 }
 
 /// `displayUrl` is for people only, so a strange one is dropped rather than refused. Where it says the same as
 /// `baseUrl` it says nothing.
-fn display_url(text: &str, base_url: Option<&JiraBaseUrl>) -> Option<String> {
+fn display_url(text: &str, base_url: &JiraBaseUrl) -> Option<String> {
     let text = text.strip_suffix('/').unwrap_or(text);
     let usable = text.len() <= 255
         && url::Url::parse(text)
             .is_ok_and(|url| matches!(url.scheme(), "https" | "http") && url.host_str().is_some());
-    (usable && base_url.is_none_or(|base| base.as_str() != text)).then(|| text.to_owned())
+    (usable && base_url.as_str() != text).then(|| text.to_owned())
 }
 
 impl From<BodyError> for Reject {

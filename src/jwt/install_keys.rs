@@ -42,6 +42,8 @@ const GOOD_MAX: u64 = 200;
 const FETCHES_PER_SECOND: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
 const FETCHES_BURST: NonZeroU32 = NonZeroU32::new(100).expect("not zero");
 
+const THROTTLED: &str = "too many unknown key ids are asked for at once";
+
 /// Looks up Atlassian's keys; cheap to clone.
 #[derive(Clone)]
 pub struct InstallKeys {
@@ -128,26 +130,30 @@ impl InstallKeys {
         purpose: Purpose,
         now: Timestamp,
     ) -> Result<Arc<InstallKeyRecord>, VerifyError> {
-        let answer = self
-            .answers
-            .entry_by_ref(kid)
-            .or_insert_with_if(self.ask(kid, purpose, now), |answer| {
-                answer.until <= Instant::now()
-            })
-            .await
-            .into_value();
-        match answer.what {
-            Found::Key(key) => Ok(key),
-            Found::Nothing => Err(VerifyError::UnknownKey(kid.clone())),
-            Found::Failure(cause) => Err(VerifyError::KeysUnavailable {
-                kid: kid.clone(),
-                cause: cause.to_string(),
-            }),
+        if let Some(answer) = self.answers.get(kid).await
+            && answer.until > Instant::now()
+        {
+            return answer.what.into_result(kid);
         }
+        // Apart from the shared answers: what one purpose has used up must be no answer for the other.
+        if self.budget(purpose).check().is_err() {
+            self.count("throttled");
+            let known = self.good.get(kid).await;
+            let what = known.map_or_else(|| Found::Failure(THROTTLED.into()), Found::Key);
+            return what.into_result(kid);
+        }
+        self.answers
+            .entry_by_ref(kid)
+            .or_insert_with_if(self.ask(kid, now), |answer| answer.until <= Instant::now())
+            .await
+            .into_value()
+            .what
+            .into_result(kid)
     }
 
-    async fn ask(&self, kid: &KeyId, purpose: Purpose, now: Timestamp) -> Answer {
-        let (what, outcome, holds) = match self.fetch(kid, purpose).await {
+    async fn ask(&self, kid: &KeyId, now: Timestamp) -> Answer {
+        let known = self.good.get(kid).await;
+        let (what, outcome, holds) = match self.fetch(kid, known.is_some()).await {
             Ok(Some(public_pem)) => {
                 let key = Arc::new(InstallKeyRecord {
                     kid: kid.clone(),
@@ -166,16 +172,11 @@ impl InstallKeys {
             }
             Err(cause) => {
                 tracing::warn!(%kid, url = %self.server_url, "the key server can't be asked: {cause}");
-                match self.good.get(kid).await {
-                    Some(key) => (Found::Key(key), "failed", FAILED_FOR),
-                    None => (Found::Failure(cause.into()), "failed", FAILED_FOR),
-                }
+                let what = known.map_or_else(|| Found::Failure(cause.into()), Found::Key);
+                (what, "failed", FAILED_FOR)
             }
         };
-        self.metrics
-            .install_key_fetches
-            .with_label_values(&[outcome])
-            .inc();
+        self.count(outcome);
         Answer {
             what,
             until: Instant::now() + holds,
@@ -183,14 +184,7 @@ impl InstallKeys {
     }
 
     /// The PEM, or `None` if the server says that there is no such key.
-    async fn fetch(&self, kid: &KeyId, purpose: Purpose) -> Result<Option<String>, String> {
-        let budget = match purpose {
-            Purpose::Lifecycle => &self.lifecycle_fetches,
-            Purpose::PassOn => &self.passed_on_fetches,
-        };
-        if budget.check().is_err() {
-            return Err("too many unknown key ids at once".to_owned());
-        }
+    async fn fetch(&self, kid: &KeyId, known: bool) -> Result<Option<String>, String> {
         let request = Request::builder()
             .method(Method::GET)
             .uri(format!("{}/{kid}", self.server_url))
@@ -208,8 +202,10 @@ impl InstallKeys {
             .map_err(|error| error.to_string())?;
         match answer.status() {
             StatusCode::OK => {}
-            // An object store behind a CDN says 403 where it has nothing.
-            StatusCode::NOT_FOUND | StatusCode::FORBIDDEN | StatusCode::GONE => return Ok(None),
+            StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
+            // An object store behind a CDN says 403 where it has nothing, but so does what filters our traffic:
+            // no reason to throw away a key that we had from it.
+            StatusCode::FORBIDDEN if !known => return Ok(None),
             status => return Err(format!("it answered {status}")),
         }
         let pem = std::str::from_utf8(answer.body())
@@ -220,8 +216,35 @@ impl InstallKeys {
         Ok(Some(format!("{pem}\n")))
     }
 
+    fn budget(&self, purpose: Purpose) -> &DefaultDirectRateLimiter {
+        match purpose {
+            Purpose::Lifecycle => &self.lifecycle_fetches,
+            Purpose::PassOn => &self.passed_on_fetches,
+        }
+    }
+
+    fn count(&self, outcome: &str) {
+        self.metrics
+            .install_key_fetches
+            .with_label_values(&[outcome])
+            .inc();
+    }
+
     /// Keeping keys is a convenience; nobody waits for it.
     fn tell(&self, news: KeyNews) {
         let _ = self.learned.try_send(news);
+    }
+}
+
+impl Found {
+    fn into_result(self, kid: &KeyId) -> Result<Arc<InstallKeyRecord>, VerifyError> {
+        match self {
+            Self::Key(key) => Ok(key),
+            Self::Nothing => Err(VerifyError::UnknownKey(kid.clone())),
+            Self::Failure(cause) => Err(VerifyError::KeysUnavailable {
+                kid: kid.clone(),
+                cause: cause.to_string(),
+            }),
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Our own tokens: RS256 with the active signing key, and the public halves that others verify them with.
 
-use std::{collections::HashMap, convert::Infallible, sync::Arc};
+use std::{collections::HashMap, convert::Infallible, fmt, sync::Arc};
 
 use arc_swap::ArcSwapOption;
 use jiff::{SignedDuration, Timestamp};
@@ -55,7 +55,7 @@ pub struct InstanceClaims {
 }
 
 /// A signed token and the key it names.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct SignedToken {
     /// Header, claims, signature.
     pub text: String,
@@ -72,6 +72,14 @@ pub enum SignError {
     /// The key or the system's randomness failed.
     #[error("signing failed: {0}")]
     Failed(String),
+}
+
+impl fmt::Debug for SignedToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SignedToken")
+            .field("kid", &self.kid)
+            .finish_non_exhaustive()
+    }
 }
 
 impl InstanceClaims {
@@ -141,7 +149,7 @@ impl Signer {
 /// ring can't make RSA keys, so this one step is the `rsa` crate's, with ring's randomness. The advisory
 /// against that crate (RUSTSEC-2023-0071) is about the timing of private-key operations; those are ring's.
 pub fn generate_key(now: Timestamp) -> Result<SigningKeyRecord, SignError> {
-    let failed = |what: &dyn std::fmt::Display| SignError::Failed(what.to_string());
+    let failed = |what: &dyn fmt::Display| SignError::Failed(what.to_string());
     let key = rsa::PrivateKey::new(&mut RingRandom(SystemRandom::new()), KEY_BITS)
         .map_err(|error| failed(&error))?;
     let pkcs8 = key.to_pkcs8_der().map_err(|error| failed(&error))?;

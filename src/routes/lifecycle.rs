@@ -7,7 +7,7 @@ use hyper::body::Incoming;
 
 use super::Public;
 use crate::{
-    domain::{LifecycleEventKind, installation::InstallationChange},
+    domain::LifecycleEventKind,
     exchange::{Arrival, read_body},
     jira::lifecycle::{LifecycleCall, LifecycleRules, apply, change_name},
     jwt::{Target, TokenKind, UnverifiedToken, VerifyError},
@@ -68,13 +68,7 @@ pub(super) async fn receive(
         .lifecycle_events
         .with_label_values(&[kind.as_str(), change])
         .inc();
-    if change == change_name(InstallationChange::Unchanged) {
-        tracing::info!(
-            "{kind} taken; it changed nothing: a repeat, older than what is known, or unknown"
-        );
-    } else {
-        tracing::info!(change, "{kind} taken");
-    }
+    tracing::Span::current().record("change", change);
     Response::builder()
         .status(StatusCode::NO_CONTENT)
         .body(Full::default())

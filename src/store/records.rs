@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
 
@@ -10,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::{
     OpenError, SCHEMA, SealError, Sealer,
-    sled::{Change, Engine, EngineError, Lock},
+    sled::{Change, Engine, EngineError, Lock, panicked},
     tables::{Changes, Record, Tables},
     transaction::Written,
 };
@@ -40,12 +41,23 @@ pub(super) fn open(
     sealer: &Sealer,
     tables: &Tables,
 ) -> Result<Opened, OpenError> {
+    // The engine also meets damage with a panic while it reads.
+    catch_unwind(AssertUnwindSafe(|| read(config, lock, sealer, tables)))
+        .unwrap_or_else(|panic| Err(OpenError::from_engine(config, panicked(panic.as_ref()))))
+}
+
+fn read(
+    config: &StoreConfig,
+    lock: Lock,
+    sealer: &Sealer,
+    tables: &Tables,
+) -> Result<Opened, OpenError> {
     let engine_error = |error| OpenError::from_engine(config, error);
     let damaged = |cause: String| OpenError::Damaged {
         store: config.path.clone(),
         cause,
     };
-    let engine = Engine::open(&config.path, lock).map_err(engine_error)?;
+    let mut engine = Engine::open(&config.path, lock).map_err(engine_error)?;
     let schema = engine.get(SCHEMA_KEY).map_err(engine_error)?;
     let check = engine.get(KEY_CHECK.as_bytes()).map_err(engine_error)?;
     match (schema, check) {
@@ -101,7 +113,7 @@ pub(super) fn open(
             .ok_or_else(|| damaged("a namespace is unreadable".to_owned()))?;
         namespaces.insert(namespace);
     }
-    let audit_next = next_audit_number(&engine, config).map_err(damaged)?;
+    let audit_next = next_audit_number(&mut engine, config).map_err(damaged)?;
     Ok(Opened {
         engine,
         namespaces,
@@ -110,7 +122,7 @@ pub(super) fn open(
 }
 
 /// Where the audit trail goes on. Entries beyond the limit, which may have been lowered, are dropped.
-fn next_audit_number(engine: &Engine, config: &StoreConfig) -> Result<u64, String> {
+fn next_audit_number(engine: &mut Engine, config: &StoreConfig) -> Result<u64, String> {
     let number = |key: &[u8]| {
         key.get(AUDIT.len()..)
             .and_then(|hex| std::str::from_utf8(hex).ok())

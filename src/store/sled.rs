@@ -1,19 +1,35 @@
 //! The engine: sled, made to keep its word.
 //!
-//! Two things are mended here. sled's `flush` on Linux is `sync_file_range`, which no power cut respects, so
-//! the data file is synced after it. And a second process that opens the same folder is refused by a lock of
-//! our own, because sled tells it apart only in the text of an error.
+//! Four things are mended here:
+//! - sled's `flush` on Linux is `sync_file_range`, which no power cut respects, so the data file is synced after it.
+//! - A second process in the same folder is refused by a lock of our own, because sled tells it apart only in the
+//!   text of an error.
+//! - sled takes a damaged record in its log for the log's end: it starts without what came after, and without a
+//!   word. So every batch carries a number, and a *witness* file beside the store says which number was last made
+//!   durable. A store behind its witness has lost something. The witness is written after the sync and not synced
+//!   itself, so a power cut can only set it back.
+//! - sled cuts what it takes for the end when it opens a store, so a store is tried on a copy first.
 
 use std::{
-    fs::{self, File, TryLockError},
+    any::Any,
+    fs::{self, File, OpenOptions, TryLockError},
     io,
-    path::Path,
+    os::unix::fs::FileExt as _,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
 };
+
+use crate::secret_file::make_folders;
+
+/// Number of the last batch, decimal.
+const BATCH_KEY: &[u8] = b"m/batch";
 
 /// One open store folder.
 pub(super) struct Engine {
     db: sled::Db,
     data: File,
+    witness: File,
+    batch: u64,
     _lock: Lock,
 }
 
@@ -27,24 +43,30 @@ pub(super) enum EngineError {
     Locked,
     #[error(transparent)]
     Io(#[from] io::Error),
-    #[error(transparent)]
+    #[error("{}", without_backtrace(.0))]
     Sled(#[from] sled::Error),
     #[error("the engine gave up: {0}")]
     Panicked(String),
+    #[error(
+        "it ends at batch {found}, but batch {witness} had been made durable: something in it was changed or cut"
+    )]
+    Behind { found: u64, witness: u64 },
 }
 
 /// Key, and the new value or nothing.
 pub(super) type Change = (Vec<u8>, Option<Vec<u8>>);
 
 impl Engine {
-    /// Whether there is a store in this folder.
+    /// Whether there is, or was, a store in this folder.
     pub(super) fn exists(path: &Path) -> bool {
-        path.join("db").exists()
+        ["db", "conf", "witness"]
+            .iter()
+            .any(|name| path.join(name).exists())
     }
 
     /// Makes the folder and keeps others out of it.
     pub(super) fn lock(path: &Path) -> Result<Lock, EngineError> {
-        fs::create_dir_all(path)?;
+        make_folders(path)?;
         let lock = File::create(path.join("relay.lock"))?;
         lock.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => EngineError::Locked,
@@ -53,39 +75,32 @@ impl Engine {
         Ok(Lock(lock))
     }
 
-    /// Opens or makes the store.
+    /// Opens or makes the store. One that lost something is left as it is.
     pub(super) fn open(path: &Path, lock: Lock) -> Result<Self, EngineError> {
         let fresh = !Self::exists(path);
-        // sled meets some damage with a panic; a start must end in a sentence all the same.
-        let open = || {
-            sled::Config::new()
-                .path(path)
-                .cache_capacity(64 * 1024 * 1024)
-                .flush_every_ms(None)
-                .open()
-        };
-        let db = std::panic::catch_unwind(open).map_err(|panic| {
-            EngineError::Panicked(
-                panic
-                    .downcast_ref::<String>()
-                    .cloned()
-                    .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
-                    .unwrap_or_default(),
-            )
-        })??;
+        let witness = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path.join("witness"))?;
+        let witnessed = read_witness(&witness)?;
+        if !fresh {
+            try_copy(path, witnessed)?;
+        }
+        let db = open_db(path)?;
+        let batch = batch_of(&db, witnessed)?;
         let data = File::open(path.join("db"))?;
         if fresh {
-            // A file is there after a power cut only if its folder was synced too.
             db.flush()?;
             data.sync_all()?;
             File::open(path)?.sync_all()?;
-            if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-                File::open(parent)?.sync_all()?;
-            }
         }
         Ok(Self {
             db,
             data,
+            witness,
+            batch,
             _lock: lock,
         })
     }
@@ -106,17 +121,117 @@ impl Engine {
     }
 
     /// Applies all changes or none, and returns when they would survive a power cut.
-    pub(super) fn commit(&self, changes: Vec<Change>) -> Result<(), EngineError> {
+    pub(super) fn commit(&mut self, changes: Vec<Change>) -> Result<(), EngineError> {
+        let number = self.batch + 1;
         let mut batch = sled::Batch::default();
+        batch.insert(BATCH_KEY, number.to_string().into_bytes());
         for (key, value) in changes {
             match value {
                 Some(value) => batch.insert(key, value),
                 None => batch.remove(key),
             }
         }
-        self.db.apply_batch(batch)?;
-        self.db.flush()?;
-        self.data.sync_data()?;
+        let durable = || -> Result<(), EngineError> {
+            self.db.apply_batch(batch)?;
+            self.db.flush()?;
+            Ok(self.data.sync_data()?)
+        };
+        catch_unwind(AssertUnwindSafe(durable)).map_err(|panic| panicked(panic.as_ref()))??;
+        self.batch = number;
+        // A witness that lags does no harm.
+        let _ = self
+            .witness
+            .write_all_at(format!("{number:020}\n").as_bytes(), 0);
         Ok(())
+    }
+}
+
+/// Opens a copy of the store and throws it away: what sled does to a damaged store happens to the copy.
+fn try_copy(path: &Path, witnessed: Option<u64>) -> Result<(), EngineError> {
+    let copy = path.join("check");
+    let copied = copy_store(path, &copy);
+    let result = match copied {
+        // Typically a full disk. The look at the store itself still tells, only later.
+        Err(error) => {
+            tracing::warn!("the store is opened without a trial on a copy: {error}");
+            Ok(())
+        }
+        Ok(()) => open_db(&copy).and_then(|db| batch_of(&db, witnessed).map(drop)),
+    };
+    let _ = fs::remove_dir_all(&copy);
+    result
+}
+
+fn copy_store(path: &Path, copy: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(copy) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    make_folders(copy)?;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let ours = matches!(name.to_str(), Some("relay.lock" | "witness"));
+        if entry.file_type()?.is_file() && !ours {
+            fs::copy(entry.path(), copy.join(name))?;
+        }
+    }
+    // Never used: all our records are small.
+    fs::create_dir(copy.join("blobs"))
+}
+
+fn open_db(path: &Path) -> Result<sled::Db, EngineError> {
+    let path: PathBuf = path.to_owned();
+    let open = move || {
+        sled::Config::new()
+            .path(path)
+            .cache_capacity(64 * 1024 * 1024)
+            .flush_every_ms(None)
+            .open()
+    };
+    // sled meets some damage with a panic; a start must end in a sentence all the same.
+    let opened = catch_unwind(AssertUnwindSafe(open)).map_err(|panic| panicked(panic.as_ref()))?;
+    Ok(opened?)
+}
+
+/// The number of the last batch in a store, which must not be behind its witness.
+fn batch_of(db: &sled::Db, witnessed: Option<u64>) -> Result<u64, EngineError> {
+    let read = || db.get(BATCH_KEY);
+    let stored =
+        catch_unwind(AssertUnwindSafe(read)).map_err(|panic| panicked(panic.as_ref()))??;
+    let found = stored
+        .and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok())
+        .unwrap_or(0);
+    match witnessed {
+        Some(witness) if found < witness => Err(EngineError::Behind { found, witness }),
+        _ => Ok(found),
+    }
+}
+
+/// `None` for a new file, and for one that a power cut left empty.
+fn read_witness(witness: &File) -> io::Result<Option<u64>> {
+    let mut digits = [0; 20];
+    match witness.read_exact_at(&mut digits, 0) {
+        Ok(()) => Ok(std::str::from_utf8(&digits)
+            .ok()
+            .and_then(|text| text.parse().ok())),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) fn panicked(panic: &(dyn Any + Send)) -> EngineError {
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied());
+    EngineError::Panicked(text.unwrap_or("without a word").to_owned())
+}
+
+/// sled's text for damage ends in a place and a backtrace that say nothing.
+fn without_backtrace(error: &sled::Error) -> String {
+    match error {
+        sled::Error::Corruption { .. } => "the engine found it corrupted".to_owned(),
+        other => other.to_string(),
     }
 }

@@ -24,6 +24,20 @@ impl Folder {
         }
     }
 
+    fn copy(&self) -> Self {
+        let copy = Self::new();
+        std::fs::create_dir_all(copy.config().path.join("blobs")).expect("folder");
+        std::fs::copy(self.config().key_file, copy.config().key_file).expect("copy");
+        for entry in std::fs::read_dir(self.config().path).expect("folder") {
+            let entry = entry.expect("entry");
+            if entry.path().is_file() {
+                let to = copy.config().path.join(entry.file_name());
+                std::fs::copy(entry.path(), to).expect("copy");
+            }
+        }
+        copy
+    }
+
     fn open(&self) -> Result<StoreOwner, OpenError> {
         StoreOwner::open(&self.config(), Arc::new(Metrics::new().expect("metrics")))
     }
@@ -222,7 +236,7 @@ async fn a_store_that_is_not_ours_is_refused_and_left_alone() {
     assert!(!key_file.exists(), "no new key was made");
 
     std::fs::write(&key_file, key).expect("write");
-    let engine = open_engine(&folder);
+    let mut engine = open_engine(&folder);
     engine
         .commit(vec![(b"m/schema".to_vec(), Some(b"2".to_vec()))])
         .expect("commit");
@@ -231,7 +245,7 @@ async fn a_store_that_is_not_ours_is_refused_and_left_alone() {
         folder.open(),
         Err(OpenError::NewerSchema { found: 2, .. })
     ));
-    let engine = open_engine(&folder);
+    let mut engine = open_engine(&folder);
     engine
         .commit(vec![
             (b"m/schema".to_vec(), Some(b"1".to_vec())),
@@ -275,5 +289,64 @@ async fn a_panic_in_a_transaction_stops_nobody_else() {
         store.transact(|_| panic!("on purpose")).await;
     assert_eq!(broken, Err(TransactError::Store(StoreError::Closed)));
     put(store, "tenant").await.expect("put");
+    close(owner).await;
+}
+
+/// sled takes damage in its log for the log's end and goes on without the rest; a store must not shrink in silence.
+#[tokio::test]
+async fn a_changed_byte_never_shrinks_the_store_in_silence() {
+    let folder = Folder::new();
+    let owner = folder.open().expect("open");
+    for n in 0..90 {
+        put(owner.store(), &format!("tenant-{n}"))
+            .await
+            .expect("put");
+    }
+    close(owner).await;
+    let whole = folder.config().path.join("db");
+    let whole = std::fs::read(whole).expect("data");
+    let used = whole.iter().rposition(|&byte| byte != 0).expect("data");
+    let mut told = 0;
+    let flips = (0..24).map(|n| (used * n / 24, true));
+    for (at, flip) in flips.chain([(0, false), (used / 2, false)]) {
+        let copy = folder.copy();
+        let data = copy.config().path.join("db");
+        let mut damaged = whole.clone();
+        if flip {
+            damaged[at] ^= 0x20;
+        } else {
+            damaged.truncate(at);
+        }
+        std::fs::write(&data, &damaged).expect("write");
+        match copy.open() {
+            Ok(owner) => {
+                assert_eq!(
+                    owner.store().installations().len(),
+                    90,
+                    "flip {flip} at {at}"
+                );
+                close(owner).await;
+            }
+            Err(error @ OpenError::Damaged { .. }) => {
+                assert_eq!(
+                    std::fs::read(&data).expect("data"),
+                    damaged,
+                    "left as it was"
+                );
+                assert!(!error.to_string().contains("backtrace"), "{error}");
+                told += 1;
+            }
+            Err(other) => panic!("flip {flip} at {at}: {other}"),
+        }
+    }
+    assert!(told > 10, "only {told} were told");
+    let copy = folder.copy();
+    std::fs::remove_file(copy.config().path.join("db")).expect("remove");
+    assert!(
+        matches!(copy.open(), Err(OpenError::Damaged { .. })),
+        "a missing file is no new store"
+    );
+    let owner = folder.copy().open().expect("the whole one");
+    assert_eq!(owner.store().installations().len(), 90);
     close(owner).await;
 }

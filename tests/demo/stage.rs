@@ -9,7 +9,12 @@ use std::{
 use anyhow::Context as _;
 use http::Request;
 use http_body_util::Full;
-use jira_connect_proxy::{client::Client, config::Config, relay::Relay, telemetry};
+use jira_connect_proxy::{
+    client::Client,
+    config::Config,
+    relay::{PartEnded, Relay},
+    telemetry,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{net::TcpStream, sync::oneshot, task::JoinHandle, time::Instant};
@@ -38,7 +43,13 @@ pub struct Stage {
     /// The relay, as others reach it.
     pub url: String,
     folder: TempDir,
-    relay: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+    relay: Option<Running>,
+}
+
+/// The relay while it runs; dropping `stop` stops it.
+struct Running {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), PartEnded>>,
 }
 
 /// A simulated instance with its name in the story.
@@ -91,7 +102,7 @@ impl Stage {
         let token = std::fs::read_to_string(&token_file)
             .with_context(|| format!("{} can't be read", token_file.display()))?;
         let (stop, stopped) = oneshot::channel::<()>();
-        let running = tokio::spawn(relay.run(async {
+        let task = tokio::spawn(relay.run(async {
             // An error means that the sender is gone, which is a stop too.
             let _ = stopped.await;
         }));
@@ -108,7 +119,7 @@ impl Stage {
             jira,
             url,
             folder,
-            relay: Some((stop, running)),
+            relay: Some(Running { stop, task }),
         })
     }
 
@@ -137,13 +148,14 @@ impl Stage {
 
     /// The relay ends as it does on SIGTERM.
     pub async fn stop(&mut self) -> anyhow::Result<()> {
-        let Some((stop, running)) = self.relay.take() else {
+        let Some(Running { stop, task }) = self.relay.take() else {
             return Ok(());
         };
         drop(stop);
-        within("the relay stops", running)
+        within("the relay stops", task)
             .await?
-            .context("the relay panicked")
+            .context("the relay panicked")?
+            .context("the relay")
     }
 }
 

@@ -1,13 +1,13 @@
 //! A server with one handler, and a client.
 
-use std::{convert::Infallible, net::SocketAddr, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use jira_connect_proxy::client::{Client, Destination};
+use jira_connect_proxy::client::{Client, Destination, DialSettings};
 use rustls::RootCertStore;
 use tokio::{net::TcpListener, task::JoinHandle};
 
@@ -75,7 +75,11 @@ impl Drop for FakeServer {
 /// A client that reaches loopback.
 pub fn client() -> Client {
     jira_connect_proxy::jwt::crypto::install();
-    Client::new(RootCertStore::empty(), Duration::from_secs(5), true)
+    Client::new(&DialSettings {
+        roots: Arc::new(RootCertStore::empty()),
+        connect_timeout: Duration::from_secs(5),
+        allow_private: true,
+    })
 }
 
 /// Sends a request and reads the whole answer.

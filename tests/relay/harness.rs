@@ -137,9 +137,14 @@ impl TestRelay {
         let relay = Relay::bind(settings.config()).await.expect("relay");
         let reload = relay.reload();
         let (stop, stopped) = oneshot::channel();
-        let running = tokio::spawn(relay.run(async {
-            let _ = stopped.await;
-        }));
+        let running = tokio::spawn(async move {
+            relay
+                .run(async {
+                    let _ = stopped.await;
+                })
+                .await
+                .expect("no part ends by itself");
+        });
         let token = std::fs::read_to_string(settings.folder.join("admin-token")).expect("token");
         Self {
             settings,
@@ -158,9 +163,14 @@ impl TestRelay {
         let relay = Relay::bind(self.settings.config()).await.expect("relay");
         self.reload = relay.reload();
         let (stop, stopped) = oneshot::channel();
-        self.running = Some(tokio::spawn(relay.run(async {
-            let _ = stopped.await;
-        })));
+        self.running = Some(tokio::spawn(async move {
+            relay
+                .run(async {
+                    let _ = stopped.await;
+                })
+                .await
+                .expect("no part ends by itself");
+        }));
         self.stop = Some(stop);
     }
 
@@ -180,6 +190,11 @@ impl TestRelay {
 
     pub fn app_base_url(&self) -> String {
         self.settings.app_base_url()
+    }
+
+    /// Lets go of the connections that were kept alive.
+    pub fn new_client(&mut self) {
+        self.client = client();
     }
 
     pub async fn get(&self, url: &str) -> Response<Bytes> {

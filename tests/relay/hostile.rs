@@ -148,6 +148,7 @@ async fn tokens_that_prove_nothing() {
     unknown.header.kid = Some("0b0c0d0e-0000-4000-8000-000000000000".to_owned());
     stage.refused(unknown, 401, "token_unknown_key").await;
 
+    let fetches = stage.jira.fetches();
     for kid in [
         "../admin",
         "..",
@@ -162,6 +163,11 @@ async fn tokens_that_prove_nothing() {
         tricky.header.kid = Some(kid.to_owned());
         stage.refused(tricky, 401, "token_key_id").await;
     }
+    assert_eq!(
+        stage.jira.fetches(),
+        fetches,
+        "nobody was asked for such a thing"
+    );
     let mut nameless = stage.call();
     nameless.header.kid = None;
     stage.refused(nameless, 401, "token_claim_missing").await;
@@ -459,6 +465,66 @@ async fn sockets_that_waste_our_time() {
         "{answer}"
     );
     stage.nothing_happened().await;
+}
+
+/// Three connections are all there are, and three peers take them without ever asking for anything.
+#[tokio::test]
+async fn silent_sockets_do_not_keep_others_out() {
+    let jira = FakeJira::start("tenant").await;
+    let mut relay = TestRelay::start_with(&jira, |settings| {
+        settings.set("LIMITS__CONNECTIONS_MAX", "3");
+        settings.set("LIMITS__RECEIVE_TIMEOUT_SECS", "1");
+    })
+    .await;
+    let address = ("127.0.0.1", relay.settings.public_port);
+    for first in ["", "P", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
+        let mut silent = Vec::new();
+        for _ in 0..3 {
+            let mut stream = TcpStream::connect(address).await.expect("connect");
+            stream.write_all(first.as_bytes()).await.expect("write");
+            silent.push(stream);
+        }
+        let descriptor = relay
+            .get(&format!("{}/app_descriptor.json", relay.app_base_url()))
+            .await;
+        assert_eq!(descriptor.status(), 200, "after {first:?}");
+        // The keep-alive connection of the test's own client takes a permit too.
+        relay.new_client();
+    }
+}
+
+#[tokio::test]
+async fn strangers_who_ask_for_keys_do_not_keep_jira_out() {
+    let jira = FakeJira::start("tenant").await;
+    let mut relay = TestRelay::start(&jira).await;
+    let keys_url = format!("{}/public_keys", relay.app_base_url());
+    let flood = async |relay: &TestRelay| {
+        for _ in 0..200 {
+            let kid = uuid::Uuid::new_v4();
+            assert_eq!(relay.get(&format!("{keys_url}/{kid}")).await.status(), 404);
+        }
+        // Also for the very key that Jira is about to use.
+        relay.get(&format!("{keys_url}/{}", jira.key.kid)).await;
+    };
+    flood(&relay).await;
+    assert!(
+        relay
+            .metric("jira_connect_proxy_install_key_fetches_total", "throttled")
+            .await
+            >= 1.0
+    );
+    assert_eq!(
+        jira.installed(&relay.app_base_url(), SECRET).await.status(),
+        204
+    );
+    relay.restart().await;
+    flood(&relay).await;
+    assert_eq!(
+        jira.installed(&relay.app_base_url(), SECRET_2)
+            .await
+            .status(),
+        204
+    );
 }
 
 /// Whole seconds and no `jti`: two honest calls of one second carry the same token.

@@ -152,3 +152,28 @@ async fn rubbish_from_the_key_server_is_no_key() {
     let answer = jira.installed(&relay.app_base_url(), SECRET).await;
     assert_eq!(answer.status(), 503);
 }
+
+/// Something between us and the key server filters; that is no reason to throw away what we have.
+#[tokio::test]
+async fn a_403_takes_no_known_key_away() {
+    let jira = FakeJira::start("tenant").await;
+    let mut relay = TestRelay::start(&jira).await;
+    let base = relay.app_base_url();
+    assert_eq!(jira.installed(&base, SECRET).await.status(), 204);
+    jira.break_key_server(403);
+    for secret in [SECRET_2, SECRET] {
+        relay.restart().await;
+        assert_eq!(jira.installed(&base, secret).await.status(), 204);
+    }
+    relay.restart().await;
+    jira.break_key_server(410);
+    let answer = jira.installed(&base, SECRET_2).await;
+    assert_eq!(answer.status(), 401, "gone is gone");
+    jira.break_key_server(500);
+    relay.restart().await;
+    assert_eq!(
+        jira.installed(&base, SECRET_2).await.status(),
+        503,
+        "and forgotten"
+    );
+}

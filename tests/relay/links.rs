@@ -412,3 +412,72 @@ async fn a_changed_public_url_reaches_the_instances() {
         })
         .await;
 }
+
+#[tokio::test]
+async fn a_link_that_never_reached_anybody_goes_at_once() {
+    let (_jira, relay) = installed().await;
+    let link = relay.link("tenant", "http://gitlab.invalid").await;
+    assert_eq!(link["last_error"]["code"], "dns_failed");
+    let path = format!("/api/v1/links/{}", link["id"].as_str().expect("id"));
+    relay.admin("DELETE", &path, None, 202).await;
+    relay.until_links("gone", <[Value]>::is_empty).await;
+}
+
+#[tokio::test]
+async fn one_instance_that_says_nothing_delays_no_other() {
+    let jira = FakeJira::start("tenant").await;
+    let relay = TestRelay::start_with(&jira, |settings| {
+        settings.set("INSTANCES__REQUEST_TIMEOUT_MS", "30000");
+        settings.set("INSTANCES__DELIVERIES_MAX", "4");
+        settings.set("INSTANCES__DELIVERIES_PER_INSTANCE_MAX", "2");
+    })
+    .await;
+    let silent = FakeInstance::start(&relay.url(), "").await;
+    silent.behave(Behaviour::Silent(Duration::from_secs(60)));
+    let base = relay.app_base_url();
+    let sites: Vec<String> = (0..6).map(|n| format!("tenant-{n}")).collect();
+    // More links to the silent one than attempts it may have at once.
+    for site in &sites {
+        jira.send(jira.site(site).call(&base, "installed", Some(SECRET)))
+            .await;
+        let wish = json!({"client_key": site, "instance_url": silent.url()});
+        // The answer would wait for the first attempt; nobody waits for the answer.
+        let answer = relay.try_admin("POST", "/api/v1/links", Some(wish));
+        let _ = tokio::time::timeout(Duration::from_millis(100), answer).await;
+    }
+    let lively = FakeInstance::start(&relay.url(), "").await;
+    let started = Instant::now();
+    assert_eq!(
+        relay.link("tenant-0", &lively.url()).await["state"],
+        "connected"
+    );
+    assert!(
+        started.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn a_reload_leaves_what_is_under_way_alone() {
+    let (_jira, mut relay) = installed().await;
+    let mut instance = FakeInstance::start(&relay.url(), "").await;
+    relay.link("tenant", &instance.url()).await;
+    instance.go_down();
+    let moved = relay.url().replace("127.0.0.1", "localhost");
+    relay.settings.set("PUBLIC__URL", &moved);
+    relay.restart().await;
+    let links = relay
+        .until_links("failing", |links| links[0]["state"] == "failing")
+        .await;
+    assert_eq!(links[0]["generation"], 2);
+    for _ in 0..3 {
+        relay.reload.apply(&relay.settings.config()).await;
+    }
+    let links = relay.links().await;
+    assert_eq!(links[0]["generation"], 2, "told once what to do");
+    let path = format!("/api/v1/links/{}", links[0]["id"].as_str().expect("id"));
+    relay.admin("DELETE", &path, None, 202).await;
+    relay.reload.apply(&relay.settings.config()).await;
+    assert_eq!(relay.links().await[0]["desired"], "uninstalled");
+}

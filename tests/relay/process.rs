@@ -6,7 +6,11 @@ use std::{
 };
 
 use crate::{
-    fakes::{FakeInstance, FakeJira, http::client, instance::Behaviour},
+    fakes::{
+        FakeInstance, FakeJira,
+        http::{client, send},
+        instance::Behaviour,
+    },
     harness::{RelayProcess, SECRET, SECRET_2, Settings},
 };
 
@@ -55,6 +59,25 @@ async fn a_bad_configuration_ends_with_64_and_all_mistakes() {
     );
     assert_eq!(code, Some(64), "{stderr}");
     assert!(stderr.contains("missing.toml"), "{stderr}");
+}
+
+#[tokio::test]
+async fn files_that_are_missing_and_odd_variables() {
+    let (_folder, _jira, mut settings) = settings().await;
+    settings.set("INSTANCES__EXTRA_CA_FILE", "missing.pem");
+    for command in ["check", "serve"] {
+        let (code, _, stderr) = output(settings.command().arg(command));
+        assert_eq!(code, Some(64), "{stderr}");
+        assert!(stderr.contains("missing.pem"), "{stderr}");
+    }
+    use std::os::unix::ffi::OsStrExt as _;
+    let odd = std::ffi::OsStr::from_bytes(b"\xff");
+    settings.set("INSTANCES__EXTRA_CA_FILE", "/dev/null");
+    let (code, _, stderr) = output(settings.command().arg("check").env("SOMEBODY_ELSES", odd));
+    assert_eq!(code, Some(0), "{stderr}");
+    let ours = "JIRA_CONNECT_PROXY__PUBLIC__URL";
+    let (code, _, stderr) = output(settings.command().arg("check").env(ours, odd));
+    assert_eq!(code, Some(64), "{stderr}");
 }
 
 #[tokio::test]
@@ -229,6 +252,11 @@ async fn a_full_disk_acknowledges_nothing_and_loses_nothing() {
         "the disk never got full: {} taken",
         acknowledged.len()
     );
+    let ready = http::Request::get(format!("{}/readyz", settings.admin_url()));
+    let ready = ready
+        .body(http_body_util::Full::default())
+        .expect("request");
+    assert_eq!(send(&client, ready).await.status(), 503);
     relay.kill();
     let relay = RelayProcess::start(&settings, &client).await;
     let token = std::fs::read_to_string(settings.folder.join("admin-token")).expect("token");
@@ -312,10 +340,14 @@ async fn no_secret_and_no_token_is_ever_logged() {
         terminate(relay.child.id());
         assert_eq!(relay.child.wait().expect("wait").code(), Some(0));
         let log = std::fs::read_to_string(log).expect("log");
-        assert!(
-            log.contains("answered 204") && log.contains("not delivered"),
-            "{log}"
-        );
+        for part in [
+            "answered 204",
+            "not delivered",
+            "shared_secret_unusable",
+            "unauthorized",
+        ] {
+            assert!(log.contains(part), "{part} in {log}");
+        }
         assert!(secrets.len() > 8);
         for secret in secrets {
             // A token's signature alone would be enough to use it.
