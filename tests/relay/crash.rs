@@ -1,11 +1,12 @@
-//! kill -9 at random moments during installs, links and rotations: everything acknowledged is there, and every
-//! link converges.
+//! kill -9 at random moments during installs, links, rotations and removals: everything acknowledged is there, and
+//! every link converges.
 
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
 
+use jira_connect_proxy::client::Client;
 use serde_json::{Value, json};
 
 use crate::{
@@ -22,6 +23,10 @@ struct Promised {
     sites: BTreeMap<String, u64>,
     /// (site, instance) pairs that were linked.
     links: Vec<(String, String)>,
+    /// Pairs that were unlinked again.
+    removed: Vec<(String, String)>,
+    /// Sites that uninstalled the app.
+    uninstalled: Vec<String>,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -39,7 +44,7 @@ async fn nothing_acknowledged_is_lost_and_every_link_converges() {
     for round in 0..ROUNDS {
         let relay = RelayProcess::start(&settings, &client).await;
         check(&settings, &client, &promised).await;
-        let life = Duration::from_micros(random.below(60_000));
+        let life = Duration::from_micros(random.below(160_000));
         let work = work(&jira, &settings, &client, &instances, &mut promised, round);
         let _ = tokio::time::timeout(life, work).await;
         relay.kill();
@@ -51,36 +56,62 @@ async fn nothing_acknowledged_is_lost_and_every_link_converges() {
     );
     assert!(!promised.links.is_empty(), "no link was ever acknowledged");
 
+    assert!(
+        !promised.removed.is_empty() && !promised.uninstalled.is_empty(),
+        "nothing was ever removed"
+    );
+
     let relay = RelayProcess::start(&settings, &client).await;
     check(&settings, &client, &promised).await;
     let deadline = Instant::now() + PATIENCE;
-    loop {
+    let links = loop {
         let links = list(&settings, &client, "/api/v1/links").await;
-        if links.iter().all(|link| link["state"] == "connected") {
-            for link in &links {
-                let site = link["client_key"].as_str().expect("client key");
-                let instance = instances
-                    .iter()
-                    .find(|i| i.url() == link["instance_url"])
-                    .expect("instance");
-                assert!(
-                    instance.known(site).is_some(),
-                    "{site} is not known to {}",
-                    instance.url()
-                );
-            }
-            break;
+        if links.iter().all(is_settled) {
+            break links;
         }
         assert!(
             Instant::now() < deadline,
             "not all links converged: {links:#?}"
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    for link in &links {
+        let site = link["client_key"].as_str().expect("client key");
+        let known = instance_of(link, &instances).known(site);
+        assert_eq!(known.is_some(), link["desired"] == "installed", "{link:#}");
+        assert!(known.is_none_or(|known| known.base_url == settings.url()));
+    }
+    for (site, instance_url) in &promised.removed {
+        let there = links
+            .iter()
+            .any(|link| is_between(link, site, instance_url));
+        assert!(
+            !there,
+            "the removed link of {site} to {instance_url} is back"
+        );
+        let instance = instances
+            .iter()
+            .find(|i| i.url() == *instance_url)
+            .expect("instance");
+        assert!(
+            instance.known(site).is_none(),
+            "{site} is still known to {instance_url}"
+        );
+    }
+    for site in &promised.uninstalled {
+        assert!(
+            instances
+                .iter()
+                .all(|instance| instance.known(site).is_none()),
+            "{site} is gone"
+        );
     }
     println!(
-        "{ROUNDS} kills, {} sites, {} links, all there",
+        "{ROUNDS} kills; {} sites, {} links, {} removed, {} uninstalled: all as acknowledged",
         promised.sites.len(),
-        promised.links.len()
+        promised.links.len(),
+        promised.removed.len(),
+        promised.uninstalled.len()
     );
     relay.kill();
 }
@@ -89,7 +120,7 @@ async fn nothing_acknowledged_is_lost_and_every_link_converges() {
 async fn work(
     jira: &FakeJira,
     settings: &Settings,
-    client: &jira_connect_proxy::client::Client,
+    client: &Client,
     instances: &[FakeInstance; 2],
     promised: &mut Promised,
     round: usize,
@@ -132,14 +163,45 @@ async fn work(
             return;
         }
         promised.sites.insert(site.clone(), 2);
+        match (round + n) % 4 {
+            1 => {
+                let link = (site.clone(), instances[0].url());
+                // Neither there nor gone is promised while the answer is out.
+                promised.links.retain(|known| *known != link);
+                if !remove(settings, client, &link).await {
+                    return;
+                }
+                promised.removed.push(link);
+            }
+            2 => {
+                let call = jira.site(&site).call(&base, "uninstalled", None);
+                if jira
+                    .try_send(call)
+                    .await
+                    .is_none_or(|answer| answer.status() != 204)
+                {
+                    return;
+                }
+                promised.uninstalled.push(site);
+            }
+            3 => {
+                let path = "/api/v1/keys/rotate";
+                admin(
+                    client,
+                    &settings.admin_url(),
+                    &token(settings),
+                    "POST",
+                    path,
+                    None,
+                )
+                .await;
+            }
+            _ => {}
+        }
     }
 }
 
-async fn check(
-    settings: &Settings,
-    client: &jira_connect_proxy::client::Client,
-    promised: &Promised,
-) {
+async fn check(settings: &Settings, client: &Client, promised: &Promised) {
     let installations = list(settings, client, "/api/v1/installations").await;
     let generations: BTreeMap<&str, u64> = installations
         .iter()
@@ -174,11 +236,47 @@ async fn check(
     assert_eq!(namespaces.len(), count, "a namespace came twice");
 }
 
-async fn list(
-    settings: &Settings,
-    client: &jira_connect_proxy::client::Client,
-    path: &str,
-) -> Vec<Value> {
+async fn remove(settings: &Settings, client: &Client, link: &(String, String)) -> bool {
+    let links = list(
+        settings,
+        client,
+        &format!("/api/v1/links?client_key={}", link.0),
+    )
+    .await;
+    let found = links
+        .iter()
+        .find(|known| is_between(known, &link.0, &link.1));
+    let Some(id) = found.and_then(|known| known["id"].as_str()) else {
+        panic!("the link of {} to {} is lost", link.0, link.1);
+    };
+    let path = format!("/api/v1/links/{id}");
+    admin(
+        client,
+        &settings.admin_url(),
+        &token(settings),
+        "DELETE",
+        &path,
+        None,
+    )
+    .await
+    .is_some_and(|answer| answer.status() == 202)
+}
+
+fn is_between(link: &Value, site: &str, instance_url: &str) -> bool {
+    link["client_key"] == *site && link["instance_url"] == *instance_url
+}
+
+/// The instance confirmed what it should hold.
+fn is_settled(link: &Value) -> bool {
+    link["generation"] == link["acknowledged_generation"]
+}
+
+fn instance_of<'a>(link: &Value, instances: &'a [FakeInstance]) -> &'a FakeInstance {
+    let found = instances.iter().find(|i| i.url() == link["instance_url"]);
+    found.expect("instance")
+}
+
+async fn list(settings: &Settings, client: &Client, path: &str) -> Vec<Value> {
     let answer = admin(
         client,
         &settings.admin_url(),
