@@ -8,7 +8,7 @@
 #[path = "../tests/fakes/mod.rs"]
 mod fakes;
 
-use std::{cell::Cell, hint::black_box, sync::Arc};
+use std::{cell::Cell, hint::black_box, io::Write as _, sync::Arc};
 
 use divan::{Bencher, counter::ItemsCount};
 use fakes::FakeJira;
@@ -119,6 +119,17 @@ fn seal_and_open(bencher: Bencher<'_, '_>, bytes: usize) {
     bencher.bench(|| {
         let sealed = sealer.seal("i/tenant", &plain).unwrap();
         sealer.open("i/tenant", &sealed).unwrap()
+    });
+}
+
+/// What the disk itself takes for a record of that size: the measure for the next two.
+#[divan::bench]
+fn bare_append_and_fdatasync(bencher: Bencher<'_, '_>) {
+    let mut file = tempfile::tempfile().unwrap();
+    let record = [b'x'; 1024];
+    bencher.bench_local(|| {
+        file.write_all(&record).unwrap();
+        file.sync_data().unwrap();
     });
 }
 
