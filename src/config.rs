@@ -17,7 +17,7 @@ use std::{
 
 use jiff::SignedDuration;
 
-use crate::domain::{InstancePolicy, JiraSites, PublicUrl};
+use crate::domain::{CONNECT_PATH, InstancePolicy, JiraSites, PublicUrl};
 
 /// Every key with its default, commented.
 pub const DEFAULTS: &str = include_str!("../proxy.toml");
@@ -228,7 +228,7 @@ impl Config {
     pub fn proxy_url(&self) -> String {
         let base_url = self.app_base_url();
         base_url
-            .strip_suffix("/-/jira_connect")
+            .strip_suffix(CONNECT_PATH)
             .unwrap_or(&base_url)
             .to_owned()
     }

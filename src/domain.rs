@@ -27,3 +27,6 @@ pub use keys::{InstallKeyRecord, PrivateKeyDer, SigningKeyRecord};
 pub use link::{Link, LinkId, LinkMode, LinkState, Namespace};
 pub use origin::{JiraBaseUrl, JiraSites, PublicUrl};
 pub use secret::SharedSecret;
+
+/// Where every GitLab has its Connect endpoints below its own URL, and we have ours.
+pub const CONNECT_PATH: &str = "/-/jira_connect";

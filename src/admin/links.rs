@@ -12,11 +12,10 @@ use serde::{Deserialize, Serialize};
 use super::{AdminParts, parameter};
 use crate::{
     domain::{
-        ClientKey, InstanceUrl, Link, LinkId, LinkMode, instance_policy::PolicyError,
+        CONNECT_PATH, ClientKey, InstanceUrl, Link, LinkId, LinkMode, instance_policy::PolicyError,
         instance_url::InstanceUrlError, link::DeliveryProblem,
     },
     exchange::{Arrival, json, parse_json, read_body},
-    gitlab::deliver::CONNECT_PATH,
     linking::{self, LinkRefusal, NewLink},
     reject::{Reject, RejectKind},
 };

@@ -11,7 +11,7 @@ use super::{
     raw::{self, RawConfig},
 };
 use crate::domain::{
-    InstancePolicy, InstanceUrl, JiraSites, PublicUrl, instance_policy::AllowPattern,
+    CONNECT_PATH, InstancePolicy, InstanceUrl, JiraSites, PublicUrl, instance_policy::AllowPattern,
 };
 
 /// Turns text and numbers into settings. `None` or a mistake in `checks`: not usable.
@@ -153,7 +153,7 @@ fn public(
     let path = raw.base_path.as_str();
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~/".contains(&b);
     if !path.starts_with('/')
-        || !path.ends_with("/-/jira_connect")
+        || !path.ends_with(CONNECT_PATH)
         || path.contains("//")
         || path.split('/').any(|segment| matches!(segment, "." | ".."))
         || !path.bytes().all(plain)

@@ -15,8 +15,8 @@ use super::{KeyFetch, KeyFetches, Patience};
 use crate::{
     client::{Client, Destination, DialError, SendError, TlsFault},
     domain::{
-        Installation, InstancePolicy, InstanceUrl, LifecycleEventKind, Link, LinkMode,
-        SharedSecret,
+        CONNECT_PATH, Installation, InstancePolicy, InstanceUrl, LifecycleEventKind, Link,
+        LinkMode, SharedSecret,
         instance_policy::PolicyError,
         link::{DeliveryProblem, Goal},
     },
@@ -26,9 +26,6 @@ use crate::{
         signer::{InstanceClaims, SignError},
     },
 };
-
-/// Where every GitLab has its Connect endpoints, below its own URL.
-pub const CONNECT_PATH: &str = "/-/jira_connect";
 
 /// Makes attempts; cheap to clone.
 #[derive(Clone)]

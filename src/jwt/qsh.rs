@@ -13,10 +13,12 @@ use std::borrow::Cow;
 use percent_encoding::{
     AsciiSet, NON_ALPHANUMERIC, PercentEncode, percent_decode_str, utf8_percent_encode,
 };
-use ring::digest;
 use subtle::ConstantTimeEq;
 
-use super::target::{Parameter, TOKEN_PARAMETER, Target, is_dot_segment};
+use super::{
+    target::{Parameter, TOKEN_PARAMETER, Target, is_dot_segment},
+    token::hex_digest,
+};
 
 /// Whose canonical form. They differ in path escapes, trailing slashes and repeated parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,16 +194,7 @@ impl Rule {
 impl Qsh {
     /// Hashes a canonical form.
     pub fn of(canonical: &str) -> Self {
-        let digest = digest::digest(&digest::SHA256, canonical.as_bytes());
-        let nibbles = digest
-            .as_ref()
-            .iter()
-            .flat_map(|byte| [byte >> 4, byte & 0xf]);
-        Self(
-            nibbles
-                .filter_map(|nibble| char::from_digit(nibble.into(), 16))
-                .collect(),
-        )
+        Self(hex_digest(canonical.as_bytes()))
     }
 
     /// The hash as the `qsh` claim has it.
