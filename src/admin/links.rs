@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// How long a caller waits for the outcome of a first delivery, at most. An attempt may take longer; it goes on.
-const OUTCOME_PATIENCE_MAX: Duration = Duration::from_secs(20);
+const OUTCOME_PATIENCE_MAX: Duration = Duration::from_secs(10);
 
 /// How long a name may take to be looked up before a link is made without knowing its address.
 const LOOKUP_PATIENCE: Duration = Duration::from_secs(3);
