@@ -144,7 +144,7 @@ fn durable_installed_one_by_one(bencher: Bencher<'_, '_>) {
             .runtime
             .block_on(install(stage.owner.store().clone(), number.get() % 1000));
     });
-    stage.owner.close();
+    stage.owner.close().unwrap();
 }
 
 /// 64 callers at once share syncs; the time is for all of them.
@@ -163,7 +163,7 @@ fn durable_installed_64_at_once(bencher: Bencher<'_, '_>) {
             tasks.join_all().await
         });
     });
-    stage.owner.close();
+    stage.owner.close().unwrap();
 }
 
 /// A whole `installed` over loopback: HTTP, token, body, transaction, sync, answer.

@@ -187,7 +187,7 @@ impl AdminParts {
             RejectKind::AdminTokenWanted,
             "admin_token",
             "the admin API wants its token",
-            "send `Authorization: Bearer <token>` with what stands in admin.token_file",
+            "send `Authorization: Bearer <token>` with what stood in admin.token_file when the relay was started",
         ))
     }
 

@@ -3,6 +3,7 @@
 mod welcome;
 
 use std::{
+    io::Write as _,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -102,7 +103,7 @@ fn main() -> ExitCode {
         Command::Serve => match serve(config, file) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("jira-connect-proxy: {error:#}");
+                eprintln!("jira-connect-proxy: {error}");
                 ExitCode::FAILURE
             }
         },
@@ -140,7 +141,8 @@ async fn serve(config: Config, file: Option<PathBuf>) -> anyhow::Result<()> {
     let hang_ups = signal(SignalKind::hangup()).context("SIGHUP can't be heard")?;
     let welcome = Welcome::of(&config);
     let relay = Relay::bind(config).await?;
-    println!("{}", welcome.text(relay.addresses()));
+    // Nobody may be reading; that is no reason to stop.
+    let _ = writeln!(std::io::stdout(), "{}", welcome.text(relay.addresses()));
     let hang_up = tokio::spawn(reload_on_hang_up(hang_ups, relay.reload(), file));
     relay
         .run(async move {

@@ -13,7 +13,10 @@ use std::{
 use arc_swap::ArcSwap;
 use jiff::{SignedDuration, Timestamp};
 use ring::rand::{SecureRandom, SystemRandom};
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{
+    task::{self, JoinError, JoinSet},
+    time::Instant,
+};
 
 use crate::{
     clock,
@@ -64,9 +67,9 @@ impl Reconciler {
             tokio::select! {
                 biased;
                 () = &mut shutdown => break,
-                Some(ended) = flights.tasks.join_next() => {
+                Some(ended) = flights.tasks.join_next_with_id() => {
                     flights.ended(ended);
-                    while let Some(ended) = flights.tasks.try_join_next() {
+                    while let Some(ended) = flights.tasks.try_join_next_with_id() {
                         flights.ended(ended);
                     }
                 }
@@ -103,10 +106,14 @@ impl Reconciler {
             .into_iter()
             .filter(|link| !link.is_settled() && !flights.links.contains(&link.id))
             .collect();
-        waiting.sort_by_key(|link| link.next_attempt_at);
+        let due_at = |link: &Link| match link.next_attempt_at {
+            at if at >= too_far => now,
+            at => at,
+        };
+        waiting.sort_by_key(|link| due_at(link));
         for link in waiting {
-            if link.next_attempt_at > now && link.next_attempt_at < too_far {
-                let until = link.next_attempt_at.duration_since(now);
+            if due_at(&link) > now {
+                let until = due_at(&link).duration_since(now);
                 pause = pause.min(until.unsigned_abs());
                 break;
             }
@@ -118,11 +125,12 @@ impl Reconciler {
             if *busy < patience.attempts_per_instance_max {
                 *busy += 1;
                 flights.links.insert(link.id);
+                let flight = (link.id, link.instance_url.clone());
                 let this = Arc::clone(self);
-                flights.tasks.spawn(async move {
-                    this.attempt(&link).await;
-                    (link.id, link.instance_url.clone())
-                });
+                let task = flights
+                    .tasks
+                    .spawn(async move { this.attempt(&link).await });
+                flights.under_way.insert(task.id(), flight);
             }
         }
         pause
@@ -134,6 +142,12 @@ impl Reconciler {
             tracing::error!(link.id = %link.id, "a link has no installation");
             return tokio::time::sleep(self.patience.load().retry_min).await;
         };
+        if !link.reached
+            && let Err(error) = self.mark_reached(link.id).await
+        {
+            tracing::error!(link.id = %link.id, "nothing is delivered while nothing can be saved: {error}");
+            return tokio::time::sleep(self.patience.load().retry_min).await;
+        }
         let goal = link.desired;
         let event = goal.event;
         let id = uuid::Uuid::new_v4().simple().to_string();
@@ -183,7 +197,7 @@ impl Reconciler {
                 );
                 AttemptOutcome::Failed {
                     refused: error.refused(),
-                    may_have_arrived: error.may_have_arrived(),
+                    may_have_arrived: link.reached || error.may_have_arrived(),
                     problem,
                     retry_in,
                 }
@@ -194,6 +208,19 @@ impl Reconciler {
             // Nothing was recorded, so the link is still due: do not hammer the instance over our own trouble.
             tokio::time::sleep(self.patience.load().retry_min).await;
         }
+    }
+
+    /// From here on the instance may have been told, whatever happens to us.
+    async fn mark_reached(&self, id: LinkId) -> Result<(), TransactError<StoreFull>> {
+        self.store
+            .transact(move |transaction| match transaction.link(id) {
+                Some(link) if !link.reached => transaction.put_link(Link {
+                    reached: true,
+                    ..Link::clone(&link)
+                }),
+                _ => Ok(()),
+            })
+            .await
     }
 
     async fn record(
@@ -304,40 +331,46 @@ fn has_moved(link: &Link, public_url: &str) -> bool {
             .is_some_and(|base_url| base_url != public_url)
 }
 
-/// The operator's word was against the last attempt.
+/// What the operator decides was against the last attempt: policy, addresses, certificate authorities.
 fn was_not_allowed(link: &Link) -> bool {
     !link.is_settled()
         && link.last_error.as_ref().is_some_and(|problem| {
-            matches!(problem.code.as_str(), "not_allowed" | "address_not_public")
+            matches!(
+                problem.code.as_str(),
+                "not_allowed" | "address_not_public" | "tls_failed"
+            )
         })
 }
 
 /// Attempts in flight.
 #[derive(Default)]
 struct Flights {
-    tasks: JoinSet<(LinkId, InstanceUrl)>,
+    tasks: JoinSet<()>,
+    under_way: HashMap<task::Id, (LinkId, InstanceUrl)>,
     links: HashSet<LinkId>,
     instances: HashMap<InstanceUrl, usize>,
 }
 
 impl Flights {
-    fn ended(&mut self, ended: Result<(LinkId, InstanceUrl), tokio::task::JoinError>) {
+    fn ended(&mut self, ended: Result<(task::Id, ()), JoinError>) {
+        let task = ended.as_ref().map_or_else(JoinError::id, |(id, ())| *id);
+        let Some((link, instance_url)) = self.under_way.remove(&task) else {
+            return;
+        };
         match ended {
-            Ok((id, instance_url)) => {
-                self.links.remove(&id);
-                if let Some(busy) = self.instances.get_mut(&instance_url) {
-                    *busy -= 1;
-                    if *busy == 0 {
-                        self.instances.remove(&instance_url);
-                    }
-                }
+            Ok(_) => {
+                self.links.remove(&link);
             }
-            // Whose attempt it was is not known: forget all marks. A link tried twice at once is delivered
-            // twice at worst, a link marked for ever would never be delivered again.
-            Err(panic) => {
-                tracing::error!("a delivery attempt panicked: {panic}");
-                self.links.clear();
-                self.instances.clear();
+            // It stays marked: nothing was recorded, so it would fail in the same way again and again.
+            Err(panic) => tracing::error!(
+                link.id = %link,
+                "a delivery attempt panicked, the link is left alone until the next start: {panic}"
+            ),
+        }
+        if let Some(busy) = self.instances.get_mut(&instance_url) {
+            *busy -= 1;
+            if *busy == 0 {
+                self.instances.remove(&instance_url);
             }
         }
     }

@@ -260,6 +260,12 @@ impl Relay {
     /// A part ended by itself. The others are stopped in order all the same: a relay that answers but does not
     /// deliver is worse than one that is down and restarted.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), PartEnded> {
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            public.listen = %self.addresses.public,
+            admin.listen = %self.addresses.admin,
+            "running"
+        );
         let (stop, stopping) = watch::channel(false);
         let stopped = || {
             let mut stopping = stopping.clone();
@@ -292,6 +298,13 @@ impl Relay {
             self.key_news,
             stopped(),
         ));
+        let (watched, until) = (self.reload.store.clone(), stopped());
+        tasks.spawn(async move {
+            tokio::select! {
+                () = watched.ended() => tracing::error!("the store has ended by itself"),
+                () = until => {}
+            }
+        });
         if let Some(tls) = self.tls {
             tasks.spawn(watch_tls(tls, stopped()));
         }
@@ -317,7 +330,7 @@ impl Relay {
             }
         }
         let store = self.store;
-        if blocking(move || store.close()).await.is_err() {
+        if !matches!(blocking(move || store.close()).await, Ok(Ok(()))) {
             tracing::error!("the store could not be closed in order");
             failed = true;
         }

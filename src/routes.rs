@@ -153,10 +153,15 @@ impl Public {
                 Err(Reject::method_not_allowed("GET"))
             }
             (Route::Descriptor, _) => cacheable(
+                "public",
                 300,
                 typed(StatusCode::OK, "application/json", self.descriptor.clone()),
             ),
-            (Route::Logo, _) => cacheable(86_400, typed(StatusCode::OK, "image/svg+xml", LOGO)),
+            (Route::Logo, _) => cacheable(
+                "public",
+                86_400,
+                typed(StatusCode::OK, "image/svg+xml", LOGO),
+            ),
             (Route::PublicKey, _) => public_keys::serve(self, kid, arrival).await,
         }
     }
@@ -174,12 +179,14 @@ impl Route {
     }
 }
 
+/// `who` may keep it: `public` or `private`.
 fn cacheable(
+    who: &str,
     seconds: u32,
     response: Result<Response<Full<Bytes>>, Reject>,
 ) -> Result<Response<Full<Bytes>>, Reject> {
     let mut response = response?;
-    let value = HeaderValue::from_str(&format!("public, max-age={seconds}"));
+    let value = HeaderValue::from_str(&format!("{who}, max-age={seconds}"));
     response
         .headers_mut()
         .insert(header::CACHE_CONTROL, value.map_err(Reject::internal)?);

@@ -88,5 +88,10 @@ pub fn make_folders(folder: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    File::open(parent)?.sync_all()
+    match File::open(parent) {
+        Ok(parent) => parent.sync_all(),
+        // It may be written but not read: then the folder is there, only not proof against a power cut yet.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        Err(error) => Err(error),
+    }
 }

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::{
-    body::Incoming,
+    body::{Body as _, Incoming},
     server::conn::{http1, http2},
     service::service_fn,
 };
@@ -40,6 +40,9 @@ const H2_STREAMS_MAX: u32 = 100;
 
 /// A connection without a request is closed after this; before its first request, after the receive timeout.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// An answer may take as long as this makes it, and the idle time.
+const SLOWEST_READER_BYTES_PER_SEC: u64 = 32 * 1024;
 
 /// One listening socket and what it allows.
 pub struct Server {
@@ -87,14 +90,14 @@ impl Server {
                 }
             };
             let _ = tcp.set_nodelay(true);
-            let activity = Arc::new(Activity::new());
+            let activity = Arc::new(Activity::new(self.limits.receive_timeout));
             let (handler, active) = (handler.clone(), Arc::clone(&activity));
             let service = service_fn(move |request| {
                 let answer = handler(request, peer);
                 let request = active.request();
                 async move {
                     let answer = answer.await;
-                    drop(request);
+                    request.answered(answer.body().size_hint().exact().unwrap_or_default());
                     Ok::<_, Infallible>(answer)
                 }
             });
@@ -138,7 +141,7 @@ impl Server {
                 };
                 let result = tokio::select! {
                     result = served => result,
-                    () = activity.idle(receive_timeout) => Ok(()),
+                    () = activity.idle() => Ok(()),
                 };
                 if let Err(cause) = result {
                     failures.with_label_values(&[name, cause]).inc();
@@ -214,18 +217,18 @@ impl Server {
 /// sends none would hold its permit for ever.
 struct Activity {
     in_flight: AtomicUsize,
-    /// The last request's end, and how many there were. A short std lock: nothing is awaited while it is held.
-    last: Mutex<(Instant, u64)>,
+    /// Until when nothing need happen. A short std lock: nothing is awaited while it is held.
+    quiet_until: Mutex<Instant>,
 }
 
 /// A request being answered.
 struct ActiveRequest(Arc<Activity>);
 
 impl Activity {
-    fn new() -> Self {
+    fn new(first_request_timeout: Duration) -> Self {
         Self {
             in_flight: AtomicUsize::new(0),
-            last: Mutex::new((Instant::now(), 0)),
+            quiet_until: Mutex::new(Instant::now() + first_request_timeout),
         }
     }
 
@@ -235,36 +238,38 @@ impl Activity {
     }
 
     /// Returns when nothing happened for too long.
-    async fn idle(&self, first_request_timeout: Duration) {
+    async fn idle(&self) {
         loop {
-            let (since, requests) = *self.last();
-            let limit = if requests == 0 {
-                first_request_timeout
-            } else {
-                IDLE_TIMEOUT
-            };
-            tokio::time::sleep_until(since + limit).await;
-            let unchanged = self.last().0 == since;
+            let until = *self.quiet_until();
+            tokio::time::sleep_until(until).await;
+            let unchanged = *self.quiet_until() == until;
             if unchanged && self.in_flight.load(Ordering::Acquire) == 0 {
                 return;
             }
             if unchanged {
                 // A request is being answered; it has a deadline of its own.
-                tokio::time::sleep(first_request_timeout).await;
+                tokio::time::sleep(IDLE_TIMEOUT / 10).await;
             }
         }
     }
 
-    fn last(&self) -> MutexGuard<'_, (Instant, u64)> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    fn quiet_until(&self) -> MutexGuard<'_, Instant> {
+        self.quiet_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ActiveRequest {
+    /// The answer goes out now; a slow reader gets time for its size.
+    fn answered(self, bytes: u64) {
+        let reading = Duration::from_secs(bytes / SLOWEST_READER_BYTES_PER_SEC);
+        *self.0.quiet_until() = Instant::now() + IDLE_TIMEOUT + reading;
     }
 }
 
 impl Drop for ActiveRequest {
     fn drop(&mut self) {
-        let mut last = self.0.last();
-        *last = (Instant::now(), last.1 + 1);
-        drop(last);
         self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }

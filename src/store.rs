@@ -135,6 +135,9 @@ pub enum StoreError {
     /// It could not be made durable; it may or may not be there after a restart.
     #[error("the change could not be made durable: {0}")]
     NotDurable(String),
+    /// Something in it can't be read.
+    #[error("the store can't be read: {0}")]
+    Unreadable(String),
     /// The store is closing or its thread is gone.
     #[error("the store is closed")]
     Closed,
@@ -193,13 +196,14 @@ impl StoreOwner {
     }
 
     /// Finishes what is queued and lets go of the folder. Blocks.
-    pub fn close(self) {
+    ///
+    /// # Errors
+    /// The committer thread had panicked.
+    pub fn close(self) -> Result<(), StoreError> {
         let Self { store, thread } = self;
         // Other handles may live on; the thread ends all the same.
         let _ = store.jobs.blocking_send(Job::Close);
-        if thread.join().is_err() {
-            tracing::error!("the store's committer thread had panicked");
-        }
+        thread.join().map_err(|_| StoreError::Closed)
     }
 }
 
@@ -265,6 +269,11 @@ impl Store {
         result.await.map_err(|_| closed(()))?
     }
 
+    /// Returns when the committer has ended, which it does by itself only in trouble.
+    pub async fn ended(&self) {
+        self.jobs.closed().await;
+    }
+
     /// Proves that a change can be made durable now, by making one.
     pub async fn probe(&self, now: Timestamp) -> Result<(), StoreError> {
         let probe = move |transaction: &mut Transaction<'_>| {
@@ -288,6 +297,9 @@ impl Store {
 
 impl From<StoreError> for Reject {
     fn from(error: StoreError) -> Self {
+        if let StoreError::Unreadable(_) = error {
+            return Self::internal(error);
+        }
         Self {
             internal: Some(error.to_string()),
             ..Self::new(
@@ -336,6 +348,13 @@ fn store_key(config: &StoreConfig) -> Result<Zeroizing<[u8; Sealer::KEY_BYTES]>,
             });
         }
         key.copy_from_slice(&content);
+        if !Engine::exists(&config.path) {
+            let store = std::path::absolute(&config.path).unwrap_or_else(|_| config.path.clone());
+            tracing::warn!(
+                store = %store.display(),
+                "there is a store key but no store: starting empty. If there was one, stop now, and look at store.path, the working directory and what should be mounted"
+            );
+        }
         return Ok(key);
     }
     if Engine::exists(&config.path) {

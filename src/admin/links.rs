@@ -241,7 +241,10 @@ impl From<PolicyError> for Reject {
                 "instance_not_https",
                 "use https, or set instances.dangerous_allow_http",
             ),
-            PolicyError::NotListed(_) => ("instance_not_allowed", "add it to instances.allow"),
+            PolicyError::NotListed(_) => (
+                "instance_not_allowed",
+                "add it to instances.allow and send SIGHUP",
+            ),
             PolicyError::NotPublic(_) => (
                 "instance_address_not_public",
                 "if that is right, set instances.dangerous_allow_private_addresses",

@@ -53,6 +53,8 @@ pub struct Goal {
 pub struct RetiredLinkSecret {
     /// The old secret.
     pub secret: SharedSecret,
+    /// The goal's generation that first carried it.
+    pub since_generation: u64,
     /// The instance had confirmed it.
     pub confirmed: bool,
     /// Until when it still counts; `None` while its successor has not been confirmed.
@@ -91,6 +93,8 @@ pub struct Link {
     pub keep_ids: bool,
     /// The link's own secret, current generation.
     pub secret: SharedSecret,
+    /// The goal's generation that first carried it.
+    pub secret_since: u64,
     /// Earlier secrets that the instance may still sign with.
     pub retired_secrets: Vec<RetiredLinkSecret>,
     /// What the instance should know.
@@ -101,7 +105,8 @@ pub struct Link {
     pub acknowledged: Option<Goal>,
     /// The `baseUrl` that the last confirmed `installed` carried.
     pub acknowledged_base_url: Option<String>,
-    /// An attempt may have arrived, so the instance may hold something.
+    /// An attempt may have arrived, so the instance may hold something. Set before an attempt, and taken back if
+    /// it certainly did not arrive: a crash in between must not forget an instance that was told.
     pub reached: bool,
     /// The operator wants the link gone: the record goes once the instance was told.
     pub remove: bool,
@@ -149,7 +154,7 @@ pub enum AttemptOutcome {
         problem: DeliveryProblem,
         /// The answer is one of an instance that does not have the installation (any more).
         refused: bool,
-        /// The instance may have heard of it.
+        /// The instance may have heard of this or an earlier one.
         may_have_arrived: bool,
         /// Wait this long before the next one.
         retry_in: SignedDuration,
@@ -175,6 +180,7 @@ impl Link {
             namespace,
             keep_ids,
             secret,
+            secret_since: 1,
             retired_secrets: Vec::new(),
             desired: Goal {
                 event: LifecycleEventKind::Installed,
@@ -200,9 +206,14 @@ impl Link {
         if let Some(fresh) = fresh {
             let retired = RetiredLinkSecret {
                 secret: std::mem::replace(&mut self.secret, fresh),
-                confirmed: self.is_settled(),
+                since_generation: self.secret_since,
+                confirmed: self.acknowledged.is_some_and(|goal| {
+                    goal.event == LifecycleEventKind::Installed
+                        && goal.generation >= self.secret_since
+                }),
                 valid_until: None,
             };
+            self.secret_since = self.desired.generation + 1;
             self.retired_secrets.insert(0, retired);
             if self.retired_secrets.len() > RETIRED_SECRETS_MAX {
                 // The newest that was confirmed is most likely the one in use: the oldest other one goes.
@@ -274,6 +285,8 @@ impl Link {
         give_up_removal_after: SignedDuration,
         now: Timestamp,
     ) {
+        // A clock that was ahead for a while must not freeze anything.
+        self.desired_since = self.desired_since.min(now);
         match outcome {
             AttemptOutcome::Acknowledged { base_url } => {
                 self.reached = true;
@@ -291,7 +304,7 @@ impl Link {
                 may_have_arrived,
                 retry_in,
             } if goal == self.desired => {
-                self.reached |= may_have_arrived;
+                self.reached = may_have_arrived;
                 self.attempts = self.attempts.saturating_add(1);
                 self.refusals = self.refusals.saturating_add(u32::from(refused));
                 self.last_error = Some(problem);
@@ -307,7 +320,7 @@ impl Link {
             AttemptOutcome::Failed {
                 may_have_arrived, ..
             } => {
-                self.reached |= may_have_arrived;
+                self.reached = may_have_arrived;
                 self.next_attempt_at = now;
             }
         }
@@ -315,6 +328,15 @@ impl Link {
 
     fn acknowledge(&mut self, goal: Goal, grace: SignedDuration, now: Timestamp) {
         self.acknowledged = Some(goal);
+        if goal.event == LifecycleEventKind::Installed && goal.generation < self.secret_since {
+            let carried = self
+                .retired_secrets
+                .iter_mut()
+                .find(|retired| retired.since_generation <= goal.generation);
+            if let Some(carried) = carried {
+                carried.confirmed = true;
+            }
+        }
         if goal != self.desired {
             self.next_attempt_at = now;
             return;
@@ -561,6 +583,24 @@ mod tests {
         link.remove = true;
         link.record(link.desired, unreachable(), GRACE, WEEK, at(3));
         assert!(link.is_finished());
+    }
+
+    #[test]
+    fn a_late_confirmation_tells_which_secret_is_in_use() {
+        let mut link = link();
+        link.record(link.desired, confirmed(), GRACE, WEEK, at(1));
+        link.want_installed(SharedSecret::generate().ok(), at(2));
+        let (second, goal) = (link.secret.clone(), link.desired);
+        link.want_installed(SharedSecret::generate().ok(), at(3));
+        link.record(goal, confirmed(), GRACE, WEEK, at(4));
+        for _ in 0..10 {
+            link.want_installed(SharedSecret::generate().ok(), at(5));
+        }
+        let mut kept = link
+            .retired_secrets
+            .iter()
+            .filter(|retired| retired.confirmed);
+        assert!(kept.any(|retired| retired.secret == second));
     }
 
     #[test]

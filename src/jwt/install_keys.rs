@@ -42,6 +42,9 @@ const GOOD_MAX: u64 = 200;
 const FETCHES_PER_SECOND: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
 const FETCHES_BURST: NonZeroU32 = NonZeroU32::new(100).expect("not zero");
 
+/// How soon a throttled call of Jira's tries again.
+const THROTTLED_PAUSE: Duration = Duration::from_millis(100);
+
 const THROTTLED: &str = "too many unknown key ids are asked for at once";
 
 /// Looks up Atlassian's keys; cheap to clone.
@@ -90,6 +93,8 @@ enum Found {
     Key(Arc<InstallKeyRecord>),
     Nothing,
     Failure(Arc<str>),
+    /// Not asked for: too much is asked for already.
+    Throttled,
 }
 
 impl InstallKeys {
@@ -130,29 +135,46 @@ impl InstallKeys {
         purpose: Purpose,
         now: Timestamp,
     ) -> Result<Arc<InstallKeyRecord>, VerifyError> {
-        if let Some(answer) = self.answers.get(kid).await
-            && answer.until > Instant::now()
-        {
-            return answer.what.into_result(kid);
+        let deadline = Instant::now() + FETCH_TIMEOUT;
+        loop {
+            let answer = self
+                .answers
+                .entry_by_ref(kid)
+                .or_insert_with_if(self.ask(kid, purpose, now), |answer| {
+                    answer.until <= Instant::now()
+                })
+                .await
+                .into_value();
+            match answer.what {
+                Found::Key(key) => return Ok(key),
+                Found::Nothing => return Err(VerifyError::UnknownKey(kid.clone())),
+                // Jira's call waits for its turn among the strangers'.
+                Found::Throttled if purpose == Purpose::Lifecycle && Instant::now() < deadline => {
+                    tokio::time::sleep(THROTTLED_PAUSE).await;
+                }
+                Found::Throttled => return Err(self.unavailable(kid, THROTTLED)),
+                Found::Failure(cause) => return Err(self.unavailable(kid, &cause)),
+            }
         }
-        // Apart from the shared answers: what one purpose has used up must be no answer for the other.
-        if self.budget(purpose).check().is_err() {
-            self.count("throttled");
-            let known = self.good.get(kid).await;
-            let what = known.map_or_else(|| Found::Failure(THROTTLED.into()), Found::Key);
-            return what.into_result(kid);
-        }
-        self.answers
-            .entry_by_ref(kid)
-            .or_insert_with_if(self.ask(kid, now), |answer| answer.until <= Instant::now())
-            .await
-            .into_value()
-            .what
-            .into_result(kid)
     }
 
-    async fn ask(&self, kid: &KeyId, now: Timestamp) -> Answer {
+    fn unavailable(&self, kid: &KeyId, cause: &str) -> VerifyError {
+        VerifyError::KeysUnavailable {
+            kid: kid.clone(),
+            cause: cause.to_owned(),
+        }
+    }
+
+    async fn ask(&self, kid: &KeyId, purpose: Purpose, now: Timestamp) -> Answer {
         let known = self.good.get(kid).await;
+        if self.budget(purpose).check().is_err() {
+            self.count("throttled");
+            // Over at once: what one purpose has used up is no answer for the other.
+            return Answer {
+                what: known.map_or(Found::Throttled, Found::Key),
+                until: Instant::now(),
+            };
+        }
         let (what, outcome, holds) = match self.fetch(kid, known.is_some()).await {
             Ok(Some(public_pem)) => {
                 let key = Arc::new(InstallKeyRecord {
@@ -233,18 +255,5 @@ impl InstallKeys {
     /// Keeping keys is a convenience; nobody waits for it.
     fn tell(&self, news: KeyNews) {
         let _ = self.learned.try_send(news);
-    }
-}
-
-impl Found {
-    fn into_result(self, kid: &KeyId) -> Result<Arc<InstallKeyRecord>, VerifyError> {
-        match self {
-            Self::Key(key) => Ok(key),
-            Self::Nothing => Err(VerifyError::UnknownKey(kid.clone())),
-            Self::Failure(cause) => Err(VerifyError::KeysUnavailable {
-                kid: kid.clone(),
-                cause: cause.to_string(),
-            }),
-        }
     }
 }

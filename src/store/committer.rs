@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{
     OpenError, Sealer, StoreError, TransactError,
     records::{AUDIT, Opened, open, seal_batch, unseal},
-    sled::{Engine, EngineError},
+    sled::{Engine, EngineError, caught},
     tables::Tables,
     transaction::{Transaction, Written},
 };
@@ -163,7 +163,11 @@ impl Committer {
             );
             // The engine refuses everything after a failed write, and what it still holds in memory is not what
             // is on disk: look at the disk again before the next batch.
-            self.engine = None;
+            let broken = self.engine.take();
+            // Letting go of it can fail as well.
+            if let Err(error) = caught(|| drop(broken)) {
+                tracing::error!("the store's engine could not be closed: {error}");
+            }
             return Err(StoreError::NotDurable(cause));
         }
         timer.observe_duration();
@@ -204,17 +208,17 @@ impl Committer {
     fn read_audit(&mut self, most: usize) -> Result<Vec<AuditEntry>, StoreError> {
         self.reopen_if_needed();
         let opened = self.engine.as_ref().ok_or(StoreError::Closed)?;
-        let unreadable = |cause: String| StoreError::NotDurable(cause);
-        opened
-            .engine
-            .scan(AUDIT.as_bytes())
-            .rev()
-            .take(most)
-            .map(|pair| {
-                let (key, value) = pair.map_err(|error| unreadable(error.to_string()))?;
-                let id = String::from_utf8_lossy(&key).into_owned();
-                unseal(&self.sealer, &id, &value).map_err(unreadable)
-            })
-            .collect()
+        let read = || {
+            let pairs = opened.engine.scan(AUDIT.as_bytes()).rev().take(most);
+            pairs
+                .map(|pair| {
+                    let (key, value) = pair.map_err(|error| error.to_string())?;
+                    unseal(&self.sealer, &String::from_utf8_lossy(&key), &value)
+                })
+                .collect::<Result<_, String>>()
+        };
+        caught(read)
+            .unwrap_or_else(|error| Err(error.to_string()))
+            .map_err(StoreError::Unreadable)
     }
 }

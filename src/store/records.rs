@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
 
@@ -11,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::{
     OpenError, SCHEMA, SealError, Sealer,
-    sled::{Change, Engine, EngineError, Lock, panicked},
+    sled::{Change, Engine, EngineError, Lock, caught},
     tables::{Changes, Record, Tables},
     transaction::Written,
 };
@@ -41,9 +40,8 @@ pub(super) fn open(
     sealer: &Sealer,
     tables: &Tables,
 ) -> Result<Opened, OpenError> {
-    // The engine also meets damage with a panic while it reads.
-    catch_unwind(AssertUnwindSafe(|| read(config, lock, sealer, tables)))
-        .unwrap_or_else(|panic| Err(OpenError::from_engine(config, panicked(panic.as_ref()))))
+    caught(|| read(config, lock, sealer, tables))
+        .unwrap_or_else(|error| Err(OpenError::from_engine(config, error)))
 }
 
 fn read(

@@ -11,12 +11,12 @@
 //! - sled cuts what it takes for the end when it opens a store, so a store is tried on a copy first.
 
 use std::{
-    any::Any,
     fs::{self, File, OpenOptions, TryLockError},
     io,
     os::unix::fs::FileExt as _,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use crate::secret_file::make_folders;
@@ -24,12 +24,20 @@ use crate::secret_file::make_folders;
 /// Number of the last batch, decimal.
 const BATCH_KEY: &[u8] = b"m/batch";
 
+const LOCK_RETRIES: u32 = 500;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
+/// A sync failed. Linux then calls the pages clean that never reached the disk, so no later sync writes them. The
+/// mark need not survive a power cut: after one, what is read is what is on the disk.
+const UNSYNCED: &str = "unsynced";
+
 /// One open store folder.
 pub(super) struct Engine {
     db: sled::Db,
     data: File,
     witness: File,
     batch: u64,
+    path: PathBuf,
     _lock: Lock,
 }
 
@@ -86,14 +94,19 @@ impl Engine {
             .open(path.join("witness"))?;
         let witnessed = read_witness(&witness)?;
         if !fresh {
+            remove_unfinished_snapshots(path)?;
+            rewrite_unsynced(path)?;
             try_copy(path, witnessed)?;
         }
         let db = open_db(path)?;
         let batch = batch_of(&db, witnessed)?;
         let data = File::open(path.join("db"))?;
-        if fresh {
+        if batch == 0 {
+            // Nothing was committed yet: what sled makes beside its data is never synced by it.
             db.flush()?;
-            data.sync_all()?;
+            for file in files(path)? {
+                File::open(file)?.sync_all()?;
+            }
             File::open(path)?.sync_all()?;
         }
         Ok(Self {
@@ -101,6 +114,7 @@ impl Engine {
             data,
             witness,
             batch,
+            path: path.to_owned(),
             _lock: lock,
         })
     }
@@ -131,12 +145,16 @@ impl Engine {
                 None => batch.remove(key),
             }
         }
-        let durable = || -> Result<(), EngineError> {
+        let flushed = || -> Result<(), EngineError> {
             self.db.apply_batch(batch)?;
             self.db.flush()?;
-            Ok(self.data.sync_data()?)
+            Ok(())
         };
-        catch_unwind(AssertUnwindSafe(durable)).map_err(|panic| panicked(panic.as_ref()))??;
+        caught(flushed)??;
+        if let Err(error) = self.data.sync_data() {
+            let _ = File::create(self.path.join(UNSYNCED));
+            return Err(error.into());
+        }
         self.batch = number;
         // A witness that lags does no harm.
         let _ = self
@@ -156,10 +174,64 @@ fn try_copy(path: &Path, witnessed: Option<u64>) -> Result<(), EngineError> {
             tracing::warn!("the store is opened without a trial on a copy: {error}");
             Ok(())
         }
-        Ok(()) => open_db(&copy).and_then(|db| batch_of(&db, witnessed).map(drop)),
+        Ok(()) => trial(&copy, witnessed),
     };
     let _ = fs::remove_dir_all(&copy);
     result
+}
+
+/// sled writes a snapshot under this name and renames it when it is whole, but takes an unfinished one for the
+/// newest. Snapshots follow from the log, so nothing is lost with them.
+fn remove_unfinished_snapshots(path: &Path) -> io::Result<()> {
+    for file in files(path)? {
+        if file
+            .extension()
+            .is_some_and(|extension| extension == "generating")
+        {
+            fs::remove_file(file)?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes durable what a failed sync left in memory only: as another file, whose pages are all to be written.
+fn rewrite_unsynced(path: &Path) -> io::Result<()> {
+    let mark = path.join(UNSYNCED);
+    if !mark.exists() {
+        return Ok(());
+    }
+    let (data, new) = (path.join("db"), path.join("db.new"));
+    fs::copy(&data, &new)?;
+    File::open(&new)?.sync_all()?;
+    fs::rename(&new, &data)?;
+    File::open(path)?.sync_all()?;
+    fs::remove_file(mark)
+}
+
+/// The files in a folder, without folders.
+fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            files.push(entry.path());
+        }
+    }
+    Ok(files)
+}
+
+/// Damage under a snapshot shows only at the start after the next write, so the trial writes, and starts again.
+fn trial(copy: &Path, witnessed: Option<u64>) -> Result<(), EngineError> {
+    let db = open_db(copy)?;
+    let before = batch_of(&db, witnessed)?;
+    let write = || -> sled::Result<()> {
+        db.insert(BATCH_KEY, (before + 1).to_string().into_bytes())?;
+        db.flush().map(drop)
+    };
+    caught(write)??;
+    caught(|| drop(db))?;
+    let db = open_db(copy)?;
+    batch_of(&db, Some(before + 1)).map(drop)
 }
 
 fn copy_store(path: &Path, copy: &Path) -> io::Result<()> {
@@ -168,12 +240,12 @@ fn copy_store(path: &Path, copy: &Path) -> io::Result<()> {
         _ => {}
     }
     make_folders(copy)?;
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let ours = matches!(name.to_str(), Some("relay.lock" | "witness"));
-        if entry.file_type()?.is_file() && !ours {
-            fs::copy(entry.path(), copy.join(name))?;
+    for file in files(path)? {
+        let Some(name) = file.file_name() else {
+            continue;
+        };
+        if !matches!(name.to_str(), Some("relay.lock" | "witness")) {
+            fs::copy(&file, copy.join(name))?;
         }
     }
     // Never used: all our records are small.
@@ -182,23 +254,33 @@ fn copy_store(path: &Path, copy: &Path) -> io::Result<()> {
 
 fn open_db(path: &Path) -> Result<sled::Db, EngineError> {
     let path: PathBuf = path.to_owned();
-    let open = move || {
+    let open = || {
         sled::Config::new()
-            .path(path)
+            .path(&path)
             .cache_capacity(64 * 1024 * 1024)
             .flush_every_ms(None)
             .open()
     };
-    // sled meets some damage with a panic; a start must end in a sentence all the same.
-    let opened = catch_unwind(AssertUnwindSafe(open)).map_err(|panic| panicked(panic.as_ref()))?;
-    Ok(opened?)
+    let mut patience = LOCK_RETRIES;
+    loop {
+        match caught(open)? {
+            // Threads of sled hold its files for a moment after it was dropped. Our own lock keeps others out, so it
+            // is only ourselves that we wait for; nothing but the text tells.
+            Err(sled::Error::Io(error))
+                if patience > 0 && error.to_string().contains("could not acquire lock") =>
+            {
+                patience -= 1;
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            opened => return Ok(opened?),
+        }
+    }
 }
 
 /// The number of the last batch in a store, which must not be behind its witness.
 fn batch_of(db: &sled::Db, witnessed: Option<u64>) -> Result<u64, EngineError> {
     let read = || db.get(BATCH_KEY);
-    let stored =
-        catch_unwind(AssertUnwindSafe(read)).map_err(|panic| panicked(panic.as_ref()))??;
+    let stored = caught(read)??;
     let found = stored
         .and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok())
         .unwrap_or(0);
@@ -220,12 +302,15 @@ fn read_witness(witness: &File) -> io::Result<Option<u64>> {
     }
 }
 
-pub(super) fn panicked(panic: &(dyn Any + Send)) -> EngineError {
-    let text = panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied());
-    EngineError::Panicked(text.unwrap_or("without a word").to_owned())
+/// sled meets some troubles with a panic; they are errors like others.
+pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, EngineError> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied());
+        EngineError::Panicked(text.unwrap_or("without a word").to_owned())
+    })
 }
 
 /// sled's text for damage ends in a place and a backtrace that say nothing.

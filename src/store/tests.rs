@@ -92,7 +92,8 @@ async fn put(store: &Store, client_key: &str) -> Result<(), TransactError<StoreF
 async fn close(owner: StoreOwner) {
     tokio::task::spawn_blocking(move || owner.close())
         .await
-        .expect("close");
+        .expect("close")
+        .expect("no panic");
 }
 
 #[tokio::test]
@@ -303,40 +304,57 @@ async fn a_changed_byte_never_shrinks_the_store_in_silence() {
             .expect("put");
     }
     close(owner).await;
-    let whole = folder.config().path.join("db");
-    let whole = std::fs::read(whole).expect("data");
-    let used = whole.iter().rposition(|&byte| byte != 0).expect("data");
     let mut told = 0;
-    let flips = (0..24).map(|n| (used * n / 24, true));
-    for (at, flip) in flips.chain([(0, false), (used / 2, false)]) {
-        let copy = folder.copy();
-        let data = copy.config().path.join("db");
-        let mut damaged = whole.clone();
-        if flip {
-            damaged[at] ^= 0x20;
-        } else {
-            damaged.truncate(at);
+    // Once as it was written, once under a snapshot, which every start makes.
+    for restarted in [false, true] {
+        if restarted {
+            close(folder.open().expect("open")).await;
         }
-        std::fs::write(&data, &damaged).expect("write");
-        match copy.open() {
-            Ok(owner) => {
-                assert_eq!(
-                    owner.store().installations().len(),
-                    90,
-                    "flip {flip} at {at}"
-                );
-                close(owner).await;
+        let whole = std::fs::read(folder.config().path.join("db")).expect("data");
+        let used = whole.iter().rposition(|&byte| byte != 0).expect("data");
+        let heads = [0, 4, 8, 12, 16, 19].map(|at| (at, true));
+        let flips = (1..16).map(|n| (used * n / 16, true));
+        let cuts = [(0, false), (used / 2, false)];
+        for (at, flip) in heads.into_iter().chain(flips).chain(cuts) {
+            let copy = folder.copy();
+            let data = copy.config().path.join("db");
+            let mut damaged = whole.clone();
+            if flip {
+                damaged[at] ^= 0x55;
+            } else {
+                damaged.truncate(at);
             }
-            Err(error @ OpenError::Damaged { .. }) => {
-                assert_eq!(
-                    std::fs::read(&data).expect("data"),
-                    damaged,
-                    "left as it was"
-                );
-                assert!(!error.to_string().contains("backtrace"), "{error}");
-                told += 1;
+            std::fs::write(&data, &damaged).expect("write");
+            match copy.open() {
+                Ok(owner) => {
+                    assert_eq!(
+                        owner.store().installations().len(),
+                        90,
+                        "flip {flip} at {at}"
+                    );
+                    put(owner.store(), "one-more").await.expect("put");
+                    close(owner).await;
+                    let owner = copy
+                        .open()
+                        .expect("what it took is there at the next start");
+                    assert_eq!(
+                        owner.store().installations().len(),
+                        91,
+                        "flip {flip} at {at}"
+                    );
+                    close(owner).await;
+                }
+                Err(error @ OpenError::Damaged { .. }) => {
+                    assert_eq!(
+                        std::fs::read(&data).expect("data"),
+                        damaged,
+                        "left as it was"
+                    );
+                    assert!(!error.to_string().contains("backtrace"), "{error}");
+                    told += 1;
+                }
+                Err(other) => panic!("flip {flip} at {at}: {other}"),
             }
-            Err(other) => panic!("flip {flip} at {at}: {other}"),
         }
     }
     assert!(told > 10, "only {told} were told");
@@ -348,5 +366,29 @@ async fn a_changed_byte_never_shrinks_the_store_in_silence() {
     );
     let owner = folder.copy().open().expect("the whole one");
     assert_eq!(owner.store().installations().len(), 90);
+    close(owner).await;
+}
+
+/// As a full disk or a kill during a start leaves it.
+#[tokio::test]
+async fn an_unfinished_snapshot_is_no_damage() {
+    let folder = Folder::new();
+    for round in 0..3 {
+        let owner = folder.open().expect("open");
+        assert_eq!(owner.store().installations().len(), round);
+        put(owner.store(), &format!("tenant-{round}"))
+            .await
+            .expect("put");
+        close(owner).await;
+        let unfinished = folder
+            .config()
+            .path
+            .join("snap.00000000000FFFFF.generating");
+        std::fs::write(unfinished, b"").expect("write");
+        std::fs::write(folder.config().path.join("unsynced"), b"").expect("write");
+    }
+    let owner = folder.open().expect("open");
+    assert_eq!(owner.store().installations().len(), 3);
+    assert!(!folder.config().path.join("unsynced").exists());
     close(owner).await;
 }

@@ -21,7 +21,7 @@ async fn ours_and_atlassians_are_served_and_nothing_else() {
             .to_str()
             .is_ok_and(|text| text.starts_with("text/plain"))
     );
-    assert_eq!(answer.headers()["cache-control"], "public, max-age=60");
+    assert_eq!(answer.headers()["cache-control"], "private, max-age=60");
     assert!(answer.body().starts_with(b"-----BEGIN PUBLIC KEY-----\n"));
 
     let answer = relay.get(&url(jira.key.kid.as_str())).await;
