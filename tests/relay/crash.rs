@@ -116,6 +116,57 @@ async fn nothing_acknowledged_is_lost_and_every_link_converges() {
     relay.kill();
 }
 
+/// The relay dies between what an instance heard and what it wrote down of it: the instance must still be told when
+/// it is over.
+#[tokio::test]
+async fn an_instance_that_may_have_heard_is_not_forgotten() {
+    let folder = tempfile::tempdir().expect("folder");
+    let jira = FakeJira::start("tenant").await;
+    let settings = Settings::new(folder.path(), &jira);
+    let client = client();
+    let relay = RelayProcess::start(&settings, &client).await;
+    let secret = "a-secret-a-secret-a-secret-a-secret";
+    jira.installed(&settings.app_base_url(), secret).await;
+    let instance = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("bind");
+    let wish = json!({
+        "client_key": "tenant",
+        "instance_url": format!("http://{}", instance.local_addr().expect("address")),
+    });
+    let (token, admin_url) = (token(&settings), settings.admin_url());
+    let linking = admin(
+        &client,
+        &admin_url,
+        &token,
+        "POST",
+        "/api/v1/links",
+        Some(wish),
+    );
+    tokio::select! {
+        _ = linking => panic!("the instance never answered"),
+        called = instance.accept() => drop(called.expect("a call")),
+    }
+    relay.kill();
+    drop(instance);
+
+    let _relay = RelayProcess::start(&settings, &client).await;
+    let links = list(&settings, &client, "/api/v1/links").await;
+    let path = format!("/api/v1/links/{}", links[0]["id"].as_str().expect("id"));
+    admin(&client, &admin_url, &token, "DELETE", &path, None).await;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let links = list(&settings, &client, "/api/v1/links").await;
+        let link = links.first().expect("the link is still there");
+        if link["attempts"].as_u64() >= Some(3) {
+            assert_eq!(link["state"], "removing");
+            return;
+        }
+        assert!(Instant::now() < deadline, "{link:#}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Installs, links, rotates and repeats until it is cut off. A promise is noted after the answer, as Jira would.
 async fn work(
     jira: &FakeJira,
