@@ -114,6 +114,8 @@ pub enum VerifyError {
     Audience {
         /// Us.
         expected: String,
+        /// Them. For the log: an unproven text of a stranger.
+        unverified: String,
     },
     /// Signed for one tenant, used for another.
     #[error("the token's issuer is not the client key of the body")]
@@ -203,7 +205,14 @@ impl From<VerifyError> for Reject {
             VerifyError::KeysUnavailable { .. } => RejectKind::Unavailable,
             _ => RejectKind::Unauthenticated,
         };
-        Self::new(kind, error.code(), error.to_string(), error.hint())
+        let internal = match &error {
+            VerifyError::Audience { unverified, .. } => Some(format!("its aud is {unverified}")),
+            _ => None,
+        };
+        Self {
+            internal,
+            ..Self::new(kind, error.code(), error.to_string(), error.hint())
+        }
     }
 }
 

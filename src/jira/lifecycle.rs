@@ -52,6 +52,8 @@ pub enum BodyError {
     WrongApp {
         /// Ours.
         expected: String,
+        /// Theirs. For the log: an unproven text of a stranger.
+        unverified: String,
     },
     /// It is about another event than the address.
     #[error("the body's eventType is not {expected}")]
@@ -120,9 +122,11 @@ impl LifecycleCall {
             .ok_or(BodyError::FieldMissing("clientKey"))?;
         let client_key =
             ClientKey::parse(&client_key).map_err(|_| BodyError::ClientKeyMalformed)?;
-        if fields.key.ok_or(BodyError::FieldMissing("key"))? != app_key {
+        let unverified_key = fields.key.ok_or(BodyError::FieldMissing("key"))?;
+        if unverified_key != app_key {
             return Err(BodyError::WrongApp {
                 expected: app_key.to_owned(),
+                unverified: unverified_key.chars().take(200).collect(),
             });
         }
         if fields
@@ -289,7 +293,14 @@ impl From<BodyError> for Reject {
                 "nothing that is stored was touched",
             ),
         };
-        Self::new(kind, code, error.to_string(), hint)
+        let internal = match &error {
+            BodyError::WrongApp { unverified, .. } => Some(format!("its key is {unverified:?}")),
+            _ => None,
+        };
+        Self {
+            internal,
+            ..Self::new(kind, code, error.to_string(), hint)
+        }
     }
 }
 

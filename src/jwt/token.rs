@@ -156,6 +156,7 @@ impl Claims {
                     .first()
                     .map(ToString::to_string)
                     .unwrap_or_default(),
+                unverified: format!("{named:?}").chars().take(200).collect(),
             })
         }
     }
