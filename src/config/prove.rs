@@ -219,11 +219,9 @@ fn app(raw: raw::RawApp, url: &PublicUrl, checks: &mut Checks) -> AppConfig {
         ("app.documentation_url", Some(&raw.documentation_url)),
         ("app.logo_url", raw.logo_url.as_ref()),
     ] {
-        let absolute = |text: &String| {
-            Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "https" | "http"))
-        };
-        if value.is_some_and(|text| !absolute(text)) {
-            checks.add(name, "it must be an absolute URL, as Jira demands");
+        let https = |text: &String| Url::parse(text).is_ok_and(|url| url.scheme() == "https");
+        if value.is_some_and(|text| !https(text)) {
+            checks.add(name, "it must be an absolute https URL, as Jira demands");
         }
     }
     AppConfig {

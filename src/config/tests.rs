@@ -116,8 +116,8 @@ fn the_app_key_is_what_a_gitlab_under_the_same_url_would_have() {
 #[test]
 fn relations_are_checked_too() {
     let found = mistakes(
-        "[public]\nbase_path = \"/jira\"\ntls_cert = \"a.pem\"\n[instances]\nretry_min_ms = 10\nretry_max_ms = 5\n[app]\nkey = \"a b\"\n",
+        "[public]\nbase_path = \"/jira\"\ntls_cert = \"a.pem\"\n[instances]\nretry_min_ms = 10\nretry_max_ms = 5\n[app]\nkey = \"a b\"\nlogo_url = \"http://x\"\n",
         &[],
     );
-    assert_eq!(found.len(), 4, "{found:#?}");
+    assert_eq!(found.len(), 5, "{found:#?}");
 }
