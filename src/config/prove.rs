@@ -88,6 +88,12 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
         ));
     }
     let public = public?;
+    if admin_listen == Some(public.listen) && public.listen.port() != 0 {
+        checks.add(
+            "admin.listen",
+            "it is the same as public.listen: the two listeners need a port each",
+        );
+    }
     let app = app(raw.app, &public.url, checks);
     Some(Config {
         app,

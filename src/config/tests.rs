@@ -121,3 +121,9 @@ fn relations_are_checked_too() {
     );
     assert_eq!(found.len(), 5, "{found:#?}");
 }
+
+#[test]
+fn two_listeners_need_two_ports() {
+    let found = mistakes("[admin]\nlisten = \"127.0.0.1:8080\"\n", &[]);
+    assert_eq!(found.len(), 1, "{found:#?}");
+}
