@@ -65,7 +65,7 @@ pub enum LinkRefusal {
 pub fn create(
     transaction: &mut Transaction<'_>,
     wish: NewLink,
-    mut audit: AuditEntry,
+    audit: AuditEntry,
     now: Timestamp,
 ) -> Result<Link, LinkRefusal> {
     match transaction.installation(&wish.client_key) {
@@ -119,10 +119,10 @@ pub fn create(
         ),
     };
     transaction.put_link(link.clone())?;
-    audit.client_key = Some(link.client_key.clone());
-    audit.link_id = Some(link.id);
-    audit.note = Some(format!("{} ({})", link.instance_url, link.mode.as_str()));
-    transaction.audit(audit);
+    transaction.audit(AuditEntry {
+        note: Some(format!("{} ({})", link.instance_url, link.mode.as_str())),
+        ..audit.about(&link)
+    });
     Ok(link)
 }
 
@@ -130,16 +130,16 @@ pub fn create(
 pub fn remove(
     transaction: &mut Transaction<'_>,
     id: LinkId,
-    mut audit: AuditEntry,
+    audit: AuditEntry,
     now: Timestamp,
 ) -> Result<Link, LinkRefusal> {
     let mut link = known(transaction, id)?;
     link.remove = true;
     link.want_uninstalled(now);
-    audit.client_key = Some(link.client_key.clone());
-    audit.link_id = Some(id);
-    audit.note = Some(link.instance_url.to_string());
-    transaction.audit(audit);
+    transaction.audit(AuditEntry {
+        note: Some(link.instance_url.to_string()),
+        ..audit.about(&link)
+    });
     if link.is_finished() {
         transaction.remove_link(id);
     } else {
@@ -152,7 +152,7 @@ pub fn remove(
 pub fn resend(
     transaction: &mut Transaction<'_>,
     id: LinkId,
-    mut audit: AuditEntry,
+    audit: AuditEntry,
     now: Timestamp,
 ) -> Result<Link, LinkRefusal> {
     let mut link = known(transaction, id)?;
@@ -165,9 +165,7 @@ pub fn resend(
     }
     link.want_installed(Some(SharedSecret::generate()?), now);
     transaction.put_link(link.clone())?;
-    audit.client_key = Some(link.client_key.clone());
-    audit.link_id = Some(id);
-    transaction.audit(audit);
+    transaction.audit(audit.about(&link));
     Ok(link)
 }
 

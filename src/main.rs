@@ -88,25 +88,30 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    if let Err(error) = check_files(&config) {
-        eprintln!("jira-connect-proxy: {error}");
-        return ExitCode::from(EXIT_USAGE);
-    }
     match arguments.command.unwrap_or(Command::Serve) {
         Command::Check => {
             for warning in &config.warnings {
                 println!("warning: {warning}");
+            }
+            if let Err(error) = check_files(&config) {
+                return failed(&error.into());
             }
             println!("the configuration is good");
             ExitCode::SUCCESS
         }
         Command::Serve => match serve(config, file) {
             Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("jira-connect-proxy: {error}");
-                ExitCode::FAILURE
-            }
+            Err(error) => failed(&error),
         },
+    }
+}
+
+/// Says why, and gives the exit code.
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("jira-connect-proxy: {error}");
+    match error.downcast_ref::<StartError>() {
+        Some(start) if start.is_configuration() => ExitCode::from(EXIT_USAGE),
+        _ => ExitCode::FAILURE,
     }
 }
 

@@ -53,7 +53,7 @@ pub struct Reconciler {
 }
 
 impl Reconciler {
-    /// Runs until `shutdown`, then waits for the attempts in flight: each has its own deadline.
+    /// Runs until `shutdown`, then waits for the attempts in flight until the drain deadline.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let this = Arc::new(self);
         let mut shutdown = std::pin::pin!(shutdown);
@@ -249,11 +249,9 @@ impl Reconciler {
                         (LifecycleEventKind::Uninstalled, Some(_)) => "link_given_up",
                     };
                     transaction.audit(AuditEntry {
-                        client_key: Some(link.client_key.clone()),
-                        link_id: Some(id),
                         note: link.last_error.as_ref().map(|problem| problem.code.clone()),
                         request_id: Some(attempt_id),
-                        ..AuditEntry::new(now, Actor::Relay, action)
+                        ..AuditEntry::new(now, Actor::Relay, action).about(&link)
                     });
                 }
                 if link.is_finished() {

@@ -114,6 +114,13 @@ pub enum StartError {
     Internal(String),
 }
 
+impl StartError {
+    /// Whether a setting, or a file that one names, is wrong.
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::Tls(_) | Self::ExtraCa { .. })
+    }
+}
+
 /// A part of the relay ended by itself; the log says which and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -146,7 +153,6 @@ impl Relay {
             store.clone(),
             Arc::clone(&signer),
             config.rotate_keys_after,
-            Arc::clone(&metrics),
             now,
         )
         .await?;
@@ -309,25 +315,24 @@ impl Relay {
             tasks.spawn(watch_tls(tls, stopped()));
         }
         drop(self.reload);
-        let ended_early = tokio::select! {
+        let mut ended = tokio::select! {
             () = shutdown => None,
             ended = tasks.join_next() => ended,
         };
+        let mut failed = ended.is_some();
         tracing::info!(
             "stopping: no new connections, requests and deliveries in flight may finish"
         );
         stop.send_replace(true);
-        let mut failed = ended_early.is_some();
-        let mut last = ended_early;
-        loop {
-            if let Some(Err(panic)) = last {
+        if ended.is_none() {
+            ended = tasks.join_next().await;
+        }
+        while let Some(result) = ended {
+            if let Err(panic) = result {
                 tracing::error!("a part of the relay had panicked: {panic}");
                 failed = true;
             }
-            last = tasks.join_next().await;
-            if last.is_none() {
-                break;
-            }
+            ended = tasks.join_next().await;
         }
         let store = self.store;
         if !matches!(blocking(move || store.close()).await, Ok(Ok(()))) {

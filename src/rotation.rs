@@ -16,7 +16,6 @@ use crate::{
         Signer,
         signer::{RETIRED_KEY_SERVED_FOR, SignError, generate_key},
     },
-    metrics::Metrics,
     reject::Reject,
     store::{Store, StoreError, TransactError},
 };
@@ -28,7 +27,6 @@ pub struct KeyRotation {
     store: Store,
     signer: Arc<Signer>,
     rotate_after: SignedDuration,
-    metrics: Arc<Metrics>,
     /// Made ahead, so that nobody waits for a key. A short std lock: no key is made while it is held.
     spare: Mutex<Option<SigningKeyRecord>>,
     /// The spare was taken.
@@ -52,7 +50,6 @@ impl KeyRotation {
         store: Store,
         signer: Arc<Signer>,
         rotate_after: SignedDuration,
-        metrics: Arc<Metrics>,
         now: Timestamp,
     ) -> Result<Self, RotateError> {
         signer.load(&store.signing_keys());
@@ -60,7 +57,6 @@ impl KeyRotation {
             store,
             signer,
             rotate_after,
-            metrics,
             spare: Mutex::new(None),
             spare_wanted: Notify::new(),
         };
@@ -68,7 +64,6 @@ impl KeyRotation {
             let audit = AuditEntry::new(now, Actor::Relay, "signing_key_created");
             rotation.rotate(audit, now).await?;
         }
-        rotation.show_age(now);
         Ok(rotation)
     }
 
@@ -91,15 +86,11 @@ impl KeyRotation {
         audit.note = Some(kid.to_string());
         let change = move |transaction: &mut crate::store::Transaction<'_>| {
             for key in transaction.signing_keys() {
-                match key.retired_at {
-                    None => transaction.put_signing_key(SigningKeyRecord {
+                if key.retired_at.is_none() {
+                    transaction.put_signing_key(SigningKeyRecord {
                         retired_at: Some(now),
                         ..key.as_ref().clone()
-                    }),
-                    Some(at) if now.duration_since(at) >= RETIRED_KEY_SERVED_FOR => {
-                        transaction.remove_signing_key(&key.kid);
-                    }
-                    Some(_) => {}
+                    });
                 }
             }
             transaction.put_signing_key(new);
@@ -154,7 +145,6 @@ impl KeyRotation {
             };
             self.transact(change).await?;
         }
-        self.show_age(now);
         Ok(())
     }
 
@@ -172,19 +162,11 @@ impl KeyRotation {
                 TransactError::Refused(never) => match never {},
             })?;
         self.signer.load(&self.store.signing_keys());
-        self.show_age(clock::now());
         Ok(())
     }
 
     fn spare(&self) -> MutexGuard<'_, Option<SigningKeyRecord>> {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn show_age(&self, now: Timestamp) {
-        if let Some((_, since)) = self.signer.active() {
-            let age = now.duration_since(since).as_secs();
-            self.metrics.signing_key_age.set(age);
-        }
     }
 }
 

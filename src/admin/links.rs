@@ -12,12 +12,13 @@ use serde::{Deserialize, Serialize};
 use super::{AdminParts, parameter};
 use crate::{
     domain::{
-        CONNECT_PATH, ClientKey, InstanceUrl, Link, LinkId, LinkMode, instance_policy::PolicyError,
-        instance_url::InstanceUrlError, link::DeliveryProblem,
+        AuditEntry, CONNECT_PATH, ClientKey, InstanceUrl, Link, LinkId, LinkMode,
+        instance_policy::PolicyError, instance_url::InstanceUrlError, link::DeliveryProblem,
     },
     exchange::{Arrival, json, parse_json, read_body},
     linking::{self, LinkRefusal, NewLink},
     reject::{Reject, RejectKind},
+    store::Transaction,
 };
 
 /// How long a caller waits for the outcome of a first delivery, at most. An attempt may take longer; it goes on.
@@ -129,14 +130,8 @@ pub(super) async fn remove(
     id: &str,
     arrival: &Arrival,
 ) -> Result<Response<Full<Bytes>>, Reject> {
-    let id = parse_id(id)?;
-    tracing::Span::current().record("link.id", tracing::field::display(id));
-    let audit = AdminParts::audit_entry(arrival, "link_removal_requested");
-    let now = arrival.now;
-    let link = admin
-        .store
-        .transact(move |transaction| linking::remove(transaction, id, audit, now))
-        .await?;
+    let action = "link_removal_requested";
+    let link = change(admin, id, arrival, action, linking::remove).await?;
     json(StatusCode::ACCEPTED, &view(&link))
 }
 
@@ -145,16 +140,28 @@ pub(super) async fn resend(
     id: &str,
     arrival: &Arrival,
 ) -> Result<Response<Full<Bytes>>, Reject> {
-    let id = parse_id(id)?;
-    tracing::Span::current().record("link.id", tracing::field::display(id));
-    let audit = AdminParts::audit_entry(arrival, "link_resend_requested");
-    let now = arrival.now;
-    let link = admin
-        .store
-        .transact(move |transaction| linking::resend(transaction, id, audit, now))
-        .await?;
+    let action = "link_resend_requested";
+    let link = change(admin, id, arrival, action, linking::resend).await?;
     let link = outcome(admin, link).await;
     json(StatusCode::OK, &view(&link))
+}
+
+/// Applies one of the rules of `linking` to a link that is there.
+async fn change(
+    admin: &AdminParts,
+    id: &str,
+    arrival: &Arrival,
+    action: &str,
+    rule: fn(&mut Transaction<'_>, LinkId, AuditEntry, Timestamp) -> Result<Link, LinkRefusal>,
+) -> Result<Link, Reject> {
+    let id = parse_id(id)?;
+    tracing::Span::current().record("link.id", tracing::field::display(id));
+    let audit = AdminParts::audit_entry(arrival, action);
+    let now = arrival.now;
+    let changed = admin
+        .store
+        .transact(move |transaction| rule(transaction, id, audit, now));
+    Ok(changed.await?)
 }
 
 /// Waits until the reconciler has made an attempt at what the link wants now, or for long enough.

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{ClientKey, LinkId};
+use super::{ClientKey, Link, LinkId};
 
 /// One line of the audit trail. Never holds a secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +51,16 @@ impl AuditEntry {
             link_id: None,
             note: None,
             request_id: None,
+        }
+    }
+
+    /// The same entry, about this link.
+    #[must_use]
+    pub fn about(self, link: &Link) -> Self {
+        Self {
+            client_key: Some(link.client_key.clone()),
+            link_id: Some(link.id),
+            ..self
         }
     }
 }

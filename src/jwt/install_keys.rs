@@ -152,16 +152,9 @@ impl InstallKeys {
                 Found::Throttled if purpose == Purpose::Lifecycle && Instant::now() < deadline => {
                     tokio::time::sleep(THROTTLED_PAUSE).await;
                 }
-                Found::Throttled => return Err(self.unavailable(kid, THROTTLED)),
-                Found::Failure(cause) => return Err(self.unavailable(kid, &cause)),
+                Found::Throttled => return Err(unavailable(kid, THROTTLED)),
+                Found::Failure(cause) => return Err(unavailable(kid, &cause)),
             }
-        }
-    }
-
-    fn unavailable(&self, kid: &KeyId, cause: &str) -> VerifyError {
-        VerifyError::KeysUnavailable {
-            kid: kid.clone(),
-            cause: cause.to_owned(),
         }
     }
 
@@ -255,5 +248,12 @@ impl InstallKeys {
     /// Keeping keys is a convenience; nobody waits for it.
     fn tell(&self, news: KeyNews) {
         let _ = self.learned.try_send(news);
+    }
+}
+
+fn unavailable(kid: &KeyId, cause: &str) -> VerifyError {
+    VerifyError::KeysUnavailable {
+        kid: kid.clone(),
+        cause: cause.to_owned(),
     }
 }

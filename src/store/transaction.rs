@@ -58,16 +58,7 @@ impl Transaction<'_> {
 
     /// Adds or replaces an installation.
     pub fn put_installation(&mut self, installation: Installation) -> Result<(), StoreFull> {
-        let count = self.count::<Installation>();
-        let new = self.get::<Installation>(&installation.client_key).is_none();
-        if new && count >= self.config.installations_max {
-            return Err(StoreFull {
-                what: "installations",
-                max: self.config.installations_max,
-            });
-        }
-        self.put(installation);
-        Ok(())
+        self.put_bounded(installation, "installations", self.config.installations_max)
     }
 
     /// Forgets an installation. Its links must be gone.
@@ -96,16 +87,7 @@ impl Transaction<'_> {
 
     /// Adds or replaces a link.
     pub fn put_link(&mut self, link: Link) -> Result<(), StoreFull> {
-        let count = self.count::<Link>();
-        let new = self.get::<Link>(&link.id).is_none();
-        if new && count >= self.config.links_max {
-            return Err(StoreFull {
-                what: "links",
-                max: self.config.links_max,
-            });
-        }
-        self.put(link);
-        Ok(())
+        self.put_bounded(link, "links", self.config.links_max)
     }
 
     /// Forgets a link.
@@ -200,6 +182,27 @@ impl Transaction<'_> {
         keys.extend(R::changes(&mut self.earlier.changes).0.keys().cloned());
         keys.extend(R::changes(&mut self.own.changes).0.keys().cloned());
         keys.iter().filter_map(|key| self.get(key)).collect()
+    }
+
+    fn put_bounded<R: Record>(
+        &mut self,
+        record: R,
+        what: &'static str,
+        max: usize,
+    ) -> Result<(), StoreFull> {
+        if self.get::<R>(&record.key()).is_none() && !self.has_room::<R>(max) {
+            return Err(StoreFull { what, max });
+        }
+        self.put(record);
+        Ok(())
+    }
+
+    /// Whether one more record fits. Counted exactly only near the limit.
+    fn has_room<R: Record>(&mut self, max: usize) -> bool {
+        let table = R::table(self.tables);
+        let changes = R::changes(&mut self.earlier.changes).0.len()
+            + R::changes(&mut self.own.changes).0.len();
+        table.len() + changes < max || self.count::<R>() < max
     }
 
     fn count<R: Record>(&mut self) -> usize {
