@@ -6,6 +6,7 @@
 # shares nothing with it. README.md lists the options and the control endpoints.
 
 require 'atlassian/jwt'
+require 'cgi'
 require 'json'
 require 'jwt'
 require 'net/http'
@@ -13,6 +14,8 @@ require 'openssl'
 require 'optparse'
 require 'uri'
 require 'webrick'
+require_relative 'gitlab/jira_client'
+require_relative 'gitlab/toolchain'
 
 Settings = Struct.new(:proxy_url, :relative_root, :listen, :external_host, :http, keyword_init: true)
 
@@ -38,7 +41,7 @@ end
 
 # What GitLab's controllers see of a request.
 class Call
-  attr_reader :method, :path
+  attr_reader :method, :path, :query
 
   def initialize(request, settings)
     @request = request
@@ -54,13 +57,18 @@ class Call
     @settings.external_host || @request['host'].to_s
   end
 
-  # Protocol: GitLab jira_connect_base_url: Rails' host, no trailing slash, and
-  # https unless gitlab.yml's enforce_jira_base_url_https is off. Rails leaves
-  # out the default port of the request's and of the resulting scheme.
-  def base_url
+  # Rails leaves out the default port of the request's and of the resulting
+  # scheme.
+  def site_url
     default_ports = @settings.http ? /:80\z/ : /:(80|443)\z/
     scheme = @settings.http ? 'http' : 'https'
-    append_path("#{scheme}://#{host.sub(default_ports, '')}#{@settings.relative_root}", '/-/jira_connect')
+    "#{scheme}://#{host.sub(default_ports, '')}#{@settings.relative_root}"
+  end
+
+  # Protocol: GitLab jira_connect_base_url: Rails' host, no trailing slash, and
+  # https unless gitlab.yml's enforce_jira_base_url_https is off.
+  def base_url
+    append_path(site_url, '/-/jira_connect')
   end
 
   def query_string_hash
@@ -199,17 +207,20 @@ class Instance
   MAX_HANG_S = 120
   FORCED_STATUS = { 'error500' => 500, 'unauthorized' => 401, 'unprocessable' => 422 }.freeze
   MODES = ['ok', *FORCED_STATUS.keys, 'hang'].freeze
+  TOOLCHAIN_MODES = %w[ok slow error500].freeze
 
   def initialize
     @lock = Mutex.new
     @mode_changed = ConditionVariable.new
     @mode = 'ok'
+    @toolchain_mode = { mode: 'ok', delay_s: 0 }
     @installations = {}
     @events = []
+    @toolchain = []
   end
 
   def state
-    @lock.synchronize { JSON.generate(installations: @installations, events: @events) }
+    @lock.synchronize { JSON.generate(installations: @installations, events: @events, toolchain: @toolchain) }
   end
 
   def mode
@@ -223,6 +234,21 @@ class Instance
     end
   end
 
+  def toolchain_mode
+    @lock.synchronize { @toolchain_mode }
+  end
+
+  def set_toolchain_mode(mode, delay_ms)
+    @lock.synchronize { @toolchain_mode = { mode: mode, delay_s: mode == 'slow' ? delay_ms / 1000.0 : 0 } }
+  end
+
+  def record_toolchain(call)
+    @lock.synchronize do
+      @toolchain << call
+      @toolchain.shift if @toolchain.size > MAX_EVENTS
+    end
+  end
+
   def wait_while_hanging
     deadline = now + MAX_HANG_S
     @lock.synchronize do
@@ -230,8 +256,14 @@ class Instance
     end
   end
 
-  def shared_secret(client_key)
-    @lock.synchronize { @installations.dig(client_key, :shared_secret) }
+  # A copy, because an event may change it meanwhile; nil if there is none.
+  def installation(client_key)
+    @lock.synchronize { @installations[client_key]&.dup }
+  end
+
+  # Without a proof, unlike an event.
+  def install(client_key, shared_secret, base_url)
+    @lock.synchronize { @installations[client_key] = { shared_secret: shared_secret, base_url: base_url } }
   end
 
   # The change and its record become visible together. The block gets the
@@ -257,13 +289,14 @@ class Instance
   end
 end
 
-# One request to one answer: [status, body or nil].
+# One request to one answer: [status, body or nil, content type or nil].
 class Routes
   MAX_TOKEN_BYTES = 8192
 
   def initialize(settings, instance)
     @settings = settings
     @instance = instance
+    @toolchain = Toolchain.new
     @base = append_path(settings.relative_root, '/-/jira_connect')
   end
 
@@ -273,13 +306,26 @@ class Routes
     when ['POST', "#{@base}/events/uninstalled"] then lifecycle(call, :uninstalled)
     when ['GET', "#{@base}/installations"] then installations(call)
     when ['GET', "#{@base}/oauth_application_id"] then [200, JSON.generate(application_id: 'judge')]
-    when ['GET', '/_judge/state'] then [200, @instance.state]
-    when ['POST', '/_judge/mode'] then change_mode(call)
-    else [404, nil]
+    when ['GET', "#{@base}/workspaces/search"],
+         ['GET', "#{@base}/repositories/search"],
+         ['POST', "#{@base}/repositories/associate"] then toolchain(call)
+    when ['GET', "#{@base}/branches/new"] then new_branch(call)
+    else judge(call)
     end
   end
 
   private
+
+  def judge(call)
+    case [call.method, call.path]
+    when ['GET', '/_judge/state'] then [200, @instance.state]
+    when ['POST', '/_judge/mode'] then control(call) { |fields| change_mode(fields) }
+    when ['POST', '/_judge/install'] then control(call) { |fields| install_directly(fields) }
+    when ['POST', '/_judge/projects'] then control(call) { |fields| replace_projects(fields) }
+    when ['POST', '/_judge/send'] then control(call) { |fields| send_to_jira(call, fields) }
+    else [404, nil]
+    end
+  end
 
   def lifecycle(call, name)
     event = describe(call, name)
@@ -342,32 +388,117 @@ class Routes
     installations.delete(issuer) ? [200, 'ok'] : [500, 'unknown clientKey']
   end
 
-  # Protocol: GitLab app/controllers/jira_connect/installations_controller.rb:
-  # no qsh check here; exp and nbf count only if present, as ruby-jwt does.
-  def installations(call)
+  # Protocol: GitLab app/controllers/jira_connect/application_controller.rb: the
+  # issuer names the secret; no qsh check on these routes; exp and nbf count
+  # only if present, as ruby-jwt does. The block gets the proven clientKey.
+  def symmetric(call)
     token = call.token
-    return [403, nil] if blank?(token) || token.to_s.bytesize > MAX_TOKEN_BYTES
+    raise Refused.new(403, 'no token') if blank?(token)
+    raise Refused.new(403, "token exceeds #{MAX_TOKEN_BYTES} bytes") if token.to_s.bytesize > MAX_TOKEN_BYTES
 
     unverified_claims, = Atlassian::Jwt.decode(token.to_s, nil, false)
-    secret = @instance.shared_secret(unverified_claims['iss'])
-    return [403, nil] unless secret
+    installation = @instance.installation(unverified_claims['iss'])
+    raise Refused.new(403, 'unknown issuer') unless installation
 
-    Atlassian::Jwt.decode(token.to_s, secret)
-    [200, JSON.generate(gitlab_com: true, instance_url: nil)]
-  rescue JWT::DecodeError
-    [403, nil]
+    Atlassian::Jwt.decode(token.to_s, installation[:shared_secret])
+    yield unverified_claims['iss']
+  rescue JWT::DecodeError => e
+    raise Refused.new(403, "#{e.class}: #{e.message}")
+  end
+
+  # Protocol: GitLab app/controllers/jira_connect/installations_controller.rb.
+  def installations(call)
+    symmetric(call) { [200, JSON.generate(gitlab_com: true, instance_url: nil)] }
   rescue Refused => e
     [e.status, nil]
   end
 
-  def change_mode(call)
-    mode = call.body_parameters['mode']
-    return [400, JSON.generate(error: "mode is none of #{Instance::MODES.join(', ')}")] unless Instance::MODES.include?(mode)
+  def toolchain(call)
+    mode, delay_s = @instance.toolchain_mode.values_at(:mode, :delay_s)
+    sleep(delay_s)
+    return tell_toolchain(call, nil, [500, nil], 'mode error500') if mode == 'error500'
 
-    @instance.mode = mode
-    [200, JSON.generate(mode: mode)]
+    symmetric(call) { |client_key| tell_toolchain(call, client_key, search(call), 'ok') }
+  rescue Refused => e
+    tell_toolchain(call, nil, [e.status, nil], e.message)
+  end
+
+  # Protocol: GitLab workspaces_controller.rb, repositories_controller.rb.
+  def search(call)
+    case call.path
+    when %r{/workspaces/search\z} then [200, JSON.generate(@toolchain.workspaces(call.parameters))]
+    when %r{/repositories/search\z} then [200, JSON.generate(@toolchain.repositories(call.parameters, call.site_url))]
+    else
+      found = @toolchain.associate(call.parameters, call.site_url)
+      found ? [200, JSON.generate(found)] : [404, JSON.generate(error: 'Repository not found.')]
+    end
+  end
+
+  def tell_toolchain(call, client_key, answer, reason)
+    @instance.record_toolchain(method: call.method, path: call.path, client_key: client_key, status: answer.first,
+                               reason: reason.dup.force_encoding(Encoding::UTF_8).scrub,
+                               parameters: without_token(call))
+    answer
+  end
+
+  def without_token(call)
+    call.parameters.except('jwt')
+  rescue Refused
+    nil
+  end
+
+  # The echo shows a test what the relay let through.
+  def new_branch(call)
+    query = call.query.to_s.dup.force_encoding(Encoding::UTF_8).scrub
+    [200, "<!doctype html><title>New branch</title><pre>#{CGI.escapeHTML(query)}</pre>", 'text/html; charset=utf-8']
+  end
+
+  # The calls of the tests: mistakes in them are answered in words.
+  def control(call)
+    yield call.body_parameters
   rescue Refused => e
     [e.status, JSON.generate(error: e.message)]
+  rescue ArgumentError, TypeError, URI::Error => e
+    [400, JSON.generate(error: e.message)]
+  end
+
+  def change_mode(fields)
+    mode, toolchain = fields.values_at('mode', 'toolchain')
+    check_mode('mode', mode, Instance::MODES) if mode || !toolchain
+    check_mode('toolchain', toolchain, Instance::TOOLCHAIN_MODES) if toolchain
+
+    @instance.mode = mode if mode
+    @instance.set_toolchain_mode(toolchain, Integer(fields['delay_ms'] || 0)) if toolchain
+    [200, JSON.generate({ mode: mode, toolchain: toolchain }.compact)]
+  end
+
+  def check_mode(name, mode, known)
+    raise ArgumentError, "#{name} is none of #{known.join(', ')}" unless known.include?(mode)
+  end
+
+  def install_directly(fields)
+    record = fields.values_at('client_key', 'shared_secret', 'base_url')
+    raise ArgumentError, 'client_key, shared_secret or base_url is missing' unless record.all?(String)
+
+    @instance.install(*record)
+    [200, JSON.generate(client_key: record.first)]
+  end
+
+  def replace_projects(fields)
+    @toolchain.projects = fields['projects']
+    [200, JSON.generate(projects: fields['projects'].size)]
+  end
+
+  def send_to_jira(call, fields)
+    installation = @instance.installation(fields['client_key'])
+    raise Refused.new(404, 'unknown client_key') unless installation
+
+    name = fields['call']
+    raise ArgumentError, "call is none of #{JiraClient::CALLS.join(', ')}" unless JiraClient::CALLS.include?(name)
+
+    client = JiraClient.new(base_url: installation[:base_url], secret: fields['secret'] || installation[:shared_secret],
+                            app_key: app_key(@settings.proxy_url), site_url: call.site_url)
+    [200, JSON.generate(client.call(name, fields))]
   end
 
   # Everything in it is unproven: it says what was sent, also when refused.
@@ -401,10 +532,10 @@ class Servlet < WEBrick::HTTPServlet::AbstractServlet
   end
 
   def service(request, response)
-    status, body = @routes.answer(Call.new(request, @settings))
+    status, body, content_type = @routes.answer(Call.new(request, @settings))
     response.status = status
     response.body = body.to_s
-    response['content-type'] = 'application/json; charset=utf-8' if body
+    response['content-type'] = content_type || 'application/json; charset=utf-8' if body
   end
 end
 

@@ -1,13 +1,13 @@
 // A simulated Jira Cloud, built on Atlassian's own token library, so that the
 // relay's tokens are judged by code that shares nothing with it.
 //
-// It is driven by JSON lines: one command per line on stdin, one answer per
-// line on stdout, in the same order. README.md lists the commands.
+// README.md lists the commands.
 
 import { generateKeyPairSync, randomUUID } from "node:crypto";
 import http from "node:http";
 import https from "node:https";
 import jwt from "atlassian-jwt";
+import { say, serveCommands } from "./commands.mjs";
 
 const CALL_TIMEOUT_MS = 15_000;
 const MAX_ANSWER_BYTES = 1 << 20;
@@ -183,51 +183,7 @@ const commands = {
   },
 };
 
-async function answer(keys, line) {
-  let id = null;
-  try {
-    const command = JSON.parse(line);
-    id = command.id ?? null;
-    if (!Object.hasOwn(commands, command.cmd)) {
-      throw new Error(`unknown cmd: ${JSON.stringify(command.cmd)}`);
-    }
-    return { id, ok: true, ...(await commands[command.cmd](keys, command)) };
-  } catch (error) {
-    // Refused connections to a name with several addresses have no message.
-    return { id, ok: false, error: error.message || error.code || String(error) };
-  }
-}
-
-function say(value) {
-  process.stdout.write(`${JSON.stringify(value)}\n`);
-}
-
-// Nobody reads any more: the test is gone.
-process.stdout.on("error", () => process.exit(0));
-
 const keys = new KeyServer();
 const keysUrl = await keys.listen();
 say({ ready: true, keys_url: keysUrl, kid: keys.kid });
-
-let turn = Promise.resolve();
-const take = (line) => {
-  turn = turn.then(async () => say(await answer(keys, line)));
-};
-
-// Not node:readline, which also breaks lines at U+2028 and U+2029: both are
-// legal unescaped inside a JSON string.
-let rest = "";
-process.stdin.setEncoding("utf8");
-process.stdin.on("data", (chunk) => {
-  const lines = (rest + chunk).split("\n");
-  rest = lines.pop();
-  lines.forEach(take);
-});
-process.stdin.on("end", () => {
-  if (rest) take(rest);
-  // Commands that were read still get their answers, but a queue of slow calls
-  // must not keep the process alive after its test.
-  turn.then(() => process.exit(0));
-  setTimeout(() => process.exit(0), CALL_TIMEOUT_MS);
-});
-process.stdin.on("error", () => process.exit(0));
+serveCommands(keys, commands, CALL_TIMEOUT_MS);
