@@ -3,6 +3,7 @@
 mod installations;
 mod keys;
 mod links;
+mod spool;
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -16,6 +17,7 @@ use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 use crate::{
+    body::Body,
     client::Client,
     config::LimitsConfig,
     domain::{Actor, AuditEntry, InstallationState, InstancePolicy, LinkState},
@@ -24,6 +26,7 @@ use crate::{
     metrics::Metrics,
     reject::{Reject, RejectKind},
     rotation::KeyRotation,
+    spool::Spool,
     store::Store,
 };
 
@@ -51,6 +54,8 @@ pub struct AdminParts {
     pub rotation: Arc<KeyRotation>,
     /// Who may be linked.
     pub policy: Arc<ArcSwap<InstancePolicy>>,
+    /// What waits for Jira.
+    pub spool: Spool,
     /// Looks names up as a delivery would.
     pub client: Client,
     /// Nobody is linked to ourselves.
@@ -73,6 +78,8 @@ enum Route {
     Links,
     Metrics,
     Ready,
+    Spool,
+    SpoolRetry,
 }
 
 impl Admin {
@@ -92,6 +99,8 @@ impl Admin {
             ("/api/v1/links/{id}/resend", Route::LinkResend),
             ("/api/v1/keys", Route::Keys),
             ("/api/v1/keys/rotate", Route::KeysRotate),
+            ("/api/v1/spool", Route::Spool),
+            ("/api/v1/spool/retry", Route::SpoolRetry),
             ("/api/v1/audit", Route::Audit),
         ] {
             router.insert(path, route)?;
@@ -104,7 +113,7 @@ impl Admin {
         self: Arc<Self>,
         request: Request<Incoming>,
         peer: SocketAddr,
-    ) -> Response<Full<Bytes>> {
+    ) -> Response<Body> {
         let path = request.uri().path().to_owned();
         let matched = self.router.at(&path).ok();
         let route = matched.as_ref().map(|m| *m.value);
@@ -164,10 +173,14 @@ impl AdminParts {
             (Route::Links, &Method::GET) => links::list(self, request.uri().query()),
             (Route::Links, &Method::POST) => links::create(self, request, arrival).await,
             (Route::Link, &Method::GET) => links::show(self, id),
-            (Route::Link, &Method::DELETE) => links::remove(self, id, arrival).await,
+            (Route::Link, &Method::DELETE) => {
+                links::remove(self, id, request.uri().query(), arrival).await
+            }
             (Route::LinkResend, &Method::POST) => links::resend(self, id, arrival).await,
             (Route::Keys, &Method::GET) => keys::list(self),
             (Route::KeysRotate, &Method::POST) => keys::rotate(self, arrival).await,
+            (Route::Spool, &Method::GET) => spool::show(self, request.uri().query(), arrival),
+            (Route::SpoolRetry, &Method::POST) => spool::retry(self, arrival),
             (Route::Audit, &Method::GET) => self.audit(request.uri().query()).await,
             (route, _) => Err(Reject::method_not_allowed(route.methods())),
         }
@@ -221,6 +234,7 @@ impl AdminParts {
                 .with_label_values(&[state.as_str()])
                 .set(count as i64);
         }
+        self.spool.measure(crate::clock::now());
         if let Some((_, since)) = self.signer.active() {
             let age = crate::clock::now().duration_since(since).as_secs();
             self.metrics.signing_key_age.set(age);
@@ -230,21 +244,7 @@ impl AdminParts {
     }
 
     async fn audit(&self, query: Option<&str>) -> Result<Response<Full<Bytes>>, Reject> {
-        let most = match parameter(query, "limit") {
-            None => AUDIT_DEFAULT,
-            Some(text) => text
-                .parse::<usize>()
-                .ok()
-                .filter(|n| (1..=AUDIT_MAX).contains(n))
-                .ok_or_else(|| {
-                    Reject::new(
-                        RejectKind::Malformed,
-                        "limit_malformed",
-                        format!("limit is a number from 1 to {AUDIT_MAX}"),
-                        "leave it out for the newest 100 entries",
-                    )
-                })?,
-        };
+        let most = limit(query, AUDIT_DEFAULT, AUDIT_MAX)?;
         json(StatusCode::OK, &self.store.audit(most).await?)
     }
 
@@ -269,6 +269,8 @@ impl Route {
             Self::Links => "links",
             Self::Metrics => "metrics",
             Self::Ready => "readyz",
+            Self::Spool => "spool",
+            Self::SpoolRetry => "spool/retry",
         }
     }
 
@@ -280,10 +282,26 @@ impl Route {
         match self {
             Self::Link => "GET or DELETE",
             Self::Links => "GET or POST",
-            Self::KeysRotate | Self::LinkResend => "POST",
+            Self::KeysRotate | Self::LinkResend | Self::SpoolRetry => "POST",
             _ => "GET",
         }
     }
+}
+
+/// How many entries a caller wants.
+fn limit(query: Option<&str>, default: usize, max: usize) -> Result<usize, Reject> {
+    let Some(text) = parameter(query, "limit") else {
+        return Ok(default);
+    };
+    let most = text.parse::<usize>().ok().filter(|n| (1..=max).contains(n));
+    most.ok_or_else(|| {
+        Reject::new(
+            RejectKind::Malformed,
+            "limit_malformed",
+            format!("limit is a number from 1 to {max}"),
+            format!("leave it out for {default} entries"),
+        )
+    })
 }
 
 /// One parameter of a query.

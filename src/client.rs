@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
 use hyper_util::{
     client::legacy::Client as Pool,
     rt::{TokioExecutor, TokioTimer},
@@ -81,6 +82,21 @@ impl Client {
         self.0.store(Arc::new(Pools::new(settings)));
     }
 
+    /// Sends a request and returns the answer as soon as its head is there; the body is still to be read.
+    pub async fn send_for_stream(
+        &self,
+        destination: Destination,
+        request: Request<Full<Bytes>>,
+        deadline: Duration,
+    ) -> Result<Response<Incoming>, SendError> {
+        let pools = self.0.load();
+        let answer = pools.of(destination).request(request);
+        tokio::time::timeout(deadline, answer)
+            .await
+            .map_err(|_| SendError::TimedOut(deadline))?
+            .map_err(SendError::from_hyper)
+    }
+
     /// Sends a request and returns the head of the answer, whatever body it has.
     pub async fn send_for_head(
         &self,
@@ -88,13 +104,8 @@ impl Client {
         request: Request<Full<Bytes>>,
         deadline: Duration,
     ) -> Result<Response<()>, SendError> {
-        let pools = self.0.load_full();
-        let pool = pools.of(destination);
-        let answer = tokio::time::timeout(deadline, pool.request(request)).await;
-        let answer = answer.map_err(|_| SendError::TimedOut(deadline))?;
-        answer
-            .map(|answer| answer.map(drop))
-            .map_err(SendError::from_hyper)
+        let answer = self.send_for_stream(destination, request, deadline).await?;
+        Ok(answer.map(drop))
     }
 
     /// Sends a request and reads the whole answer, within `deadline` and `answer_max_bytes`.
@@ -105,25 +116,9 @@ impl Client {
         deadline: Duration,
         answer_max_bytes: usize,
     ) -> Result<Response<Bytes>, SendError> {
-        let pools = self.0.load_full();
-        let pool = pools.of(destination);
         let exchange = async {
-            let (head, body) = pool
-                .request(request)
-                .await
-                .map_err(SendError::from_hyper)?
-                .into_parts();
-            let body = Limited::new(body, answer_max_bytes)
-                .collect()
-                .await
-                .map_err(|error| {
-                    if error.is::<http_body_util::LengthLimitError>() {
-                        SendError::AnswerTooLarge(answer_max_bytes)
-                    } else {
-                        SendError::Broken(error.to_string())
-                    }
-                })?;
-            Ok(Response::from_parts(head, body.to_bytes()))
+            let answer = self.send_for_stream(destination, request, deadline).await?;
+            read_answer(answer, answer_max_bytes).await
         };
         tokio::time::timeout(deadline, exchange)
             .await
@@ -139,6 +134,23 @@ impl Client {
             _ => None,
         }
     }
+}
+
+/// Reads the rest of an answer.
+pub async fn read_answer(
+    answer: Response<Incoming>,
+    answer_max_bytes: usize,
+) -> Result<Response<Bytes>, SendError> {
+    let (head, body) = answer.into_parts();
+    let body = Limited::new(body, answer_max_bytes).collect().await;
+    let body = body.map_err(|error| {
+        if error.is::<http_body_util::LengthLimitError>() {
+            SendError::AnswerTooLarge(answer_max_bytes)
+        } else {
+            SendError::Broken(error.to_string())
+        }
+    })?;
+    Ok(Response::from_parts(head, body.to_bytes()))
 }
 
 impl Pools {

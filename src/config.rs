@@ -43,6 +43,8 @@ pub struct Config {
     pub jira: JiraConfig,
     /// `[instances]`
     pub instances: InstancesConfig,
+    /// `[spool]`
+    pub spool: SpoolConfig,
     /// `[keys] rotate_days`
     pub rotate_keys_after: SignedDuration,
     /// `[limits]`
@@ -131,6 +133,10 @@ pub struct JiraConfig {
     pub secret_grace: SignedDuration,
     /// For the tombstone of an uninstalled site.
     pub keep_uninstalled: SignedDuration,
+    /// From a call to Jira to the head of its answer, and then for its body.
+    pub answer_timeout: Duration,
+    /// A search of Jira's in all instances, however many do not answer.
+    pub search_deadline: Duration,
 }
 
 /// `[instances]`
@@ -156,11 +162,28 @@ pub struct InstancesConfig {
     pub removal_give_up: SignedDuration,
 }
 
+/// `[spool]`
+#[derive(Clone, Copy, Debug)]
+pub struct SpoolConfig {
+    /// Of all bodies that wait.
+    pub max_bytes: u64,
+    /// Of those for one installation.
+    pub installation_max_bytes: u64,
+    /// Older writes are given up.
+    pub max_age: SignedDuration,
+    /// First pause when Jira does not say how long.
+    pub retry_min: Duration,
+    /// Longest such pause.
+    pub retry_max: Duration,
+}
+
 /// `[limits]`
 #[derive(Clone, Copy, Debug)]
 pub struct LimitsConfig {
     /// Of a request.
     pub body_max_bytes: usize,
+    /// Of an instance's write.
+    pub rest_body_max_bytes: usize,
     /// Of all headers together.
     pub header_max_bytes: usize,
     /// Per listener.

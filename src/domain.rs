@@ -10,11 +10,13 @@ pub mod event;
 pub mod installation;
 pub mod instance_policy;
 pub mod instance_url;
+pub mod jira_call;
 pub mod key_id;
 pub mod keys;
 pub mod link;
 pub mod origin;
 pub mod secret;
+pub mod spooled;
 
 pub use audit::{Actor, AuditEntry};
 pub use client_key::ClientKey;
@@ -22,11 +24,13 @@ pub use event::{LifecycleEvent, LifecycleEventKind};
 pub use installation::{Installation, InstallationState};
 pub use instance_policy::InstancePolicy;
 pub use instance_url::InstanceUrl;
+pub use jira_call::{Endpoint, Family, JiraCall};
 pub use key_id::KeyId;
 pub use keys::{InstallKeyRecord, PrivateKeyDer, SigningKeyRecord};
 pub use link::{Link, LinkId, LinkMode, LinkState, Namespace};
 pub use origin::{JiraBaseUrl, JiraSites, PublicUrl};
 pub use secret::SharedSecret;
+pub use spooled::{SpoolId, SpooledWrite};
 
 /// Where every GitLab has its Connect endpoints below its own URL, and we have ours.
 pub const CONNECT_PATH: &str = "/-/jira_connect";

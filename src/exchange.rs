@@ -1,7 +1,7 @@
 //! What every request gets, on both listeners, whatever it asks for: an id, a span, the clock, a deadline,
 //! metrics, one closing line, and an answer that carries the id.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use crate::{
+    body::Body,
     clock,
     config::LimitsConfig,
     metrics::{Counted, Metrics},
@@ -40,16 +41,17 @@ pub struct Labels {
 }
 
 /// Observes; `handle` does. Whatever happens, the exchange ends in one line in the log.
-pub async fn observe<F>(
+pub async fn observe<F, B>(
     labels: Labels,
     request: Request<Incoming>,
     peer: SocketAddr,
     limits: &LimitsConfig,
     metrics: &Arc<Metrics>,
     handle: impl FnOnce(Request<Incoming>, Arrival) -> F,
-) -> Response<Full<Bytes>>
+) -> Response<Body>
 where
-    F: Future<Output = Result<Response<Full<Bytes>>, Reject>>,
+    F: Future<Output = Result<Response<B>, Reject>>,
+    B: Into<Body>,
 {
     let arrival = Arrival {
         id: uuid::Uuid::new_v4().simple().to_string(),
@@ -65,6 +67,7 @@ where
         client.key = tracing::field::Empty,
         link.id = tracing::field::Empty,
         change = tracing::field::Empty,
+        spooled = tracing::field::Empty,
     );
     let mut closing = ClosingLine {
         labels,
@@ -95,8 +98,8 @@ where
             ))
         });
     let (mut response, reject) = match result {
-        Ok(response) => (response, None),
-        Err(reject) => (reject.response(&id), Some(reject)),
+        Ok(response) => (response.map(Into::into), None),
+        Err(reject) => (reject.response(&id).map(Into::into), Some(reject)),
     };
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {
@@ -143,15 +146,15 @@ fn check_headers(request: &Request<Incoming>, max_bytes: usize) -> Result<(), Re
 pub async fn read_body(
     body: Incoming,
     headers: &HeaderMap,
-    limits: &LimitsConfig,
+    max_bytes: usize,
+    deadline: Duration,
 ) -> Result<Bytes, Reject> {
-    let (max_bytes, deadline) = (limits.body_max_bytes, limits.receive_timeout);
     let too_large = || {
         Reject::new(
             RejectKind::TooLarge,
             "body_too_large",
             format!("the body has more than {max_bytes} bytes"),
-            "the operator can raise limits.body_max_bytes",
+            "the operator can raise limits.body_max_bytes, or limits.rest_body_max_bytes for what instances send to Jira",
         )
     };
     let announced = headers

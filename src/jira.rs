@@ -1,4 +1,19 @@
-//! The Jira side: the descriptor that Jira reads, and the lifecycle calls that it makes.
+//! The Jira side: what the app says of itself, the lifecycle calls that Jira makes, and what instances want of Jira:
+//! whose call it is, whether it is passed on, under which ids, and what Jira said.
 
+pub mod calls;
+pub mod deliver;
 pub mod descriptor;
+pub mod forward;
 pub mod lifecycle;
+pub mod mend;
+pub mod namespace;
+pub mod rate_limit;
+pub mod recognise;
+pub mod shape;
+pub mod split;
+pub mod touches;
+
+pub use deliver::{Delivered, Setback};
+pub use forward::Forwarder;
+pub use recognise::Recogniser;

@@ -6,9 +6,11 @@
 pub mod context;
 pub mod crypto;
 pub mod install_keys;
+pub mod instance;
 pub mod lifecycle;
 pub mod qsh;
 pub mod request;
+pub mod shared_key;
 pub mod signer;
 pub mod target;
 pub mod token;
@@ -20,6 +22,7 @@ use crate::{
     reject::{Reject, RejectKind},
 };
 pub use install_keys::InstallKeys;
+pub use shared_key::SharedKey;
 pub use signer::Signer;
 pub use target::{Target, TargetError};
 pub use token::UnverifiedToken;
@@ -33,6 +36,8 @@ pub enum TokenKind {
     Request,
     /// HS256, bound to tenant and user only.
     Context,
+    /// HS256 with a link's secret, from an instance that takes us for Jira.
+    Instance,
 }
 
 /// Why a token was not believed.
@@ -85,6 +90,15 @@ pub enum VerifyError {
     /// It does not verify.
     #[error("the token's signature does not verify")]
     Signature,
+    /// No link's secret signed it.
+    #[error("the token is signed with no secret that this relay gave to an instance")]
+    UnknownSecret,
+    /// The link's secret signed it, but the link is over.
+    #[error("the link of this instance is being removed")]
+    LinkRemoved,
+    /// So many tokens that nobody signed came from the caller's address that this one was not looked at.
+    #[error("too many tokens with unknown secrets come from the caller's address")]
+    TooManyUnknown,
     /// Too old.
     #[error("the token expired at {exp}, it is {now} (Unix seconds)")]
     Expired {
@@ -141,6 +155,7 @@ impl TokenKind {
             Self::Lifecycle => "lifecycle",
             Self::Request => "request",
             Self::Context => "context",
+            Self::Instance => "instance",
         }
     }
 }
@@ -161,6 +176,9 @@ impl VerifyError {
             Self::UnknownIssuer => "token_unknown_issuer",
             Self::Uninstalled => "token_site_uninstalled",
             Self::Signature => "token_signature",
+            Self::UnknownSecret => "token_unknown_secret",
+            Self::LinkRemoved => "link_removed",
+            Self::TooManyUnknown => "token_too_many_unknown",
             Self::Expired { .. } => "token_expired",
             Self::FromTheFuture { .. } => "token_from_the_future",
             Self::NotYet { .. } => "token_not_yet_valid",
@@ -190,6 +208,15 @@ impl VerifyError {
                 "the caller is not who it says, or speaks of another app"
             }
             Self::Uninstalled => "install the app again",
+            Self::UnknownSecret => {
+                "the instance holds an old secret, or that of another relay: resend its link (POST /api/v1/links/{id}/resend)"
+            }
+            Self::LinkRemoved => {
+                "link the instance again if that was not meant (POST /api/v1/links)"
+            }
+            Self::TooManyUnknown => {
+                "an instance that was recognised from there lately is not affected; stop the others, then try again"
+            }
             Self::KeysUnavailable { .. } => {
                 "check that this relay reaches jira.install_keys_url, then try again"
             }
@@ -203,6 +230,7 @@ impl From<VerifyError> for Reject {
         let kind = match error {
             VerifyError::Ambiguous | VerifyError::Target(_) => RejectKind::Malformed,
             VerifyError::KeysUnavailable { .. } => RejectKind::Unavailable,
+            VerifyError::TooManyUnknown => RejectKind::Throttled,
             _ => RejectKind::Unauthenticated,
         };
         let internal = match &error {

@@ -8,18 +8,22 @@
 //! - [`routes`]: the public listener, a file for each family of addresses
 //! - [`admin`]: the operators' listener
 //! - [`reconcile`]: drives every link until the instance holds what it should
+//! - [`spool`]: writes that Jira could not take yet, kept and replayed in order
 //! - [`rotation`]: keeps one signing key active
+//! - [`sightings`]: notes when an instance last spoke, and its version
 //! - [`forget`]: drops sites that were uninstalled long ago, and secrets that count no more
-//! - [`jira`]: the Jira side: descriptor, lifecycle calls
-//! - [`gitlab`]: the instance side: signed deliveries and what their failures mean
+//! - [`jira`]: the Jira side: descriptor, lifecycle calls, which link speaks, namespaces, calls to Jira
+//! - [`gitlab`]: the instance side: signed deliveries and what their failures mean, questions for Jira's toolchain
 //! - [`linking`]: the rules between installations and links
 //! - [`jwt`]: a verifier for each kind of token, the query string hash, the signer
 //! - [`client`]: outbound HTTP with an eye on the address
 //! - [`store`]: what is known, durably; the only place that names an engine
 //! - [`domain`]: the words of the product as types
-//! - [`config`], [`reject`], [`metrics`], [`telemetry`], [`secret_file`], [`clock`]: what everybody stands on
+//! - [`config`], [`reject`], [`metrics`], [`telemetry`], [`secret_file`], [`clock`], [`backoff`], [`body`]: what everybody stands on
 
 pub mod admin;
+pub mod backoff;
+pub mod body;
 pub mod client;
 pub mod clock;
 pub mod config;
@@ -38,6 +42,8 @@ pub mod rotation;
 pub mod routes;
 pub mod secret_file;
 pub mod server;
+pub mod sightings;
+pub mod spool;
 pub mod store;
 pub mod telemetry;
 pub mod tls;

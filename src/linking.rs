@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use crate::{
     domain::{
         Actor, AuditEntry, ClientKey, InstanceUrl, Link, LinkId, LinkMode, SharedSecret,
-        secret::NoRandomness,
+        link::Purge, secret::NoRandomness,
     },
     reject::{Reject, RejectKind},
     store::{StoreFull, Transaction},
@@ -53,6 +53,14 @@ pub enum LinkRefusal {
     /// It is on its way out.
     #[error("the link {0} is being removed")]
     BeingRemoved(LinkId),
+    /// What it wrote is being deleted.
+    #[error("the data of the link {0} is being deleted from Jira")]
+    BeingPurged(LinkId),
+    /// What it writes carries no mark to delete it by.
+    #[error(
+        "the data of a link that is direct or keeps its ids can't be told from other data in Jira"
+    )]
+    Unmarked,
     /// No room.
     #[error(transparent)]
     Full(#[from] StoreFull),
@@ -98,11 +106,20 @@ pub fn create(
         return Err(LinkRefusal::IdsTaken);
     }
     let secret = SharedSecret::generate()?;
+    let purging = |link: &&std::sync::Arc<Link>| {
+        link.purge
+            .as_ref()
+            .is_some_and(|purge| purge.done_at.is_none())
+    };
+    if let Some(link) = same.filter(purging) {
+        return Err(LinkRefusal::BeingPurged(link.id));
+    }
     let link = match same {
         Some(leaving) => {
             let mut link = Link {
                 mode: wish.mode,
                 keep_ids: wish.keep_ids,
+                purge: None,
                 ..leaving.as_ref().clone()
             };
             link.want_installed(Some(secret), now);
@@ -146,6 +163,50 @@ pub fn remove(
         transaction.put_link(link.clone())?;
     }
     Ok(link)
+}
+
+/// Wants a link gone, and everything that it wrote deleted from Jira.
+pub fn purge(
+    transaction: &mut Transaction<'_>,
+    id: LinkId,
+    audit: AuditEntry,
+    now: Timestamp,
+) -> Result<Link, LinkRefusal> {
+    let mut link = known(transaction, id)?;
+    if link.keep_ids || link.mode == LinkMode::Direct {
+        return Err(LinkRefusal::Unmarked);
+    }
+    if link.purge.is_none() {
+        link.purge = Some(Purge {
+            namespace: link.namespace.clone(),
+            requested_at: now,
+            done_at: None,
+            last_error: None,
+        });
+        transaction.replace_link(link);
+    }
+    remove(transaction, id, audit, now)
+}
+
+/// Everything that the link wrote is deleted.
+pub fn purged(transaction: &mut Transaction<'_>, id: LinkId, now: Timestamp) {
+    let Ok(mut link) = known(transaction, id) else {
+        return;
+    };
+    let Some(purge) = &mut link.purge else {
+        return;
+    };
+    purge.done_at = Some(now);
+    purge.last_error = None;
+    transaction.audit(AuditEntry {
+        note: Some(format!("namespace {}", purge.namespace.as_str())),
+        ..AuditEntry::new(now, Actor::Relay, "link_data_deleted").about(&link)
+    });
+    if link.is_finished() {
+        transaction.remove_link(id);
+    } else {
+        transaction.replace_link(link);
+    }
 }
 
 /// Delivers `installed` again, with a fresh secret.
@@ -240,6 +301,17 @@ impl From<LinkRefusal> for Reject {
                 RejectKind::NotFound,
                 "link_unknown",
                 "GET /api/v1/links lists them".to_owned(),
+            ),
+            LinkRefusal::BeingPurged(id) => (
+                RejectKind::Conflict,
+                "link_being_purged",
+                format!("wait until GET /api/v1/links/{id} says that it is done, or is 404"),
+            ),
+            LinkRefusal::Unmarked => (
+                RejectKind::Conflict,
+                "link_unmarked",
+                "remove it without purge; Jira deletes all of an app's data when the app is uninstalled"
+                    .to_owned(),
             ),
             LinkRefusal::BeingRemoved(_) => (
                 RejectKind::Conflict,

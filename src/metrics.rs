@@ -4,8 +4,8 @@
 //! enums or matched routes, never a peer's text.
 
 use prometheus::{
-    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder, process_collector::ProcessCollector,
+    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder, process_collector::ProcessCollector,
 };
 
 /// All metrics of one relay. The doc comment of a field is its help text.
@@ -35,6 +35,34 @@ pub struct Metrics {
     pub public_key_requests: IntCounterVec,
     /// Fetches from Atlassian's key server, by outcome.
     pub install_key_fetches: IntCounterVec,
+    /// Tokens of instances, by how their link was told: `friend`, `searched`, `unknown`, `refused`.
+    pub recognitions: IntCounterVec,
+    /// Callers with unknown tokens that are being slowed down now.
+    pub strangers_waiting: IntGauge,
+    /// Requests to Jira, by endpoint and outcome (a status, or why there was none).
+    pub jira_requests: IntCounterVec,
+    /// Seconds from a request to Jira to the head of its answer, by endpoint.
+    pub jira_request_duration: HistogramVec,
+    /// Bodies mended before they went to Jira, by what was wrong with them.
+    pub mended: IntCounterVec,
+    /// Pauses towards Jira, by scope.
+    pub jira_pauses: IntCounterVec,
+    /// Writes that wait for Jira.
+    pub spool_writes: IntGauge,
+    /// Bytes of the writes that wait.
+    pub spool_bytes: IntGauge,
+    /// Age of the oldest write that waits, in seconds.
+    pub spool_oldest: IntGauge,
+    /// Writes that went to the spool, by why.
+    pub spooled: IntCounterVec,
+    /// Attempts to replay a write, by outcome.
+    pub replays: IntCounterVec,
+    /// Acknowledged writes that will never reach Jira, by why.
+    pub given_up: IntCounterVec,
+    /// Waiting writes that a newer one replaced.
+    pub superseded: IntCounter,
+    /// Questions to instances for Jira's toolchain, by question and outcome.
+    pub questions: IntCounterVec,
     /// Age of the active signing key in seconds.
     pub signing_key_age: IntGauge,
     /// Seconds to seal, write, flush and sync one batch of changes.
@@ -65,6 +93,11 @@ impl Metrics {
         let registry = Registry::new_custom(Some("jira_connect_proxy".to_owned()), None)?;
         let counter = |name: &str, help: &str, labels: &[&str]| {
             let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
+        let single = |name: &str, help: &str| {
+            let metric = IntCounter::new(name, help)?;
             registry.register(Box::new(metric.clone()))?;
             Ok::<_, prometheus::Error>(metric)
         };
@@ -148,6 +181,65 @@ impl Metrics {
                 "install_key_fetches_total",
                 "Fetches from Atlassian's key server, by outcome.",
                 &["outcome"],
+            )?,
+            recognitions: counter(
+                "recognitions_total",
+                "Tokens of instances, by how their link was told.",
+                &["how"],
+            )?,
+            strangers_waiting: gauge(
+                "strangers_waiting",
+                "Callers with unknown tokens that are being slowed down now.",
+            )?,
+            jira_requests: counter(
+                "jira_requests_total",
+                "Requests to Jira, by endpoint and outcome (a status, or why there was none).",
+                &["endpoint", "outcome"],
+            )?,
+            jira_request_duration: timers(
+                "jira_request_duration_seconds",
+                "Seconds from a request to Jira to the head of its answer, by endpoint.",
+                &["endpoint"],
+            )?,
+            mended: counter(
+                "mended_total",
+                "Bodies mended before they went to Jira, by what was wrong with them.",
+                &["what"],
+            )?,
+            jira_pauses: counter(
+                "jira_pauses_total",
+                "Pauses towards Jira, by scope.",
+                &["scope"],
+            )?,
+            spool_writes: gauge("spool_writes", "Writes that wait for Jira.")?,
+            spool_bytes: gauge("spool_bytes", "Bytes of the writes that wait.")?,
+            spool_oldest: gauge(
+                "spool_oldest_seconds",
+                "Age of the oldest write that waits, in seconds.",
+            )?,
+            spooled: counter(
+                "spooled_total",
+                "Writes that went to the spool, by why.",
+                &["reason"],
+            )?,
+            replays: counter(
+                "spool_replays_total",
+                "Attempts to replay a write, by outcome.",
+                &["outcome"],
+            )?,
+            given_up: counter(
+                "spool_given_up_total",
+                "Acknowledged writes that will never reach Jira, by why.",
+                &["reason"],
+            )?,
+            superseded: single(
+                "spool_superseded_total",
+                "Waiting writes that a newer one replaced.",
+            )?,
+            questions: counter(
+                "instance_questions_total",
+                "Questions to instances for Jira's toolchain, by question and outcome.",
+                &["question", "outcome"],
             )?,
             signing_key_age: gauge(
                 "signing_key_age_seconds",

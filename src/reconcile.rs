@@ -12,14 +12,13 @@ use std::{
 
 use arc_swap::ArcSwap;
 use jiff::{SignedDuration, Timestamp};
-use ring::rand::{SecureRandom, SystemRandom};
 use tokio::{
     task::{self, JoinError, JoinSet},
     time::Instant,
 };
 
 use crate::{
-    clock,
+    backoff, clock,
     domain::{
         Actor, AuditEntry, InstanceUrl, LifecycleEventKind, Link, LinkId, LinkMode,
         link::{AttemptOutcome, Goal},
@@ -185,7 +184,7 @@ impl Reconciler {
                 let problem = error.problem(&self.courier.proxy_url, &id, now);
                 let retry_in = self.patience.load().pause(
                     link.attempts,
-                    random_fraction(),
+                    backoff::jitter(),
                     error.retry_after(),
                 );
                 tracing::warn!(
@@ -372,12 +371,4 @@ impl Flights {
             }
         }
     }
-}
-
-/// Between 0 and 1.
-fn random_fraction() -> f64 {
-    let mut byte = [128];
-    // Without randomness all relays of the world wait equally long; that is no reason to stop.
-    let _ = SystemRandom::new().fill(&mut byte);
-    f64::from(byte[0]) / 255.0
 }

@@ -24,6 +24,10 @@ pub struct Reject {
     pub internal: Option<String>,
 }
 
+/// In an answer's extensions: instead of it, the connection is closed.
+#[derive(Clone, Copy, Debug)]
+pub struct HangUp;
+
 /// Whose fault it is, and of what sort.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RejectKind {
@@ -47,8 +51,14 @@ pub enum RejectKind {
     HeadersTooLarge,
     /// The caller did not finish in time.
     TooSlow,
+    /// Too often; try again later.
+    Throttled,
     /// Not now; try again.
     Unavailable,
+    /// Not now, to a caller that only tries again when its connection breaks: it gets no answer at all.
+    PushedBack,
+    /// Jira did not do its part.
+    BadGateway,
     /// Our fault.
     Internal,
 }
@@ -115,7 +125,9 @@ impl Reject {
             RejectKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             RejectKind::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             RejectKind::TooSlow => StatusCode::REQUEST_TIMEOUT,
-            RejectKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            RejectKind::Throttled => StatusCode::TOO_MANY_REQUESTS,
+            RejectKind::Unavailable | RejectKind::PushedBack => StatusCode::SERVICE_UNAVAILABLE,
+            RejectKind::BadGateway => StatusCode::BAD_GATEWAY,
             RejectKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -144,25 +156,29 @@ impl Reject {
         .unwrap_or_default();
         let mut response = Response::new(Full::from(body));
         *response.status_mut() = self.status();
-        let headers = response.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/json"),
-        );
+        let json = HeaderValue::from_static("application/json");
+        response.headers_mut().insert(header::CONTENT_TYPE, json);
+        let mut insert = |name, value| {
+            let value = HeaderValue::from_static(value);
+            response.headers_mut().insert(name, value);
+        };
         match self.kind {
             // RFC 9110 section 15.5.2 wants a challenge; "JWT" is the scheme that Connect uses.
             RejectKind::Unauthenticated => {
-                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("JWT"));
+                insert(header::WWW_AUTHENTICATE, "JWT");
             }
             RejectKind::AdminTokenWanted => {
-                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+                insert(header::WWW_AUTHENTICATE, "Bearer");
             }
-            RejectKind::Unavailable => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+            RejectKind::Throttled | RejectKind::Unavailable => {
+                insert(header::RETRY_AFTER, "5");
+            }
+            RejectKind::PushedBack => {
+                response.extensions_mut().insert(HangUp);
             }
             // A body may still be on its way, so the connection cannot be used again.
             RejectKind::TooLarge | RejectKind::HeadersTooLarge | RejectKind::TooSlow => {
-                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+                insert(header::CONNECTION, "close");
             }
             _ => {}
         }

@@ -18,13 +18,16 @@ use crate::{
     domain::{InstancePolicy, InstanceUrl},
     forget,
     gitlab::{KeyFetches, Patience, deliver::Courier},
+    jira::{Forwarder, Recogniser},
     jwt::{InstallKeys, Signer, crypto, install_keys::KeyNews, lifecycle::LifecycleVerifier},
     metrics::Metrics,
     reconcile::{Reconciler, realign},
     rotation::{KeyRotation, RotateError},
-    routes::Public,
+    routes::{Public, PublicParts},
     secret_file::{self, SecretFileError},
     server::Server,
+    sightings::{self, Sighting, Sightings},
+    spool::{Spool, SpoolWorker},
     store::{OpenError, Store, StoreError, StoreOwner},
     tls::{TlsError, TlsFiles},
 };
@@ -40,6 +43,9 @@ pub struct Relay {
     public: Arc<Public>,
     admin: Arc<Admin>,
     reconciler: Reconciler,
+    spool_worker: SpoolWorker,
+    sightings: Arc<Sightings>,
+    sighted: tokio::sync::mpsc::Receiver<Sighting>,
     rotation: Arc<KeyRotation>,
     keep_uninstalled: SignedDuration,
     key_news: tokio::sync::mpsc::Receiver<KeyNews>,
@@ -193,22 +199,42 @@ impl Relay {
             drain_deadline: config.limits.drain_deadline,
             metrics: Arc::clone(&metrics),
         };
-        let public = Public::new(
-            &config,
-            store.clone(),
-            verifier,
-            Arc::clone(&signer),
-            key_fetches,
-            Arc::clone(&policy),
+        let forwarder = Arc::new(Forwarder::new(
+            client.clone(),
+            config.app.key.clone(),
+            config.jira.sites.clone(),
+            config.jira.answer_timeout,
             Arc::clone(&metrics),
-        )
-        .map_err(internal)?;
+        ));
+        let (spool, spool_worker) = Spool::new(
+            store.clone(),
+            Arc::clone(&forwarder),
+            config.spool,
+            config.limits.drain_deadline,
+            Arc::clone(&metrics),
+        );
+        let (sightings, sighted) = Sightings::new();
+        let sightings = Arc::new(sightings);
+        let public = PublicParts {
+            policy: Arc::clone(&policy),
+            store: store.clone(),
+            verifier,
+            signer: Arc::clone(&signer),
+            key_fetches,
+            recogniser: Recogniser::new(store.clone(), Arc::clone(&metrics)),
+            sightings: Arc::clone(&sightings),
+            forwarder,
+            spool: spool.clone(),
+            metrics: Arc::clone(&metrics),
+        };
+        let public = Public::new(&config, public).map_err(internal)?;
         let admin = Admin::new(AdminParts {
             token,
             store: store.clone(),
             signer,
             rotation: Arc::clone(&rotation),
             policy: Arc::clone(&policy),
+            spool,
             client: client.clone(),
             app_base_url: config.app_base_url(),
             limits: config.limits,
@@ -242,6 +268,9 @@ impl Relay {
             public: Arc::new(public),
             admin: Arc::new(admin),
             reconciler,
+            spool_worker,
+            sightings,
+            sighted,
             rotation,
             keep_uninstalled: config.jira.keep_uninstalled,
             key_news,
@@ -292,6 +321,13 @@ impl Relay {
             stopped(),
         ));
         tasks.spawn(self.reconciler.run(stopped()));
+        tasks.spawn(self.spool_worker.run(stopped()));
+        tasks.spawn(sightings::keep(
+            self.reload.store.clone(),
+            self.sightings,
+            self.sighted,
+            stopped(),
+        ));
         tasks.spawn(forget::run(
             self.reload.store.clone(),
             self.keep_uninstalled,

@@ -4,6 +4,7 @@
 
 mod lifecycle;
 mod public_keys;
+mod rest;
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -15,14 +16,17 @@ use hyper::body::Incoming;
 use matchit::Router;
 
 use crate::{
+    body::Body,
     config::{Config, LimitsConfig},
     domain::{InstancePolicy, LifecycleEventKind},
     exchange::{Arrival, Labels, observe, typed},
     gitlab::KeyFetches,
-    jira::descriptor::descriptor,
+    jira::{Forwarder, Recogniser, calls, descriptor::descriptor},
     jwt::{Signer, lifecycle::LifecycleVerifier},
     metrics::Metrics,
     reject::Reject,
+    sightings::Sightings,
+    spool::Spool,
     store::Store,
 };
 
@@ -37,12 +41,39 @@ pub struct Public {
     sites: crate::domain::JiraSites,
     secret_grace: jiff::SignedDuration,
     limits: LimitsConfig,
-    policy: Arc<ArcSwap<InstancePolicy>>,
-    store: Store,
-    verifier: LifecycleVerifier,
-    signer: Arc<Signer>,
-    key_fetches: Arc<KeyFetches>,
-    metrics: Arc<Metrics>,
+    parts: PublicParts,
+}
+
+/// What [`Public`] is made of.
+pub struct PublicParts {
+    /// Who may be linked.
+    pub policy: Arc<ArcSwap<InstancePolicy>>,
+    /// What is known.
+    pub store: Store,
+    /// Believes Atlassian.
+    pub verifier: LifecycleVerifier,
+    /// Has our public keys.
+    pub signer: Arc<Signer>,
+    /// Notes who came for one.
+    pub key_fetches: Arc<KeyFetches>,
+    /// Tells which link speaks.
+    pub recogniser: Recogniser,
+    /// Notes when it did.
+    pub sightings: Arc<Sightings>,
+    /// Calls Jira.
+    pub forwarder: Arc<Forwarder>,
+    /// Keeps what Jira can't take.
+    pub spool: Spool,
+    /// Counted in.
+    pub metrics: Arc<Metrics>,
+}
+
+impl std::ops::Deref for Public {
+    type Target = PublicParts;
+
+    fn deref(&self) -> &PublicParts {
+        &self.parts
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,20 +84,15 @@ enum Route {
     PublicKey,
 }
 
+/// Where instances call us as if we were Jira. Outside of the table: its paths are `jira::calls`' to know.
+const REST: &str = "/rest/";
+
 impl Public {
     /// Sets up the table of addresses.
     ///
     /// # Errors
     /// Two addresses that exclude each other: `public.base_path` can't do that.
-    pub fn new(
-        config: &Config,
-        store: Store,
-        verifier: LifecycleVerifier,
-        signer: Arc<Signer>,
-        key_fetches: Arc<KeyFetches>,
-        policy: Arc<ArcSwap<InstancePolicy>>,
-        metrics: Arc<Metrics>,
-    ) -> Result<Self, matchit::InsertError> {
+    pub fn new(config: &Config, parts: PublicParts) -> Result<Self, matchit::InsertError> {
         let mut router = Router::new();
         for (path, route) in [
             ("app_descriptor.json", Route::Descriptor),
@@ -91,12 +117,7 @@ impl Public {
             sites: config.jira.sites.clone(),
             secret_grace: config.jira.secret_grace,
             limits: config.limits,
-            policy,
-            store,
-            verifier,
-            signer,
-            key_fetches,
-            metrics,
+            parts,
         })
     }
 
@@ -105,7 +126,10 @@ impl Public {
         self: Arc<Self>,
         request: Request<Incoming>,
         peer: SocketAddr,
-    ) -> Response<Full<Bytes>> {
+    ) -> Response<Body> {
+        if request.uri().path().starts_with(REST) {
+            return self.serve_rest(request, peer).await;
+        }
         let path = request.uri().path().to_owned();
         let matched = self.router.at(&path).ok();
         let route = matched.as_ref().map(|m| *m.value);
@@ -133,6 +157,23 @@ impl Public {
                     }),
                 }
             },
+        )
+        .await
+    }
+
+    async fn serve_rest(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
+        let labels = Labels {
+            listener: LISTENER,
+            route: calls::route_label(request.uri().path()),
+        };
+        let (limits, metrics) = (&self.limits, &self.metrics);
+        observe(
+            labels,
+            request,
+            peer,
+            limits,
+            metrics,
+            |request, arrival| async move { rest::relay(self, request, &arrival).await },
         )
         .await
     }

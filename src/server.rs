@@ -3,7 +3,6 @@
 //! Knows nothing of paths; every request goes to one handler.
 
 use std::{
-    convert::Infallible,
     io,
     net::SocketAddr,
     sync::{
@@ -13,9 +12,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::Full;
 use hyper::{
     body::{Body as _, Incoming},
     server::conn::{http1, http2},
@@ -29,8 +26,10 @@ use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet, time::Instant};
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
+    body::Body,
     config::LimitsConfig,
     metrics::{Counted, Metrics},
+    reject::HangUp,
 };
 
 /// The pause after an `accept` that failed for want of file descriptors or memory.
@@ -43,6 +42,11 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// An answer may take as long as this makes it, and the idle time.
 const SLOWEST_READER_BYTES_PER_SEC: u64 = 32 * 1024;
+
+/// A caller gets no answer, so that it tries again.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the connection was closed instead of an answer")]
+struct HungUp;
 
 /// One listening socket and what it allows.
 pub struct Server {
@@ -63,7 +67,7 @@ impl Server {
     pub async fn run<H, F>(self, handler: H, shutdown: impl Future<Output = ()>)
     where
         H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
-        F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+        F: Future<Output = Response<Body>> + Send + 'static,
     {
         let (http1, http2) = self.protocols();
         let permits = Arc::new(Semaphore::new(self.limits.connections_max));
@@ -97,8 +101,11 @@ impl Server {
                 let request = active.request();
                 async move {
                     let answer = answer.await;
+                    if answer.extensions().get::<HangUp>().is_some() {
+                        return Err(HungUp);
+                    }
                     request.answered(answer.body().size_hint().exact().unwrap_or_default());
-                    Ok::<_, Infallible>(answer)
+                    Ok(answer)
                 }
             });
             let watcher = graceful.watcher();

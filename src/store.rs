@@ -7,6 +7,7 @@
 //!
 //! Records are sealed under `store.key_file`. This module is the only one that names an engine.
 
+mod bodies;
 mod committer;
 mod records;
 mod seal;
@@ -16,6 +17,7 @@ mod transaction;
 
 use std::{path::PathBuf, sync::Arc};
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -25,11 +27,14 @@ use crate::{
     config::StoreConfig,
     domain::{
         AuditEntry, ClientKey, InstallKeyRecord, Installation, Link, LinkId, SigningKeyRecord,
+        SpoolId, SpooledWrite,
     },
     metrics::Metrics,
     reject::{Reject, RejectKind},
     secret_file::{self, SecretFileError},
 };
+use bodies::Bodies;
+pub use bodies::BodyError;
 use committer::{Committer, Job};
 pub use seal::{SealError, Sealer};
 use sled::{Engine, EngineError};
@@ -43,6 +48,7 @@ const SCHEMA: u32 = 1;
 #[derive(Clone)]
 pub struct Store {
     tables: Arc<Tables>,
+    bodies: Arc<Bodies>,
     jobs: mpsc::Sender<Job>,
     /// Counts changes of links; the reconciler waits on it.
     link_changes: watch::Sender<u64>,
@@ -163,6 +169,12 @@ impl StoreOwner {
         let sealer = Arc::new(Sealer::new(&*store_key(config)?));
         let tables = Arc::new(Tables::default());
         let engine = records::open(config, lock, &sealer, &tables)?;
+        let known = tables.spooled.all().into_iter().map(|write| write.id);
+        let bodies = Bodies::open(&config.path, Arc::clone(&sealer), known.collect());
+        let bodies = bodies.map_err(|error| OpenError::Io {
+            store: config.path.clone(),
+            cause: error.to_string(),
+        })?;
         let (jobs, received) = mpsc::channel(4096);
         let link_changes = watch::Sender::new(0);
         let committer = Committer {
@@ -183,6 +195,7 @@ impl StoreOwner {
         Ok(Self {
             store: Store {
                 tables,
+                bodies: Arc::new(bodies),
                 jobs,
                 link_changes,
             },
@@ -247,6 +260,106 @@ impl Store {
         self.tables.install_keys.all()
     }
 
+    /// All writes that wait for Jira, in no order.
+    pub fn spooled(&self) -> Vec<Arc<SpooledWrite>> {
+        self.tables.spooled.all()
+    }
+
+    /// Keeps a write and its body, and drops those that it makes needless. Durable on return.
+    pub async fn spool(
+        &self,
+        write: SpooledWrite,
+        body: Bytes,
+        needless: Vec<SpoolId>,
+    ) -> Result<(), StoreError> {
+        let id = write.id;
+        let kept = self
+            .with_bodies(move |bodies| bodies.write(id, &body))
+            .await?;
+        kept.map_err(|error| StoreError::NotDurable(error.to_string()))?;
+        let dropped = needless.clone();
+        let change = move |transaction: &mut Transaction<'_>| {
+            transaction.put_spooled(write);
+            for id in needless {
+                transaction.remove_spooled(id);
+            }
+        };
+        let done = self.change(change).await;
+        // Without its record, a body is nothing; one that can't be removed now is removed at the next start.
+        let removed = if done.is_ok() { dropped } else { vec![id] };
+        self.with_bodies(move |bodies| bodies.remove(&removed))
+            .await?;
+        done
+    }
+
+    /// Forgets writes that need not wait any more. Durable on return.
+    pub async fn unspool(
+        &self,
+        ids: Vec<SpoolId>,
+        audit: Option<AuditEntry>,
+    ) -> Result<(), StoreError> {
+        let removed = ids.clone();
+        self.change(move |transaction| {
+            for id in ids {
+                transaction.remove_spooled(id);
+            }
+            if let Some(entry) = audit {
+                transaction.audit(entry);
+            }
+        })
+        .await?;
+        self.with_bodies(move |bodies| bodies.remove(&removed))
+            .await
+    }
+
+    /// Changes a link that is there.
+    pub async fn change_link(
+        &self,
+        id: LinkId,
+        change: impl FnOnce(&mut Link) + Send + 'static,
+    ) -> Result<(), StoreError> {
+        self.change(move |transaction| {
+            if let Some(link) = transaction.link(id) {
+                let mut link = Link::clone(&link);
+                change(&mut link);
+                transaction.replace_link(link);
+            }
+        })
+        .await
+    }
+
+    /// The body of a write that waits.
+    pub async fn spooled_body(&self, id: SpoolId) -> Result<Bytes, BodyError> {
+        self.with_bodies(move |bodies| bodies.read(id))
+            .await
+            .unwrap_or_else(|error| Err(BodyError::Io(std::io::Error::other(error))))
+    }
+
+    async fn with_bodies<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Bodies) -> T + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let bodies = Arc::clone(&self.bodies);
+        tokio::task::spawn_blocking(move || work(&bodies))
+            .await
+            .map_err(|_| StoreError::Closed)
+    }
+
+    /// A transaction that never says no.
+    async fn change(
+        &self,
+        change: impl FnOnce(&mut Transaction<'_>) + Send + 'static,
+    ) -> Result<(), StoreError> {
+        let change = move |transaction: &mut Transaction<'_>| {
+            change(transaction);
+            Ok::<(), std::convert::Infallible>(())
+        };
+        self.transact(change).await.map_err(|error| match error {
+            TransactError::Store(error) => error,
+            TransactError::Refused(never) => match never {},
+        })
+    }
+
     /// Changes its value whenever a link changed. Subscribe before looking, so that nothing is missed.
     pub fn link_changes(&self) -> watch::Receiver<u64> {
         self.link_changes.subscribe()
@@ -276,14 +389,8 @@ impl Store {
 
     /// Proves that a change can be made durable now, by making one.
     pub async fn probe(&self, now: Timestamp) -> Result<(), StoreError> {
-        let probe = move |transaction: &mut Transaction<'_>| {
-            transaction.mark_probe(now);
-            Ok::<(), std::convert::Infallible>(())
-        };
-        self.transact(probe).await.map_err(|error| match error {
-            TransactError::Store(error) => error,
-            TransactError::Refused(never) => match never {},
-        })
+        self.change(move |transaction| transaction.mark_probe(now))
+            .await
     }
 
     /// The newest entries of the audit trail, newest first.

@@ -47,6 +47,17 @@ struct View<'a> {
     created_at: Timestamp,
     last_seen_at: Option<Timestamp>,
     gitlab_version: Option<&'a str>,
+    purge: Option<PurgeView<'a>>,
+}
+
+/// How far the deletion of a link's data is.
+#[derive(Serialize)]
+struct PurgeView<'a> {
+    /// `pending` or `done`.
+    state: &'static str,
+    requested_at: Timestamp,
+    done_at: Option<Timestamp>,
+    last_error: Option<&'a DeliveryProblem>,
 }
 
 #[derive(Deserialize)]
@@ -87,7 +98,13 @@ pub(super) async fn create(
     arrival: &Arrival,
 ) -> Result<Response<Full<Bytes>>, Reject> {
     let (head, body) = request.into_parts();
-    let body = read_body(body, &head.headers, &admin.limits).await?;
+    let body = read_body(
+        body,
+        &head.headers,
+        admin.limits.body_max_bytes,
+        admin.limits.receive_timeout,
+    )
+    .await?;
     let body: NewLinkBody = parse_json(&body)?;
     let client_key = ClientKey::parse(&body.client_key).map_err(|error| {
         Reject::new(
@@ -125,13 +142,38 @@ pub(super) async fn create(
     json(StatusCode::CREATED, &view(&link))
 }
 
+/// `?purge=true` also deletes what the link wrote from Jira: that is as durable as the removal, and the record
+/// stays until it is done.
 pub(super) async fn remove(
     admin: &AdminParts,
     id: &str,
+    query: Option<&str>,
     arrival: &Arrival,
 ) -> Result<Response<Full<Bytes>>, Reject> {
-    let action = "link_removal_requested";
-    let link = change(admin, id, arrival, action, linking::remove).await?;
+    let purge = match parameter(query, "purge").as_deref() {
+        None | Some("false") => false,
+        Some("true" | "") => true,
+        Some(_) => {
+            return Err(Reject::new(
+                RejectKind::Malformed,
+                "purge_malformed",
+                "purge is true or false",
+                "leave it out to keep the link's data in Jira",
+            ));
+        }
+    };
+    let link = if purge {
+        change(admin, id, arrival, "link_purge_requested", linking::purge).await?
+    } else {
+        change(
+            admin,
+            id,
+            arrival,
+            "link_removal_requested",
+            linking::remove,
+        )
+        .await?
+    };
     json(StatusCode::ACCEPTED, &view(&link))
 }
 
@@ -227,6 +269,16 @@ fn view(link: &Link) -> View<'_> {
         created_at: link.created_at,
         last_seen_at: link.last_seen_at,
         gitlab_version: link.gitlab_version.as_deref(),
+        purge: link.purge.as_ref().map(|purge| PurgeView {
+            state: if purge.done_at.is_some() {
+                "done"
+            } else {
+                "pending"
+            },
+            requested_at: purge.requested_at,
+            done_at: purge.done_at,
+            last_error: purge.last_error.as_ref(),
+        }),
     }
 }
 

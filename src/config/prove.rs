@@ -7,7 +7,7 @@ use url::Url;
 
 use super::{
     AdminConfig, AppConfig, Checks, Config, InstancesConfig, JiraConfig, LimitsConfig, LogConfig,
-    PLACEHOLDER_URL, PublicConfig, StoreConfig, TlsFiles,
+    PLACEHOLDER_URL, PublicConfig, SpoolConfig, StoreConfig, TlsFiles,
     raw::{self, RawConfig},
 };
 use crate::domain::{
@@ -63,6 +63,39 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
         raw.limits.request_timeout_secs,
         1,
     );
+    checks.at_least("jira.answer_timeout_ms", raw.jira.answer_timeout_ms, 100);
+    checks.at_least("jira.search_deadline_ms", raw.jira.search_deadline_ms, 100);
+    checks.at_least(
+        "limits.rest_body_max_bytes",
+        raw.limits.rest_body_max_bytes,
+        16_384,
+    );
+    checks.at_least("spool.max_age_hours", raw.spool.max_age_hours, 1);
+    checks.at_least("spool.retry_min_ms", raw.spool.retry_min_ms, 1);
+    if raw.spool.retry_max_ms < raw.spool.retry_min_ms {
+        checks.add(
+            "spool.retry_max_ms",
+            "it is smaller than spool.retry_min_ms",
+        );
+    }
+    if raw.spool.installation_max_bytes > raw.spool.max_bytes {
+        checks.add(
+            "spool.installation_max_bytes",
+            "it is larger than spool.max_bytes, which is for all installations",
+        );
+    }
+    if raw.spool.installation_max_bytes < u64::from(raw.limits.rest_body_max_bytes) {
+        checks.add(
+            "spool.installation_max_bytes",
+            "it is smaller than limits.rest_body_max_bytes: the largest write could never wait",
+        );
+    }
+    if raw.jira.answer_timeout_ms >= 20_000 {
+        warnings.push(
+            "jira.answer_timeout_ms is 20 s or more: GitLab gives up after 20 s, before the relay can keep what Jira did not take"
+                .to_owned(),
+        );
+    }
     if raw.instances.retry_max_ms < raw.instances.retry_min_ms {
         checks.add(
             "instances.retry_max_ms",
@@ -116,6 +149,8 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
             keep_uninstalled: SignedDuration::from_hours(
                 24 * i64::from(raw.jira.keep_uninstalled_days),
             ),
+            answer_timeout: millis(raw.jira.answer_timeout_ms),
+            search_deadline: millis(raw.jira.search_deadline_ms),
         },
         instances: InstancesConfig {
             policy: policy?,
@@ -130,9 +165,17 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
                 raw.instances.removal_give_up_hours,
             )),
         },
+        spool: SpoolConfig {
+            max_bytes: raw.spool.max_bytes,
+            installation_max_bytes: raw.spool.installation_max_bytes,
+            max_age: SignedDuration::from_hours(i64::from(raw.spool.max_age_hours)),
+            retry_min: millis(raw.spool.retry_min_ms),
+            retry_max: millis(raw.spool.retry_max_ms),
+        },
         rotate_keys_after: SignedDuration::from_hours(24 * i64::from(raw.keys.rotate_days)),
         limits: LimitsConfig {
             body_max_bytes: raw.limits.body_max_bytes as usize,
+            rest_body_max_bytes: raw.limits.rest_body_max_bytes as usize,
             header_max_bytes: raw.limits.header_max_bytes as usize,
             connections_max: raw.limits.connections_max as usize,
             receive_timeout: secs(raw.limits.receive_timeout_secs),

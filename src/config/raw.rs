@@ -20,6 +20,7 @@ pub(super) struct RawConfig {
     pub(super) app: RawApp,
     pub(super) jira: RawJira,
     pub(super) instances: RawInstances,
+    pub(super) spool: RawSpool,
     pub(super) keys: RawKeys,
     pub(super) limits: RawLimits,
     pub(super) log: RawLog,
@@ -72,6 +73,8 @@ pub(super) struct RawJira {
     pub(super) extra_sites: Vec<String>,
     pub(super) secret_grace_secs: u32,
     pub(super) keep_uninstalled_days: u32,
+    pub(super) answer_timeout_ms: u32,
+    pub(super) search_deadline_ms: u32,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -93,6 +96,16 @@ pub(super) struct RawInstances {
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub(super) struct RawSpool {
+    pub(super) max_bytes: u64,
+    pub(super) installation_max_bytes: u64,
+    pub(super) max_age_hours: u32,
+    pub(super) retry_min_ms: u32,
+    pub(super) retry_max_ms: u32,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct RawKeys {
     pub(super) rotate_days: u32,
 }
@@ -101,6 +114,7 @@ pub(super) struct RawKeys {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawLimits {
     pub(super) body_max_bytes: u32,
+    pub(super) rest_body_max_bytes: u32,
     pub(super) header_max_bytes: u32,
     pub(super) connections_max: u32,
     pub(super) receive_timeout_secs: u32,

@@ -76,6 +76,19 @@ pub struct DeliveryProblem {
     pub id: String,
 }
 
+/// A wish that everything the link wrote be deleted from Jira.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Purge {
+    /// What is deleted: the link's namespace when it was asked for.
+    pub namespace: Namespace,
+    /// When it was asked for.
+    pub requested_at: Timestamp,
+    /// When Jira had taken the last deletion.
+    pub done_at: Option<Timestamp>,
+    /// Why the last try failed.
+    pub last_error: Option<DeliveryProblem>,
+}
+
 /// One installation x one instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
@@ -124,6 +137,9 @@ pub struct Link {
     pub last_seen_at: Option<Timestamp>,
     /// What the instance said of its version.
     pub gitlab_version: Option<String>,
+    /// Its data is to be deleted from Jira.
+    #[serde(default)]
+    pub purge: Option<Purge>,
 }
 
 /// Derived, never stored.
@@ -198,6 +214,7 @@ impl Link {
             created_at: now,
             last_seen_at: None,
             gitlab_version: None,
+            purge: None,
         }
     }
 
@@ -257,9 +274,17 @@ impl Link {
         self.acknowledged == Some(self.desired)
     }
 
-    /// Told that it is over, and the operator wants no trace: the record may go.
+    /// Told that it is over, the operator wants no trace, and none is left in Jira if that was wanted: the record
+    /// may go.
     pub fn is_finished(&self) -> bool {
-        self.remove && self.is_settled() && self.desired.event == LifecycleEventKind::Uninstalled
+        let purging = self
+            .purge
+            .as_ref()
+            .is_some_and(|purge| purge.done_at.is_none());
+        self.remove
+            && !purging
+            && self.is_settled()
+            && self.desired.event == LifecycleEventKind::Uninstalled
     }
 
     /// What a person should see.

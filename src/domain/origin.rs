@@ -115,6 +115,11 @@ impl JiraSites {
         Ok(Self { extra })
     }
 
+    /// Whether the operator listed this very address.
+    pub fn is_listed(&self, site: &JiraBaseUrl) -> bool {
+        self.extra.contains(&site.0)
+    }
+
     /// Accepts `https://<site>.atlassian.net`, `https://<site>.jira.com` (on a label border, default
     /// port) and what the operator listed. One trailing slash is forgiven.
     pub fn parse(&self, text: &str) -> Result<JiraBaseUrl, JiraBaseUrlError> {

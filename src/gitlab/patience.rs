@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
-use crate::config::InstancesConfig;
+use crate::{backoff, config::InstancesConfig};
 
 /// When to try, and when to stop. The operator can change all of it in a running relay.
 #[derive(Clone, Debug)]
@@ -37,15 +37,10 @@ impl From<&InstancesConfig> for Patience {
 }
 
 impl Patience {
-    /// The pause after the `failed`th failure in a row: doubling, between three and five quarters of it as
-    /// `jitter` goes from 0 to 1, not less than the peer asks for, and never more than the longest.
+    /// The pause after the `failed`th failure in a row: doubling, not less than the peer asks for, and never more
+    /// than the longest.
     pub fn pause(&self, failed: u32, jitter: f64, asked: Option<Duration>) -> SignedDuration {
-        let doubled = self
-            .retry_min
-            .saturating_mul(2_u32.saturating_pow(failed.min(31)))
-            .min(self.retry_max);
-        let pause = doubled
-            .mul_f64(0.75 + jitter / 2.0)
+        let pause = backoff::doubling(self.retry_min, self.retry_max, failed, jitter)
             .max(asked.unwrap_or_default())
             .min(self.retry_max);
         SignedDuration::try_from(pause).unwrap_or(SignedDuration::MAX)

@@ -118,6 +118,16 @@ impl Target {
         named.map(Parameter::value_or_empty)
     }
 
+    /// The decoded names of all parameters.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.parameters.iter().map(|p| p.name.as_str())
+    }
+
+    /// Whether there is no parameter but tokens.
+    pub fn has_no_query(&self) -> bool {
+        self.names().all(|name| name == TOKEN_PARAMETER)
+    }
+
     /// The tokens in the query, unverified. No hash covers them.
     pub fn tokens(&self) -> impl Iterator<Item = &str> {
         self.query_all(TOKEN_PARAMETER)

@@ -18,6 +18,7 @@ pub const TOKEN_MAX_BYTES: usize = 8192;
 pub const LEEWAY_SECS: i64 = 60;
 
 /// A token that has the right shape. Nothing in it is proven.
+#[derive(Clone)]
 pub struct UnverifiedToken {
     pub(super) text: String,
     pub(super) unverified_header: Header,
@@ -25,7 +26,7 @@ pub struct UnverifiedToken {
 }
 
 /// What a token's header says.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub(super) struct Header {
     pub(super) alg: String,
     pub(super) kid: Option<String>,

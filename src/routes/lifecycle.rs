@@ -38,7 +38,13 @@ pub(super) async fn receive(
     let target =
         Target::parse_strict(path_and_query, &[]).map_err(|error| unbelieved(error.into()))?;
     let token = UnverifiedToken::find(&head.headers, target.tokens(), None).map_err(unbelieved)?;
-    let body = read_body(body, &head.headers, &public.limits).await?;
+    let body = read_body(
+        body,
+        &head.headers,
+        public.limits.body_max_bytes,
+        public.limits.receive_timeout,
+    )
+    .await?;
     let call = LifecycleCall::parse(&body, kind, &public.app_key, &public.sites)?;
     let claims = public
         .verifier
@@ -52,6 +58,7 @@ pub(super) async fn receive(
         .await
         .map_err(unbelieved)?;
     tracing::Span::current().record("client.key", tracing::field::display(&claims.client_key));
+    let client_key = claims.client_key.clone();
     let event = call.into_event(claims, arrival.now);
     let rules = LifecycleRules {
         secret_grace: public.secret_grace,
@@ -62,6 +69,8 @@ pub(super) async fn receive(
         .store
         .transact(move |transaction| apply(transaction, &event, &rules, &request_id, now))
         .await?;
+    // A new secret or address may be what writes wait for.
+    public.spool.release(&client_key);
     let change = change_name(change);
     public
         .metrics

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     config::StoreConfig,
-    domain::{InstallKeyRecord, Installation, Link, Namespace, SigningKeyRecord},
+    domain::{InstallKeyRecord, Installation, Link, Namespace, SigningKeyRecord, SpooledWrite},
 };
 
 const SCHEMA_KEY: &[u8] = b"m/schema";
@@ -100,6 +100,7 @@ fn read(
     load::<Link>(&engine, sealer, &mut changes).map_err(damaged)?;
     load::<SigningKeyRecord>(&engine, sealer, &mut changes).map_err(damaged)?;
     load::<InstallKeyRecord>(&engine, sealer, &mut changes).map_err(damaged)?;
+    load::<SpooledWrite>(&engine, sealer, &mut changes).map_err(damaged)?;
     tables.replace(changes);
     let mut namespaces = HashSet::new();
     for pair in engine.scan(NAMESPACE.as_bytes()) {
@@ -171,11 +172,13 @@ pub(super) fn seal_batch(
         links,
         signing_keys,
         install_keys,
+        spooled,
     } = &batch.changes;
     seal_table(sealer, &installations.0, &mut sealed)?;
     seal_table(sealer, &links.0, &mut sealed)?;
     seal_table(sealer, &signing_keys.0, &mut sealed)?;
     seal_table(sealer, &install_keys.0, &mut sealed)?;
+    seal_table(sealer, &spooled.0, &mut sealed)?;
     for namespace in &batch.namespaces {
         let id = format!("{NAMESPACE}{}", namespace.as_str());
         sealed.push((id.into_bytes(), Some(Vec::new())));

@@ -6,7 +6,8 @@ use dashmap::DashMap;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::domain::{
-    ClientKey, InstallKeyRecord, Installation, KeyId, Link, LinkId, SigningKeyRecord,
+    ClientKey, InstallKeyRecord, Installation, KeyId, Link, LinkId, SigningKeyRecord, SpoolId,
+    SpooledWrite,
 };
 
 /// A kind of record. Its id on disk is `<PREFIX><key>`, also the associated data it is sealed with.
@@ -28,6 +29,7 @@ pub(super) struct Tables {
     pub(super) links: Table<Link>,
     pub(super) signing_keys: Table<SigningKeyRecord>,
     pub(super) install_keys: Table<InstallKeyRecord>,
+    pub(super) spooled: Table<SpooledWrite>,
     links_by_client_key: DashMap<ClientKey, Vec<LinkId>>,
 }
 
@@ -41,6 +43,7 @@ pub(super) struct Changes {
     pub(super) links: ChangesOf<Link>,
     pub(super) signing_keys: ChangesOf<SigningKeyRecord>,
     pub(super) install_keys: ChangesOf<InstallKeyRecord>,
+    pub(super) spooled: ChangesOf<SpooledWrite>,
 }
 
 /// New values of one kind.
@@ -92,6 +95,7 @@ impl Changes {
             && self.links.0.is_empty()
             && self.signing_keys.0.is_empty()
             && self.install_keys.0.is_empty()
+            && self.spooled.0.is_empty()
     }
 
     /// Takes over the changes of one transaction.
@@ -100,6 +104,7 @@ impl Changes {
         self.links.absorb(later.links);
         self.signing_keys.absorb(later.signing_keys);
         self.install_keys.absorb(later.install_keys);
+        self.spooled.absorb(later.spooled);
     }
 }
 
@@ -135,6 +140,7 @@ impl Tables {
         changes.links.publish(&self.links);
         changes.signing_keys.publish(&self.signing_keys);
         changes.install_keys.publish(&self.install_keys);
+        changes.spooled.publish(&self.spooled);
     }
 
     pub(super) fn link_ids_of(&self, client_key: &ClientKey) -> Vec<LinkId> {
@@ -150,6 +156,7 @@ impl Tables {
         all.links.forget_others(&self.links);
         all.signing_keys.forget_others(&self.signing_keys);
         all.install_keys.forget_others(&self.install_keys);
+        all.spooled.forget_others(&self.spooled);
         self.publish(all);
     }
 }
@@ -231,5 +238,22 @@ impl Record for InstallKeyRecord {
 
     fn changes(changes: &mut Changes) -> &mut ChangesOf<Self> {
         &mut changes.install_keys
+    }
+}
+
+impl Record for SpooledWrite {
+    type Key = SpoolId;
+    const PREFIX: &'static str = "s/";
+
+    fn key(&self) -> SpoolId {
+        self.id
+    }
+
+    fn table(tables: &Tables) -> &Table<Self> {
+        &tables.spooled
+    }
+
+    fn changes(changes: &mut Changes) -> &mut ChangesOf<Self> {
+        &mut changes.spooled
     }
 }

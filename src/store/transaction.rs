@@ -12,7 +12,7 @@ use crate::{
     config::StoreConfig,
     domain::{
         AuditEntry, ClientKey, InstallKeyRecord, Installation, KeyId, Link, LinkId, Namespace,
-        SigningKeyRecord, secret::NoRandomness,
+        SigningKeyRecord, SpoolId, SpooledWrite, secret::NoRandomness,
     },
     reject::{Reject, RejectKind},
 };
@@ -90,6 +90,11 @@ impl Transaction<'_> {
         self.put_bounded(link, "links", self.config.links_max)
     }
 
+    /// Replaces a link that is there, which needs no room.
+    pub fn replace_link(&mut self, link: Link) {
+        self.put(link);
+    }
+
     /// Forgets a link.
     pub fn remove_link(&mut self, id: LinkId) {
         self.remove::<Link>(&id);
@@ -139,6 +144,16 @@ impl Transaction<'_> {
     /// Forgets one of Atlassian's keys.
     pub fn remove_install_key(&mut self, kid: &KeyId) {
         self.remove::<InstallKeyRecord>(kid);
+    }
+
+    /// Adds a write that waits for Jira. Its body must be durable already.
+    pub fn put_spooled(&mut self, write: SpooledWrite) {
+        self.put(write);
+    }
+
+    /// Forgets a write that waited.
+    pub fn remove_spooled(&mut self, id: SpoolId) {
+        self.remove::<SpooledWrite>(&id);
     }
 
     /// Adds to the audit trail.

@@ -1,7 +1,7 @@
 //! A relay in this process or in one of its own, and a client that looks at every answer twice.
 
 use std::{
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Write as _},
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -76,6 +76,9 @@ impl Settings {
             ("INSTANCES__RETRY_MAX_MS", "400"),
             ("INSTANCES__CONNECT_TIMEOUT_MS", "2000"),
             ("INSTANCES__REQUEST_TIMEOUT_MS", "3000"),
+            ("JIRA__ANSWER_TIMEOUT_MS", "2000"),
+            ("SPOOL__RETRY_MIN_MS", "50"),
+            ("SPOOL__RETRY_MAX_MS", "400"),
             ("LIMITS__RECEIVE_TIMEOUT_SECS", "2"),
             ("LIMITS__DRAIN_DEADLINE_SECS", "3"),
         ] {
@@ -428,6 +431,17 @@ impl Judge {
             ready,
             lines,
         }
+    }
+
+    /// One command, one answer. Blocks.
+    pub fn ask(&mut self, mut command: Value) -> Value {
+        command["id"] = 1.into();
+        let stdin = self.child.stdin.as_mut().expect("stdin");
+        writeln!(stdin, "{command}").expect("write");
+        let line = self.lines.next().expect("an answer").expect("text");
+        let answer: Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!(answer["ok"], true, "{command} -> {answer}");
+        answer
     }
 }
 

@@ -1,7 +1,7 @@
 //! End to end with the official libraries as judges: Jira signs with npm `atlassian-jwt`, the instances verify
 //! with Debian's `ruby-atlassian-jwt` and `ruby-jwt`. See `tests/judges/README.md`.
 
-use std::{io::Write as _, sync::Arc};
+use std::sync::Arc;
 
 use http::Request;
 use http_body_util::Full;
@@ -24,6 +24,7 @@ use crate::{
         jira::now,
     },
     harness::{Judge, SECRET, SECRET_2, TestRelay},
+    stage::GitLab,
 };
 
 /// The official JavaScript library as Jira Cloud.
@@ -34,15 +35,8 @@ impl JiraJudge {
         Self(Judge::start("node", &["jira.mjs"]))
     }
 
-    fn ask(&mut self, mut command: Value) -> Value {
-        command["id"] = 1.into();
-        let judge = &mut self.0;
-        let stdin = judge.child.stdin.as_mut().expect("stdin");
-        writeln!(stdin, "{command}").expect("write");
-        let line = judge.lines.next().expect("an answer").expect("text");
-        let answer: Value = serde_json::from_str(&line).expect("JSON");
-        assert_eq!(answer["ok"], true, "{command} -> {answer}");
-        answer
+    fn ask(&mut self, command: Value) -> Value {
+        self.0.ask(command)
     }
 
     /// Signs and sends a lifecycle call; its status. Blocks, so not on the runtime's threads.
@@ -67,45 +61,6 @@ impl JiraJudge {
         });
         let answer = tokio::task::block_in_place(|| self.ask(command));
         u16::try_from(answer["status"].as_u64().expect("status")).expect("status")
-    }
-}
-
-/// The gems as a GitLab instance.
-struct GitLabJudge {
-    url: String,
-    control: String,
-    _judge: Judge,
-}
-
-impl GitLabJudge {
-    fn start(relay: &TestRelay, root: &str, options: &[&str]) -> Self {
-        let proxy_url = relay.url();
-        let mut arguments = vec!["gitlab.rb", "--proxy-url", &proxy_url];
-        if !root.is_empty() {
-            arguments.extend(["--relative-root", root]);
-        }
-        arguments.extend(options);
-        let judge = Judge::start("ruby", &arguments);
-        let url = judge.ready["url"].as_str().expect("url").to_owned();
-        let control = url.strip_suffix(root).unwrap_or(&url).to_owned();
-        Self {
-            url,
-            control,
-            _judge: judge,
-        }
-    }
-
-    async fn state(&self) -> Value {
-        let request = Request::get(format!("{}/_judge/state", self.control));
-        let answer = send(&client(), request.body(Full::default()).expect("request")).await;
-        serde_json::from_slice(answer.body()).expect("JSON")
-    }
-
-    async fn mode(&self, mode: &str) {
-        let request = Request::post(format!("{}/_judge/mode", self.control))
-            .header("content-type", "application/json")
-            .body(Full::from(json!({"mode": mode}).to_string()));
-        send(&client(), request.expect("request")).await;
     }
 }
 
@@ -135,10 +90,10 @@ async fn the_main_job_between_official_libraries() {
     // An instance under its own name, one in a folder, one whose reverse proxy drops the port.
     let (port_dropped, plain_http) = (["--external-host", "127.0.0.1"], ["--http"]);
     let gitlabs = [
-        GitLabJudge::start(&relay, "", &[]),
-        GitLabJudge::start(&relay, "/gitlab", &[]),
-        GitLabJudge::start(&relay, "", &port_dropped),
-        GitLabJudge::start(&relay, "", &plain_http),
+        GitLab::start(&relay, "", &[]),
+        GitLab::start(&relay, "/gitlab", &[]),
+        GitLab::start(&relay, "", &port_dropped),
+        GitLab::start(&relay, "", &plain_http),
     ];
     for gitlab in &gitlabs {
         let link = relay.link("judged-tenant", &gitlab.url).await;
@@ -272,7 +227,7 @@ async fn a_gitlab_that_comes_back_gets_what_it_missed() {
     let relay = relay_for(&jira).await;
     jira.lifecycle(&relay, "installed", Some(SECRET), json!({}), "header")
         .await;
-    let gitlab = GitLabJudge::start(&relay, "/gitlab", &[]);
+    let gitlab = GitLab::start(&relay, "/gitlab", &[]);
     for (mode, expected) in [
         ("error500", "instance_error"),
         ("unauthorized", "unauthorized_key_not_fetched"),
@@ -296,7 +251,7 @@ async fn a_gitlab_that_comes_back_gets_what_it_missed() {
     relay
         .until_links("connected", |links| links[0]["state"] == "connected")
         .await;
-    let wrong_host = GitLabJudge::start(&relay, "", &["--external-host", "internal.example"]);
+    let wrong_host = GitLab::start(&relay, "", &["--external-host", "internal.example"]);
     let link = relay.link("judged-tenant", &wrong_host.url).await;
     assert_eq!(link["last_error"]["code"], "unauthorized_key_fetched");
 }

@@ -13,7 +13,9 @@
 #[path = "../fakes/mod.rs"]
 mod fakes;
 mod harness;
+mod stage;
 
+mod chaos;
 mod crash;
 mod hostile;
 mod judges;
@@ -22,3 +24,5 @@ mod lifecycle;
 mod links;
 mod operating;
 mod process;
+mod rest;
+mod spool;

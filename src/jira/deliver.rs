@@ -1,0 +1,258 @@
+//! One write, all the way to Jira: in as many requests as its limits want, with one answer.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, header};
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::{
+    Forwarder,
+    forward::ForwardError,
+    namespace,
+    rate_limit::{Throttle, throttle},
+    shape, split,
+};
+use crate::{
+    client::{SendError, read_answer},
+    domain::{Family, Installation, JiraCall},
+};
+
+/// A success lists what was taken, up to a thousand entities.
+const ANSWER_MAX_BYTES: usize = 4 * 1024 * 1024;
+
+/// Jira's answer to a write.
+#[derive(Clone, Debug)]
+pub struct Delivered {
+    /// What it said; of several requests, the worst.
+    pub status: StatusCode,
+    /// How.
+    pub body: Bytes,
+    /// In which form.
+    pub content_type: Option<HeaderValue>,
+    /// What it asks for with it.
+    pub throttle: Option<Throttle>,
+}
+
+/// Jira could not take a write now. The same write can be sent again later.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setback {
+    /// Stable name, also a metric label.
+    pub reason: &'static str,
+    /// One sentence.
+    pub message: String,
+    /// What must wait, and how long at least.
+    pub throttle: Throttle,
+}
+
+/// Counts of a body, which tell whether it must be divided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Size {
+    /// Entities in all.
+    pub entities: usize,
+    /// The most of one kind in one list.
+    pub longest_list: usize,
+}
+
+impl Size {
+    /// Whether Jira would refuse it as one request.
+    pub fn is_over(self) -> bool {
+        self.entities > split::ENTITIES_MAX || self.longest_list > split::LIST_MAX
+    }
+}
+
+impl From<&namespace::Survey> for Size {
+    fn from(survey: &namespace::Survey) -> Self {
+        Self {
+            entities: survey.entities,
+            longest_list: survey.longest_list,
+        }
+    }
+}
+
+/// Sends a write. A `Setback` of one of its requests is one of the whole: what got through is simply sent again,
+/// because Jira ignores a sequence number that it has.
+pub async fn deliver(
+    forwarder: &Forwarder,
+    installation: &Arc<Installation>,
+    call: &JiraCall,
+    body: &Bytes,
+    size: Size,
+    now: Timestamp,
+) -> Result<Delivered, Setback> {
+    let JiraCall::Submit(family) = call else {
+        return one(forwarder, installation, call, body.clone(), now).await;
+    };
+    if !size.is_over() {
+        let delivered = one(forwarder, installation, call, body.clone(), now).await?;
+        if delivered.status != StatusCode::PAYLOAD_TOO_LARGE || size.entities < 2 {
+            return Ok(delivered);
+        }
+    }
+    let mut pieces = if size.is_over() {
+        divided(*family, body, split::ENTITIES_MAX)
+    } else {
+        divided(*family, body, size.entities.div_ceil(2))
+    };
+    let mut answers = Vec::new();
+    let mut worst: Option<Delivered> = None;
+    while let Some(piece) = pieces.pop_front() {
+        let delivered = one(forwarder, installation, call, piece.clone(), now).await?;
+        if delivered.status == StatusCode::PAYLOAD_TOO_LARGE {
+            let smaller = halved(*family, &piece);
+            if smaller.len() > 1 {
+                for piece in smaller.into_iter().rev() {
+                    pieces.push_front(piece);
+                }
+                continue;
+            }
+        }
+        if delivered.status.is_success() {
+            answers.push(serde_json::from_slice::<Value>(&delivered.body).unwrap_or_default());
+        } else if worst
+            .as_ref()
+            .is_none_or(|worst| worst.status < delivered.status)
+        {
+            worst = Some(delivered);
+        }
+    }
+    Ok(worst.unwrap_or_else(|| Delivered {
+        status: StatusCode::ACCEPTED,
+        body: split::merge(answers).to_string().into(),
+        content_type: None,
+        throttle: None,
+    }))
+}
+
+async fn one(
+    forwarder: &Forwarder,
+    installation: &Arc<Installation>,
+    call: &JiraCall,
+    body: Bytes,
+    now: Timestamp,
+) -> Result<Delivered, Setback> {
+    let answer = match forwarder.call(installation, call, body, now).await {
+        Ok(answer) => answer,
+        Err(error) => return Err(Setback::from(error)),
+    };
+    let status = answer.status();
+    let throttle = throttle(status, answer.headers(), now);
+    if let Some(reason) = later(status) {
+        let message = match answer.headers().get(header::LOCATION) {
+            Some(location) => format!(
+                "Jira answered {status} and points to {}: the site may have been renamed",
+                location
+                    .to_str()
+                    .unwrap_or("?")
+                    .chars()
+                    .take(200)
+                    .collect::<String>()
+            ),
+            None => format!("Jira answered {status}"),
+        };
+        return Err(Setback {
+            reason,
+            message,
+            throttle: throttle.unwrap_or_else(Throttle::of_installation),
+        });
+    }
+    let content_type = answer.headers().get(header::CONTENT_TYPE).cloned();
+    let reading = tokio::time::timeout(forwarder.timeout(), read_answer(answer, ANSWER_MAX_BYTES));
+    let body = match reading
+        .await
+        .unwrap_or(Err(SendError::TimedOut(forwarder.timeout())))
+    {
+        Ok(answer) => answer.into_body(),
+        // Jira has said that it took it; the rest is for a log.
+        Err(_) if status.is_success() => Bytes::from_static(b"{}"),
+        Err(error) => return Err(Setback::from(ForwardError::Send(error))),
+    };
+    Ok(Delivered {
+        status,
+        body,
+        content_type,
+        throttle,
+    })
+}
+
+/// The statuses that may be another one the next time: what GitLab would lose (GitLab reference: no retry on 429
+/// and 503), and redirects, which a renamed site gives until its `installed` arrives.
+fn later(status: StatusCode) -> Option<&'static str> {
+    match status.as_u16() {
+        429 => Some("throttled"),
+        502 => Some("bad_gateway"),
+        503 => Some("unavailable"),
+        504 => Some("gateway_timeout"),
+        300..=399 => Some("redirected"),
+        _ => None,
+    }
+}
+
+fn divided(family: Family, body: &Bytes, entities_max: usize) -> VecDeque<Bytes> {
+    let text = std::str::from_utf8(body).unwrap_or_default();
+    match split::split(family, text, entities_max, split::LIST_MAX) {
+        Ok(pieces) => pieces.into_iter().map(Bytes::from).collect(),
+        // Jira says what is wrong with it.
+        Err(_) => VecDeque::from([body.clone()]),
+    }
+}
+
+fn halved(family: Family, piece: &Bytes) -> VecDeque<Bytes> {
+    let text = std::str::from_utf8(piece).unwrap_or_default();
+    match namespace::survey(family, text) {
+        Ok(survey) if survey.entities > 1 => divided(family, piece, survey.entities.div_ceil(2)),
+        _ => VecDeque::new(),
+    }
+}
+
+impl Setback {
+    /// A success that was the last one for a while.
+    pub fn exhausted(throttle: Throttle) -> Self {
+        Self {
+            reason: "throttled",
+            message: "Jira took the last call of its quota".to_owned(),
+            throttle,
+        }
+    }
+
+    /// Our own trouble.
+    pub fn own(message: String) -> Self {
+        Self {
+            reason: "own_trouble",
+            message,
+            throttle: Throttle::of_installation(),
+        }
+    }
+
+    /// For an answer that is final for an instance that waits for it, but not for a write that was acknowledged.
+    pub fn of_answer(delivered: &Delivered) -> Self {
+        let told = shape::messages(&delivered.body).join("; ");
+        Self {
+            reason: match delivered.status {
+                StatusCode::UNAUTHORIZED => "unauthorized",
+                _ => "jira_error",
+            },
+            message: format!("Jira answered {}: {told}", delivered.status),
+            throttle: Throttle::of_installation(),
+        }
+    }
+}
+
+impl From<ForwardError> for Setback {
+    fn from(error: ForwardError) -> Self {
+        let reason = match &error {
+            ForwardError::Send(SendError::Dial(_)) => "connection_failed",
+            ForwardError::Send(SendError::TimedOut(_)) => "answer_timed_out",
+            ForwardError::Send(SendError::AnswerTooLarge(_) | SendError::Broken(_)) => {
+                "connection_broken"
+            }
+            ForwardError::Unsendable(_) => "unsendable",
+        };
+        Self {
+            reason,
+            message: error.to_string(),
+            throttle: Throttle::of_installation(),
+        }
+    }
+}

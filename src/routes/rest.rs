@@ -1,0 +1,339 @@
+//! `/rest/...`: an instance takes us for Jira.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode, header, request::Parts};
+use http_body_util::Full;
+use hyper::body::Incoming;
+
+use super::Public;
+use crate::{
+    body::Body,
+    clock,
+    domain::{Family, Installation, JiraCall, LifecycleEventKind, Link},
+    exchange::{Arrival, read_body},
+    jira::{
+        calls,
+        deliver::{Delivered, Size, deliver},
+        forward::ForwardError,
+        mend::mend,
+        namespace::{self, BodyError, Survey},
+        shape,
+    },
+    jwt::{Target, TokenKind, UnverifiedToken, VerifyError, instance},
+    reject::{Reject, RejectKind},
+    spool::{Admission, Why},
+};
+
+/// An instance that proved which link it is, and what it wants.
+struct Caller {
+    link: Arc<Link>,
+    installation: Arc<Installation>,
+    call: JiraCall,
+}
+
+/// Passes a call on to Jira. A write that Jira can't take now is kept, and the instance hears that it is safe.
+pub(super) async fn relay(
+    public: &Public,
+    request: Request<Incoming>,
+    arrival: &Arrival,
+) -> Result<Response<Body>, Reject> {
+    let (head, body) = request.into_parts();
+    let caller = caller(public, &head, arrival).await?;
+    if caller.call.is_read() {
+        public.sightings.note(&caller.link, None, arrival.now);
+        return read(public, &caller).await;
+    }
+    let max_bytes = match caller.call {
+        JiraCall::Submit(_) => public.limits.rest_body_max_bytes,
+        // GitLab sends none with a DELETE, and Jira would not look at it.
+        _ => public.limits.header_max_bytes,
+    };
+    let body = read_body(
+        body,
+        &head.headers,
+        max_bytes,
+        public.limits.receive_timeout,
+    )
+    .await?;
+    write(public, caller, body, arrival).await
+}
+
+/// Who calls, from the token alone: see `jira::recognise`. Then the token's claims, then whether the link still
+/// stands, then whether the call is one that GitLab makes.
+async fn caller(public: &Public, head: &Parts, arrival: &Arrival) -> Result<Caller, Reject> {
+    let unbelieved = |error: VerifyError| {
+        public
+            .metrics
+            .verify_failures
+            .with_label_values(&[TokenKind::Instance.as_str(), error.code()])
+            .inc();
+        Reject::from(error)
+    };
+    let path_and_query = head
+        .uri
+        .path_and_query()
+        .map_or("/", |target| target.as_str());
+    let target =
+        Target::parse_strict(path_and_query, &[]).map_err(|error| unbelieved(error.into()))?;
+    let token = UnverifiedToken::find(&head.headers, target.tokens(), None).map_err(unbelieved)?;
+    let link = public
+        .recogniser
+        .recognise(&token, arrival.peer.ip(), arrival.now)
+        .await
+        .map_err(unbelieved)?;
+    let span = tracing::Span::current();
+    span.record("link.id", tracing::field::display(link.id));
+    span.record("client.key", tracing::field::display(&link.client_key));
+    instance::check_claims(&token, head.method.as_str(), &target, arrival.now)
+        .map_err(unbelieved)?;
+    // The signature proves that the instance holds the link's secret, whatever its acknowledgement said.
+    if link.desired.event != LifecycleEventKind::Installed {
+        return Err(unbelieved(VerifyError::LinkRemoved));
+    }
+    let installation = public
+        .store
+        .installation(&link.client_key)
+        .filter(|installation| installation.is_installed())
+        .ok_or_else(|| unbelieved(VerifyError::Uninstalled))?;
+    let call = calls::parse(&head.method, &target).map_err(|error| Reject {
+        internal: Some(format!(
+            "{} {}",
+            head.method,
+            target.path().chars().take(200).collect::<String>()
+        )),
+        ..Reject::from(error)
+    })?;
+    Ok(Caller {
+        link,
+        installation,
+        call,
+    })
+}
+
+async fn read(public: &Public, caller: &Caller) -> Result<Response<Body>, Reject> {
+    let Caller {
+        link,
+        installation,
+        call,
+    } = caller;
+    let now = clock::now();
+    if let Some(wait) = public.spool.held(&link.client_key, call.endpoint(), now) {
+        return Err(Reject::new(
+            RejectKind::Throttled,
+            "jira_throttled",
+            format!(
+                "Jira wants no more calls for another {} s",
+                wait.as_secs() + 1
+            ),
+            "try again then; GET /api/v1/spool says which limit it is",
+        ));
+    }
+    let answer = public
+        .forwarder
+        .call(installation, call, Bytes::new(), now)
+        .await?;
+    if answer.status().is_redirection() {
+        return Err(Reject::new(
+            RejectKind::BadGateway,
+            "jira_redirected",
+            "Jira answered with a redirect, which is not followed: the site may have been renamed",
+            "it works again when Jira has sent `installed` with the new address",
+        ));
+    }
+    let (head, body) = answer.into_parts();
+    let mut response = Response::new(Body::Streamed(body));
+    *response.status_mut() = head.status;
+    for name in [header::CONTENT_TYPE, header::RETRY_AFTER] {
+        if let Some(value) = head.headers.get(&name) {
+            response.headers_mut().insert(name, value.clone());
+        }
+    }
+    Ok(response)
+}
+
+async fn write(
+    public: &Public,
+    caller: Caller,
+    body: Bytes,
+    arrival: &Arrival,
+) -> Result<Response<Body>, Reject> {
+    let Caller {
+        link,
+        installation,
+        call,
+    } = caller;
+    let prepared = prepare(public, &link, call, body)?;
+    public
+        .sightings
+        .note(&link, prepared.product.as_deref(), arrival.now);
+    let Prepared {
+        call, body, size, ..
+    } = prepared;
+    let now = clock::now();
+    let (ticket, why) = match public.spool.admit(&link, &call, now) {
+        Admission::Removed => return Err(VerifyError::LinkRemoved.into()),
+        Admission::Wait(ticket, reason) => (ticket, Why::Behind(reason)),
+        Admission::Direct(ticket) => {
+            match deliver(&public.forwarder, &installation, &call, &body, size, now).await {
+                Ok(delivered) => {
+                    ticket.got_through(call.endpoint());
+                    if let Some(throttle) = delivered.throttle {
+                        public
+                            .spool
+                            .exhausted(&link.client_key, call.endpoint(), throttle, now);
+                    }
+                    return Ok(answer(&link, &call, delivered));
+                }
+                Err(setback) => (ticket, Why::SetBack(setback)),
+            }
+        }
+    };
+    tracing::Span::current().record("spooled", why.reason());
+    let kept = public.spool.park(ticket, call, body, &arrival.id, why, now);
+    kept.await.map_err(|error| Reject {
+        // An error status is the end of a write for GitLab; a connection that breaks is tried again.
+        kind: RejectKind::PushedBack,
+        ..Reject::from(error)
+    })?;
+    Ok(json(StatusCode::ACCEPTED, Bytes::from_static(b"{}")))
+}
+
+/// A write in the words of the app.
+struct Prepared {
+    call: JiraCall,
+    body: Bytes,
+    size: Size,
+    product: Option<String>,
+}
+
+fn prepare(
+    public: &Public,
+    link: &Link,
+    call: JiraCall,
+    body: Bytes,
+) -> Result<Prepared, BodyError> {
+    match call {
+        JiraCall::Submit(family) => {
+            let text = std::str::from_utf8(&body).map_err(|_| BodyError::NotUtf8)?;
+            let mended = mend(text);
+            let changed = matches!(mended, std::borrow::Cow::Owned(_));
+            if changed {
+                public
+                    .metrics
+                    .mended
+                    .with_label_values(&["characters"])
+                    .inc();
+            }
+            let mut survey = namespace::survey(family, &mended)?;
+            let product = survey.product.take();
+            let size = Size::from(&survey);
+            count_oversize(public, size);
+            let own = rewritten(link, family, &mended, &survey)?;
+            let body = match own {
+                Some(own) => Bytes::from(own),
+                None if changed => Bytes::from(mended.into_owned()),
+                None => body,
+            };
+            Ok(Prepared {
+                call,
+                body,
+                size,
+                product,
+            })
+        }
+        JiraCall::DeleteBranch { repository, branch } => Ok(Prepared {
+            call: JiraCall::DeleteBranch {
+                repository: if link.keep_ids {
+                    repository
+                } else {
+                    namespace::id_in(&link.namespace, &repository)
+                },
+                branch,
+            },
+            body: Bytes::new(),
+            size: Size::default(),
+            product: None,
+        }),
+        call => Ok(Prepared {
+            call,
+            body: Bytes::new(),
+            size: Size::default(),
+            product: None,
+        }),
+    }
+}
+
+/// `None` for a link that keeps its ids.
+fn rewritten(
+    link: &Link,
+    family: Family,
+    body: &str,
+    survey: &Survey,
+) -> Result<Option<Vec<u8>>, BodyError> {
+    if link.keep_ids {
+        return Ok(None);
+    }
+    namespace::put_in(&link.namespace, family, body, survey).map(Some)
+}
+
+fn count_oversize(public: &Public, size: Size) {
+    if size.is_over() {
+        public.metrics.mended.with_label_values(&["entities"]).inc();
+    }
+}
+
+/// Jira's answer, in the instance's words and in the shape that it digests.
+fn answer(link: &Link, call: &JiraCall, delivered: Delivered) -> Response<Body> {
+    let Delivered {
+        status,
+        body,
+        content_type,
+        ..
+    } = delivered;
+    let shaped = shape::for_gitlab(call.endpoint(), status, body.clone());
+    let own_words = if link.keep_ids {
+        None
+    } else {
+        namespace::take_out(&link.namespace, &shaped)
+    };
+    let mut response = json(
+        status,
+        own_words.map_or_else(|| shaped.clone(), Bytes::from),
+    );
+    // What was not put into shape is as it came.
+    if shaped == body
+        && let Some(content_type) = content_type
+    {
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, content_type);
+    }
+    response
+}
+
+fn json(status: StatusCode, body: Bytes) -> Response<Body> {
+    let mut response = Response::new(Body::Whole(Full::new(body)));
+    *response.status_mut() = status;
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
+}
+
+impl From<ForwardError> for Reject {
+    fn from(error: ForwardError) -> Self {
+        match error {
+            ForwardError::Send(error) => Self {
+                internal: Some(error.to_string()),
+                ..Self::new(
+                    RejectKind::BadGateway,
+                    "jira_unreachable",
+                    "Jira did not answer",
+                    "try again; if it stays so, the operator should look at the log",
+                )
+            },
+            ForwardError::Unsendable(cause) => Self::internal(cause),
+        }
+    }
+}
