@@ -1,5 +1,6 @@
-//! The instance side: lifecycle calls signed by us, and what their failures mean.
+//! The instance side: lifecycle calls signed by us, what their failures mean, and questions for Jira's toolchain.
 
+pub mod ask;
 pub mod deliver;
 pub mod key_fetches;
 pub mod patience;

@@ -12,6 +12,7 @@ pub mod rate_limit;
 pub mod recognise;
 pub mod shape;
 pub mod split;
+pub mod toolchain;
 pub mod touches;
 
 pub use deliver::{Delivered, Setback};

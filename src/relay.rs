@@ -17,7 +17,7 @@ use crate::{
     config::Config,
     domain::{InstancePolicy, InstanceUrl},
     forget,
-    gitlab::{KeyFetches, Patience, deliver::Courier},
+    gitlab::{KeyFetches, Patience, ask::Asker, deliver::Courier},
     jira::{Forwarder, Recogniser},
     jwt::{InstallKeys, Signer, crypto, install_keys::KeyNews, lifecycle::LifecycleVerifier},
     metrics::Metrics,
@@ -225,6 +225,7 @@ impl Relay {
             sightings: Arc::clone(&sightings),
             forwarder,
             spool: spool.clone(),
+            asker: Asker::new(client.clone(), Arc::clone(&policy), Arc::clone(&metrics)),
             metrics: Arc::clone(&metrics),
         };
         let public = Public::new(&config, public).map_err(internal)?;

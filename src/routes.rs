@@ -2,11 +2,13 @@
 //!
 //! Jira, instances and browsers speak to this. [`Public::serve`] observes, the handlers do.
 
+mod branches;
 mod lifecycle;
 mod public_keys;
 mod rest;
+mod toolchain;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -20,9 +22,9 @@ use crate::{
     config::{Config, LimitsConfig},
     domain::{InstancePolicy, LifecycleEventKind},
     exchange::{Arrival, Labels, observe, typed},
-    gitlab::KeyFetches,
+    gitlab::{KeyFetches, ask::Asker},
     jira::{Forwarder, Recogniser, calls, descriptor::descriptor},
-    jwt::{Signer, lifecycle::LifecycleVerifier},
+    jwt::{Signer, lifecycle::LifecycleVerifier, request::Audiences},
     metrics::Metrics,
     reject::Reject,
     sightings::Sightings,
@@ -38,6 +40,10 @@ pub struct Public {
     router: Router<Route>,
     descriptor: Bytes,
     app_key: String,
+    base_path: String,
+    audiences: Audiences,
+    is_https: bool,
+    search_patience: Duration,
     sites: crate::domain::JiraSites,
     secret_grace: jiff::SignedDuration,
     limits: LimitsConfig,
@@ -64,6 +70,8 @@ pub struct PublicParts {
     pub forwarder: Arc<Forwarder>,
     /// Keeps what Jira can't take.
     pub spool: Spool,
+    /// Asks instances for Jira.
+    pub asker: Asker,
     /// Counted in.
     pub metrics: Arc<Metrics>,
 }
@@ -82,6 +90,11 @@ enum Route {
     Event(LifecycleEventKind),
     Logo,
     PublicKey,
+    Associate,
+    BranchNew,
+    BranchStart,
+    Repositories,
+    Workspaces,
 }
 
 /// Where instances call us as if we were Jira. Outside of the table: its paths are `jira::calls`' to know.
@@ -107,6 +120,11 @@ impl Public {
             ),
             ("logo.svg", Route::Logo),
             ("public_keys/{*kid}", Route::PublicKey),
+            ("branches/new", Route::BranchNew),
+            ("branches/route", Route::BranchStart),
+            ("repositories/associate", Route::Associate),
+            ("repositories/search", Route::Repositories),
+            ("workspaces/search", Route::Workspaces),
         ] {
             router.insert(format!("{}/{path}", config.public.base_path), route)?;
         }
@@ -114,6 +132,13 @@ impl Public {
             router,
             descriptor: descriptor(config).to_string().into(),
             app_key: config.app.key.clone(),
+            base_path: config.public.base_path.clone(),
+            audiences: Audiences {
+                base_url: config.app_base_url(),
+                app_key: config.app.key.clone(),
+            },
+            is_https: config.public.url.is_https(),
+            search_patience: config.jira.search_deadline,
             sites: config.jira.sites.clone(),
             secret_grace: config.jira.secret_grace,
             limits: config.limits,
@@ -189,7 +214,8 @@ impl Public {
             (Route::Event(kind), &Method::POST) => {
                 lifecycle::receive(self, kind, request, arrival).await
             }
-            (Route::Event(_), _) => Err(Reject::method_not_allowed("POST")),
+            (Route::Associate, &Method::POST) => toolchain::associate(self, request, arrival).await,
+            (Route::Event(_) | Route::Associate, _) => Err(Reject::method_not_allowed("POST")),
             (_, method) if !matches!(*method, Method::GET | Method::HEAD) => {
                 Err(Reject::method_not_allowed("GET"))
             }
@@ -203,6 +229,10 @@ impl Public {
                 86_400,
                 typed(StatusCode::OK, "image/svg+xml", LOGO),
             ),
+            (Route::BranchNew, _) => branches::new(self, request),
+            (Route::BranchStart, _) => branches::route(self, request, arrival),
+            (Route::Repositories, _) => toolchain::repositories(self, request, arrival).await,
+            (Route::Workspaces, _) => toolchain::workspaces(self, request, arrival).await,
             (Route::PublicKey, _) => public_keys::serve(self, kid, arrival).await,
         }
     }
@@ -216,6 +246,11 @@ impl Route {
             Self::Event(LifecycleEventKind::Uninstalled) => "events/uninstalled",
             Self::Logo => "logo",
             Self::PublicKey => "public_keys",
+            Self::Associate => "repositories/associate",
+            Self::BranchNew => "branches/new",
+            Self::BranchStart => "branches/route",
+            Self::Repositories => "repositories/search",
+            Self::Workspaces => "workspaces/search",
         }
     }
 }

@@ -251,6 +251,21 @@ impl Link {
         }
     }
 
+    /// The secret that the instance most likely signs and verifies with: the newest one that it confirmed.
+    pub fn confirmed_secret(&self) -> &SharedSecret {
+        let confirmed = self.acknowledged.is_some_and(|goal| {
+            goal.event == LifecycleEventKind::Installed && goal.generation >= self.secret_since
+        });
+        let retired = self
+            .retired_secrets
+            .iter()
+            .find(|retired| retired.confirmed);
+        match retired {
+            Some(retired) if !confirmed => &retired.secret,
+            _ => &self.secret,
+        }
+    }
+
     /// Makes the next attempt due.
     pub fn retry_now(&mut self, now: Timestamp) {
         self.next_attempt_at = self.next_attempt_at.min(now);

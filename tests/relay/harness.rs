@@ -348,16 +348,19 @@ pub async fn admin(
 
 /// Every answer has an id, only headers that we know of, no secret, and errors have one shape.
 pub fn checked(answer: Response<Bytes>) -> Response<Bytes> {
-    const KNOWN: [&str; 13] = [
+    const KNOWN: [&str; 16] = [
         "allow",
         "cache-control",
         "connection",
         "content-length",
+        "content-security-policy",
         "content-type",
         "date",
         "etag",
+        "location",
         "referrer-policy",
         "retry-after",
+        "set-cookie",
         "transfer-encoding",
         "www-authenticate",
         "x-content-type-options",

@@ -1,0 +1,227 @@
+//! `workspaces/search`, `repositories/search`, `repositories/associate`: Jira asks, the linked instances answer.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::{HeaderMap, Request, Response, StatusCode, header, request::Parts};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use super::Public;
+use crate::{
+    domain::{Installation, LifecycleEventKind, Link},
+    exchange::{Arrival, json, parse_json, read_body},
+    gitlab::ask::AskError,
+    jira::toolchain::{self, Slice},
+    jwt::{Target, TokenKind, UnverifiedToken, VerifyError, context, request},
+    reject::{Reject, RejectKind},
+};
+
+/// Which groups there are, of all instances together.
+pub(super) async fn workspaces(
+    public: &Public,
+    request: Request<Incoming>,
+    arrival: &Arrival,
+) -> Result<Response<Full<Bytes>>, Reject> {
+    let (head, _) = request.into_parts();
+    let target = target(public, &head, None)?;
+    let asking = site(public, &head, &target, arrival, Bound::ToRequest)?;
+    let (search, deadline) = (
+        target.query("searchQuery").unwrap_or_default(),
+        public.search_deadline(),
+    );
+    let lists = join_all(asking.links.iter().map(|link| async {
+        let list = public
+            .asker
+            .workspaces(link, &asking.installation, search, deadline)
+            .await;
+        list.into_iter()
+            .map(|entry| toolchain::put_in(link, entry))
+            .collect()
+    }));
+    let slice = Slice::of(target.query("page"), target.query("limit").or(Some("100")));
+    json(
+        StatusCode::OK,
+        &toolchain::workspaces(toolchain::merged(lists.await, slice)),
+    )
+}
+
+/// One page of the repositories of all instances together.
+pub(super) async fn repositories(
+    public: &Public,
+    request: Request<Incoming>,
+    arrival: &Arrival,
+) -> Result<Response<Full<Bytes>>, Reject> {
+    let (head, _) = request.into_parts();
+    let target = target(public, &head, None)?;
+    let asking = site(public, &head, &target, arrival, Bound::ToRequest)?;
+    let (search, deadline) = (
+        target.query("searchQuery").unwrap_or_default(),
+        public.search_deadline(),
+    );
+    let slice = Slice::of(target.query("page"), target.query("limit"));
+    let lists = join_all(asking.links.iter().map(|link| async {
+        let found =
+            public
+                .asker
+                .repositories(link, &asking.installation, search, slice.end(), deadline);
+        found
+            .await
+            .into_iter()
+            .map(|entry| toolchain::put_in(link, entry))
+            .collect()
+    }));
+    json(
+        StatusCode::OK,
+        &toolchain::repositories(toolchain::merged(lists.await, slice)),
+    )
+}
+
+/// A Jira user picked a repository.
+pub(super) async fn associate(
+    public: &Public,
+    request: Request<Incoming>,
+    arrival: &Arrival,
+) -> Result<Response<Full<Bytes>>, Reject> {
+    #[derive(Deserialize)]
+    struct Wanted {
+        id: String,
+    }
+
+    let (head, body) = request.into_parts();
+    let limits = &public.limits;
+    let body = read_body(
+        body,
+        &head.headers,
+        limits.body_max_bytes,
+        limits.receive_timeout,
+    )
+    .await?;
+    let form = is_form(&head.headers).then(|| String::from_utf8_lossy(&body).into_owned());
+    let target = target(public, &head, form.as_deref())?;
+    let asking = site(public, &head, &target, arrival, Bound::ToRequest)?;
+    let id = match target.query("id") {
+        Some(id) => id.to_owned(),
+        None => parse_json::<Wanted>(&body)?.id,
+    };
+    let unknown = || Reject::not_found("repository of that id in a linked instance");
+    let (link, own_id) = toolchain::owner(&asking.links, &id).ok_or_else(unknown)?;
+    tracing::Span::current().record("link.id", tracing::field::display(link.id));
+    let asked =
+        public
+            .asker
+            .associate(link, &asking.installation, own_id, public.search_deadline());
+    match asked.await {
+        Ok(repository) => json(StatusCode::OK, &toolchain::put_in(link, repository)),
+        Err(AskError::Unknown) => Err(unknown()),
+        Err(error) => Err(Reject {
+            internal: Some(format!("{}: {error}", link.instance_url)),
+            ..Reject::new(
+                RejectKind::Unavailable,
+                "instance_unavailable",
+                "the GitLab that has this repository did not answer",
+                "try again; the operator of this relay can see why in its log",
+            )
+        }),
+    }
+}
+
+/// A site of Jira's that asks, and the instances that can be asked for it.
+pub(super) struct Asking {
+    pub(super) installation: Arc<Installation>,
+    /// In a lasting order.
+    pub(super) links: Vec<Arc<Link>>,
+}
+
+/// What a token must be bound to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bound {
+    /// Method, path and query.
+    ToRequest,
+    /// These, or at least tenant and user: for what a browser opens, and changes nothing.
+    ToRequestOrUser,
+}
+
+/// Jira's client may sign a form's fields like a query; then they are part of what is hashed and read.
+pub(super) fn target(public: &Public, head: &Parts, form: Option<&str>) -> Result<Target, Reject> {
+    let path_and_query = head
+        .uri
+        .path_and_query()
+        .map_or("/", |target| target.as_str());
+    let whole = match form {
+        Some(form) if path_and_query.contains('?') => format!("{path_and_query}&{form}"),
+        Some(form) => format!("{path_and_query}?{form}"),
+        None => path_and_query.to_owned(),
+    };
+    Target::parse_strict(&whole, &[]).map_err(|error| unbelieved(public, error.into()))
+}
+
+/// Who asks, by Jira's token.
+pub(super) fn site(
+    public: &Public,
+    head: &Parts,
+    target: &Target,
+    arrival: &Arrival,
+    bound: Bound,
+) -> Result<Asking, Reject> {
+    let token = UnverifiedToken::find(&head.headers, target.tokens(), None)
+        .map_err(|error| unbelieved(public, error))?;
+    let find = |client_key: &_| public.store.installation(client_key);
+    let proven = request::verify(
+        &token,
+        head.method.as_str(),
+        &public.base_path,
+        target,
+        &public.audiences,
+        find,
+        arrival.now,
+    )
+    .map(|claims| claims.installation);
+    let proven = match proven {
+        Err(VerifyError::ContextToken) if bound == Bound::ToRequestOrUser => {
+            context::verify(&token, &public.audiences, find, arrival.now)
+                .map(|claims| claims.installation)
+        }
+        proven => proven,
+    };
+    let installation = proven.map_err(|error| unbelieved(public, error))?;
+    let client_key = &installation.client_key;
+    tracing::Span::current().record("client.key", tracing::field::display(client_key));
+    let mut links = public.store.links_of(client_key);
+    // Who never confirmed anything does not know us.
+    let told = |link: &Link| {
+        link.acknowledged
+            .is_some_and(|goal| goal.event == LifecycleEventKind::Installed)
+    };
+    links.retain(|link| link.desired.event == LifecycleEventKind::Installed && told(link));
+    links.sort_by_key(|link| (link.created_at, link.id));
+    Ok(Asking {
+        installation,
+        links,
+    })
+}
+
+fn unbelieved(public: &Public, error: VerifyError) -> Reject {
+    public
+        .metrics
+        .verify_failures
+        .with_label_values(&[TokenKind::Request.as_str(), error.code()])
+        .inc();
+    Reject::from(error)
+}
+
+fn is_form(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|value| value.starts_with("application/x-www-form-urlencoded"))
+}
+
+impl Public {
+    fn search_deadline(&self) -> Instant {
+        Instant::now() + self.search_patience
+    }
+}
