@@ -19,12 +19,18 @@ use jira_connect_proxy::{
     clock,
     config::Config,
     domain::{
-        ClientKey, Installation, JiraSites, LifecycleEvent, SharedSecret,
+        ClientKey, Family, Installation, InstanceUrl, JiraSites, LifecycleEvent, Link, LinkMode,
+        Namespace, SharedSecret,
         event::{EventStamp, LifecycleChange, SiteFacts},
     },
-    jira::lifecycle::{LifecycleRules, apply},
+    jira::{
+        Recogniser,
+        lifecycle::{LifecycleRules, apply},
+        mend::mend,
+        namespace,
+    },
     jwt::{
-        InstallKeys, Signer, Target, UnverifiedToken, crypto,
+        InstallKeys, SharedKey, Signer, Target, UnverifiedToken, crypto, instance,
         lifecycle::LifecycleVerifier,
         qsh::{self, Rule},
         request::{self, Audiences},
@@ -32,7 +38,7 @@ use jira_connect_proxy::{
     },
     metrics::Metrics,
     relay::Relay,
-    store::{Sealer, Store, StoreOwner},
+    store::{Sealer, Store, StoreFull, StoreOwner, Transaction},
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use tokio::{runtime::Runtime, task::JoinSet};
@@ -213,6 +219,118 @@ fn installed_through_a_socket(bencher: Bencher<'_, '_>) {
         });
 }
 
+/// Everything that is done with the body of a push: mended, walked through, put into the namespace.
+#[divan::bench(args = [16, 200])]
+fn rewrite_devinfo_kib(bencher: Bencher<'_, '_>, kib: usize) {
+    let body = devinfo(kib * 1024);
+    let namespace = Namespace::generate().unwrap();
+    bencher
+        .counter(divan::counter::BytesCount::of_str(&body))
+        .bench(|| rewritten(&namespace, black_box(&body)));
+}
+
+/// The measure for the one above: what it takes to see that the same text is JSON.
+#[divan::bench(args = [16, 200])]
+fn validate_devinfo_kib(bencher: Bencher<'_, '_>, kib: usize) {
+    let body = devinfo(kib * 1024);
+    bencher
+        .counter(divan::counter::BytesCount::of_str(&body))
+        .bench(|| serde_json::from_str::<serde::de::IgnoredAny>(black_box(&body)).unwrap());
+}
+
+/// A push without its sockets: whose it is, its claims, its body, our own token.
+#[divan::bench(args = [16, 200])]
+fn verify_rewrite_and_sign_kib(bencher: Bencher<'_, '_>, kib: usize) {
+    let stage = StoreStage::set();
+    let links = stage.link(1);
+    let link = &links[0];
+    let recogniser = stage.recogniser();
+    let body = devinfo(kib * 1024);
+    let path = Family::Devinfo.submit_path();
+    let target = Target::parse_strict(path, &[]).unwrap();
+    let now = clock::now();
+    let qsh = Rule::GitLab.qsh("POST", &target, "");
+    let token = SharedKey::new(&link.secret).sign("app", &qsh, None, now);
+    let jiras = SharedKey::new(&SharedSecret::parse(SECRET).unwrap());
+    bencher
+        .counter(divan::counter::BytesCount::of_str(&body))
+        .bench(|| {
+            let target = Target::parse_strict(black_box(path), &[]).unwrap();
+            let token = UnverifiedToken::parse(&token).unwrap();
+            let recognised = recogniser.recognise(&token, [192, 0, 2, 1].into(), now);
+            let link = stage.runtime.block_on(recognised).unwrap();
+            instance::check_claims(&token, "POST", &target, now).unwrap();
+            let body = rewritten(&link.namespace, black_box(&body));
+            (body, jiras.sign("app", &qsh, None, now))
+        });
+}
+
+/// A stranger's token is tried on every secret there is.
+#[divan::bench]
+fn unknown_token_10_000_links(bencher: Bencher<'_, '_>) {
+    let stage = StoreStage::set();
+    stage.link(10_000);
+    let recogniser = stage.recogniser();
+    let now = clock::now();
+    let stranger = SharedKey::new(&SharedSecret::generate().unwrap());
+    let token = stranger.sign("app", &qsh::Qsh::of(""), None, now);
+    let token = UnverifiedToken::parse(&token).unwrap();
+    let peer = Cell::new(0_u32);
+    bencher.bench_local(|| {
+        // Each from an address of its own, or it would be slowed down.
+        peer.set(peer.get() + 1);
+        let peer = std::net::Ipv4Addr::from_bits(peer.get()).into();
+        let recognised = recogniser.recognise(&token, peer, now);
+        assert!(stage.runtime.block_on(recognised).is_err());
+    });
+}
+
+fn rewritten(namespace: &Namespace, body: &str) -> Vec<u8> {
+    let body = mend(body);
+    let survey = namespace::survey(Family::Devinfo, &body).unwrap();
+    namespace::put_in(namespace, Family::Devinfo, &body, &survey).unwrap()
+}
+
+/// Merge requests as GitLab's serializer writes them, up to a size.
+fn devinfo(bytes: usize) -> String {
+    let merge_request = |id: usize| {
+        serde_json::json!({
+            "id": id.to_string(),
+            "issueKeys": ["ABC-1"],
+            "displayId": format!("group/project!{id}"),
+            "title": format!("ABC-1 Mend the roof of house {id}"),
+            "author": {"name": "Ada Author", "email": "ada@example.com", "username": "ada", "url": "https://gitlab.example.com/ada", "avatar": null},
+            "reviewers": [],
+            "commentCount": 0,
+            "sourceBranch": format!("abc-1-mend-{id}"),
+            "destinationBranch": "main",
+            "lastUpdate": "2026-11-25T12:00:00.000Z",
+            "status": "OPEN",
+            "sourceBranchUrl": format!("https://gitlab.example.com/group/project/-/tree/abc-1-mend-{id}"),
+            "url": format!("https://gitlab.example.com/group/project/-/merge_requests/{id}"),
+            "updateSequenceId": 1_795_630_706_358_u64,
+        })
+    };
+    let mut merge_requests = Vec::new();
+    let mut length = 0;
+    for id in 1.. {
+        let next = merge_request(id);
+        length += next.to_string().len() + 1;
+        if length > bytes {
+            break;
+        }
+        merge_requests.push(next);
+    }
+    serde_json::json!({
+        "providerMetadata": {"product": "GitLab 17.5.1"},
+        "repositories": [{
+            "id": "42", "name": "project", "url": "https://gitlab.example.com/group/project",
+            "updateSequenceId": 1_795_630_706_358_u64, "pullRequests": merge_requests,
+        }],
+    })
+    .to_string()
+}
+
 struct StoreStage {
     runtime: Runtime,
     owner: StoreOwner,
@@ -231,6 +349,42 @@ impl StoreStage {
             owner,
             _folder: folder,
         }
+    }
+}
+
+impl StoreStage {
+    /// So many links of one site, their secrets confirmed.
+    fn link(&self, count: usize) -> Vec<Link> {
+        let store = self.owner.store().clone();
+        let client_key = ClientKey::parse("tenant").unwrap();
+        let now = clock::now();
+        let link = move |number: usize, namespace| {
+            let url = format!("https://gitlab-{number}.example.com");
+            Link::new(
+                client_key.clone(),
+                InstanceUrl::parse(&url).unwrap(),
+                LinkMode::Relay,
+                false,
+                namespace,
+                SharedSecret::generate().unwrap(),
+                now,
+            )
+        };
+        let change = move |transaction: &mut Transaction<'_>| {
+            let mut links = Vec::new();
+            for number in 0..count {
+                let link = link(number, transaction.claim_namespace().unwrap());
+                transaction.put_link(link.clone())?;
+                links.push(link);
+            }
+            Ok::<_, StoreFull>(links)
+        };
+        self.runtime.block_on(store.transact(change)).unwrap()
+    }
+
+    fn recogniser(&self) -> Recogniser {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        Recogniser::new(self.owner.store().clone(), metrics)
     }
 }
 

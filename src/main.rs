@@ -136,7 +136,7 @@ fn check_files(config: &Config) -> Result<(), StartError> {
 
 #[tokio::main]
 async fn serve(config: Config, file: Option<PathBuf>) -> anyhow::Result<()> {
-    telemetry::install(&config.log);
+    let _log = telemetry::install(&config.log);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }

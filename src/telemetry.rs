@@ -1,17 +1,67 @@
 //! The log: one line per request and per attempt, as text for people or JSON for machines.
+//!
+//! Lines are gathered for a moment and written together by a thread of their own: a system call for each line would
+//! cost a relayed request a fifth of its time. Warnings and errors are written at once.
 
-use tracing_subscriber::{EnvFilter, fmt};
+use std::{
+    io::{self, Write as _},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use tracing::{Level, Metadata};
+use tracing_subscriber::{
+    EnvFilter, fmt,
+    fmt::{MakeWriter, time::FormatTime},
+};
 
 use crate::config::LogConfig;
 
+/// How long a line may wait for others.
+const GATHERED_FOR: Duration = Duration::from_millis(50);
+
+/// What may wait if nobody takes the log; what comes then is dropped and counted.
+const WAITING_MAX_BYTES: usize = 8 * 1024 * 1024;
+
+/// Keeps the log going; writes the rest of it when dropped.
+#[must_use = "the log ends when this is dropped"]
+pub struct Log {
+    lines: Arc<Lines>,
+    writer: Option<JoinHandle<()>>,
+}
+
+/// Lines that wait to be written. Short std locks: nothing is awaited or written while one is held.
+#[derive(Default)]
+struct Lines {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    text: Vec<u8>,
+    urgent: bool,
+    dropped: u64,
+    closing: bool,
+}
+
+/// Takes the lines of one event.
+struct Line<'a> {
+    lines: &'a Lines,
+    urgent: bool,
+}
+
 /// Makes the log go to standard error. The second call in a process changes nothing.
-pub fn install(config: &LogConfig) {
+pub fn install(config: &LogConfig) -> Log {
+    let lines = Arc::new(Lines::default());
     let filter = EnvFilter::builder()
         .parse(&config.filter)
         .unwrap_or_else(|_| EnvFilter::new("info"));
     let log = fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_timer(Clock)
+        .with_writer(ToLines(Arc::clone(&lines)))
         .with_target(config.json);
     // An error only says that there is a log already.
     let _ = if config.json {
@@ -23,8 +73,121 @@ pub fn install(config: &LogConfig) {
             .map_err(drop)
     } else {
         use std::io::IsTerminal as _;
-        log.with_ansi(std::io::stderr().is_terminal())
+        log.with_ansi(io::stderr().is_terminal())
             .try_init()
             .map_err(drop)
     };
+    let writing = Arc::clone(&lines);
+    let writer = std::thread::Builder::new()
+        .name("log".to_owned())
+        .spawn(move || writing.write_until_closed())
+        .inspect_err(|error| eprintln!("there is no log: {error}"))
+        .ok();
+    Log { lines, writer }
+}
+
+/// RFC 3339 with microseconds, in UTC.
+struct Clock;
+
+impl FormatTime for Clock {
+    fn format_time(&self, to: &mut fmt::format::Writer<'_>) -> std::fmt::Result {
+        write!(to, "{:.6}", crate::clock::now())
+    }
+}
+
+struct ToLines(Arc<Lines>);
+
+impl<'a> MakeWriter<'a> for ToLines {
+    type Writer = Line<'a>;
+
+    fn make_writer(&'a self) -> Line<'a> {
+        Line {
+            lines: &self.0,
+            urgent: true,
+        }
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Line<'a> {
+        Line {
+            lines: &self.0,
+            urgent: *metadata.level() <= Level::WARN,
+        }
+    }
+}
+
+impl io::Write for Line<'_> {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        let mut waiting = self.lines.waiting();
+        if waiting.text.len() + text.len() > WAITING_MAX_BYTES {
+            waiting.dropped += 1;
+            return Ok(text.len());
+        }
+        let wake = waiting.text.is_empty() || (self.urgent && !waiting.urgent);
+        waiting.text.extend_from_slice(text);
+        waiting.urgent |= self.urgent;
+        drop(waiting);
+        if wake {
+            self.lines.changed.notify_one();
+        }
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Lines {
+    fn write_until_closed(&self) {
+        let mut text = Vec::new();
+        loop {
+            let waiting = self.waiting();
+            let waiting = self
+                .changed
+                .wait_while(waiting, |waiting| {
+                    waiting.text.is_empty() && !waiting.closing
+                })
+                .unwrap_or_else(PoisonError::into_inner);
+            // Others may come in the meantime.
+            let (mut waiting, _) = self
+                .changed
+                .wait_timeout_while(waiting, GATHERED_FOR, |waiting| {
+                    !waiting.urgent && !waiting.closing
+                })
+                .unwrap_or_else(PoisonError::into_inner);
+            std::mem::swap(&mut waiting.text, &mut text);
+            let closing = waiting.closing;
+            let dropped = std::mem::take(&mut waiting.dropped);
+            waiting.urgent = false;
+            drop(waiting);
+            let mut stderr = io::stderr().lock();
+            // Nobody reads it: then there is no place to say so either.
+            let _ = stderr.write_all(&text);
+            if dropped > 0 {
+                let _ = writeln!(
+                    stderr,
+                    "{dropped} lines of the log were dropped: nothing took it fast enough"
+                );
+            }
+            text.clear();
+            if closing {
+                return;
+            }
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.lines.waiting().closing = true;
+        self.lines.changed.notify_one();
+        if let Some(writer) = self.writer.take() {
+            // A panic of its own was told on standard error.
+            let _ = writer.join();
+        }
+    }
 }

@@ -437,3 +437,6 @@ impl Lane {
         None
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -44,6 +44,7 @@ pub struct Stage {
     pub url: String,
     folder: TempDir,
     relay: Option<Running>,
+    _log: telemetry::Log,
 }
 
 /// The relay while it runs; dropping `stop` stops it.
@@ -93,7 +94,7 @@ impl Stage {
             .context("no temporary folder")?;
         let [public, admin] = free_addresses()?;
         let config = configuration(folder.path(), public, admin, &jira)?;
-        telemetry::install(&config.log);
+        let log = telemetry::install(&config.log);
         let (url, token_file) = (
             config.public.url.to_string(),
             config.admin.token_file.clone(),
@@ -120,6 +121,7 @@ impl Stage {
             url,
             folder,
             relay: Some(Running { stop, task }),
+            _log: log,
         })
     }
 
