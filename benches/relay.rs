@@ -243,7 +243,7 @@ fn validate_devinfo_kib(bencher: Bencher<'_, '_>, kib: usize) {
 fn verify_rewrite_and_sign_kib(bencher: Bencher<'_, '_>, kib: usize) {
     let stage = StoreStage::set();
     let links = stage.link(1);
-    let link = &links[0];
+    let link = links.first().unwrap();
     let recogniser = stage.recogniser();
     let body = devinfo(kib * 1024);
     let path = Family::Devinfo.submit_path();

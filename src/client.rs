@@ -22,7 +22,8 @@ use connector::Connector;
 pub use connector::{DialError, TlsFault};
 
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-const IDLE_PER_HOST: usize = 8;
+/// As many as the requests that a busy Jira without HTTP/2 gets at once: what is closed has to be opened again.
+const IDLE_PER_HOST: usize = 128;
 
 /// Sends requests; cheap to clone.
 #[derive(Clone)]

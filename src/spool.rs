@@ -13,6 +13,7 @@ mod site;
 mod view;
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -77,6 +78,8 @@ struct Shared {
     next_id: AtomicU64,
     /// One entry for each installation that was ever spoken for: bounded by `store.installations_max`.
     sites: DashMap<ClientKey, Arc<Mutex<Site>>>,
+    /// Those in which something waits. A short std lock, taken only with the site's in hand.
+    busy: Mutex<HashSet<ClientKey>>,
     /// Everything waits.
     app: ArcSwapOption<Hold>,
     bytes: AtomicU64,
@@ -170,6 +173,7 @@ impl Spool {
             // Numbers of writes that are long gone must not come again: their files may be there still.
             next_id: AtomicU64::new(next_id.max(first_id(clock::now()))),
             sites: DashMap::new(),
+            busy: Mutex::default(),
             app: ArcSwapOption::empty(),
             bytes: AtomicU64::new(0),
             wake: Notify::new(),
@@ -179,6 +183,7 @@ impl Spool {
             shared.bytes.fetch_add(write.bytes, Ordering::Relaxed);
             let mut site = lock(&site);
             site.bytes += write.bytes;
+            lock(&shared.busy).insert(write.client_key.clone());
             site.insert(Waiting::new(write, Timestamp::MIN));
         }
         let (sender, parcels) = mpsc::channel(PARCELS_MAX);
@@ -360,15 +365,18 @@ impl SpoolWorker {
         let mut shutdown = std::pin::pin!(shutdown);
         let mut stopping = false;
         let mut links = self.shared.store.link_changes();
+        let mut links_changed = true;
         let mut parking = JoinSet::new();
         let mut replays = JoinSet::new();
         let mut purges = replay::Purges::default();
         loop {
-            links.borrow_and_update();
             let pause = if stopping {
                 POLL
             } else {
                 let now = clock::now();
+                if std::mem::take(&mut links_changed) {
+                    purges.look(&self.shared);
+                }
                 let purging = purges.start_due(&self.shared, now);
                 purging.min(self.start_due(&mut replays, now))
             };
@@ -386,7 +394,7 @@ impl SpoolWorker {
                 Some(ended) = replays.join_next() => told("a replay", ended),
                 () = purges.ended() => {}
                 () = self.shared.wake.notified() => {}
-                _ = links.changed(), if !stopping => {}
+                changed = links.changed(), if !stopping => links_changed = changed.is_ok(),
                 () = tokio::time::sleep(pause) => self.shared.forget_idle_lanes(),
             }
         }
@@ -418,13 +426,20 @@ impl SpoolWorker {
             }
             shared.app.store(None);
         }
-        let sites: Vec<_> = shared.sites.iter().map(|site| Arc::clone(&site)).collect();
-        for site in sites {
+        let busy: Vec<ClientKey> = lock(&shared.busy).iter().cloned().collect();
+        for client_key in busy {
+            let site = shared.site(&client_key);
             loop {
                 if replays.len() >= REPLAYS_MAX {
                     return POLL;
                 }
-                let picked = lock(&site).next(now, &mut next);
+                let picked = {
+                    let mut site = lock(&site);
+                    if site.is_empty() {
+                        lock(&shared.busy).remove(&client_key);
+                    }
+                    site.next(now, &mut next)
+                };
                 let Some(write) = picked else { break };
                 let (shared, site) = (Arc::clone(shared), Arc::clone(&site));
                 replays.spawn(async move { shared.replay(&site, &write).await });
@@ -474,6 +489,7 @@ impl Shared {
                                 self.metrics.superseded.inc();
                             }
                         }
+                        lock(&self.busy).insert(record.client_key.clone());
                         site.insert(Waiting::new(record, not_before));
                         Ok(())
                     }

@@ -1,6 +1,6 @@
 //! One write, all the way to Jira: in as many requests as its limits want, with one answer.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
@@ -11,7 +11,7 @@ use super::{
     Forwarder,
     forward::ForwardError,
     namespace,
-    rate_limit::{Throttle, throttle},
+    rate_limit::{Scope, Throttle, throttle},
     shape, split,
 };
 use crate::{
@@ -213,6 +213,18 @@ impl Setback {
             reason: "throttled",
             message: "Jira took the last call of its quota".to_owned(),
             throttle,
+        }
+    }
+
+    /// A write takes longer than its instance waits, though each of its requests is answered in time.
+    pub fn slow(patience: Duration) -> Self {
+        Self {
+            reason: "answer_timed_out",
+            message: format!("it was not all sent within {} s", patience.as_secs_f32()),
+            throttle: Throttle {
+                scope: Scope::Issue,
+                at_least: Some(Duration::ZERO),
+            },
         }
     }
 

@@ -14,7 +14,7 @@ use crate::{
     domain::{Family, Installation, JiraCall, LifecycleEventKind, Link},
     exchange::{Arrival, read_body},
     jira::{
-        calls,
+        Setback, calls,
         deliver::{Delivered, Size, deliver},
         forward::ForwardError,
         mend::mend,
@@ -176,7 +176,11 @@ async fn write(
         Admission::Removed => return Err(VerifyError::LinkRemoved.into()),
         Admission::Wait(ticket, reason) => (ticket, Why::Behind(reason)),
         Admission::Direct(ticket) => {
-            match deliver(&public.forwarder, &installation, &call, &body, size, now).await {
+            let sent = deliver(&public.forwarder, &installation, &call, &body, size, now);
+            // GitLab waits 20 s; a write in many pieces, or signed twice, may take longer.
+            let patience = public.forwarder.timeout() * 3 / 2;
+            let sent = tokio::time::timeout(patience, sent).await;
+            match sent.unwrap_or_else(|_| Err(Setback::slow(patience))) {
                 Ok(delivered) => {
                     ticket.got_through(call.endpoint());
                     if let Some(throttle) = delivered.throttle {

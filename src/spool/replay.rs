@@ -241,21 +241,29 @@ fn judged(delivered: Delivered) -> Fate {
 /// Deletions of links' data, which the records of the links ask for.
 #[derive(Default)]
 pub(super) struct Purges {
+    /// Links whose data is to be deleted.
+    wanted: Vec<LinkId>,
     tasks: JoinSet<Result<(), Setback>>,
     under_way: HashMap<task::Id, LinkId>,
     setbacks: HashMap<LinkId, (u32, Timestamp)>,
 }
 
 impl Purges {
+    /// Links have changed.
+    pub(super) fn look(&mut self, shared: &Shared) {
+        let links = shared.store.links().into_iter();
+        let wanted = links.filter(|link| link.purge.as_ref().is_some_and(|p| p.done_at.is_none()));
+        self.wanted = wanted.map(|link| link.id).collect();
+    }
+
     /// Starts those that are due, and returns for how long none is.
     pub(super) fn start_due(&mut self, shared: &Arc<Shared>, now: Timestamp) -> Duration {
         let mut pause = super::POLL;
-        for link in shared.store.links() {
-            let wanted = link
-                .purge
-                .as_ref()
-                .is_some_and(|purge| purge.done_at.is_none());
-            if !wanted || self.under_way.values().any(|id| *id == link.id) {
+        for id in &self.wanted {
+            let Some(link) = shared.store.link(*id) else {
+                continue;
+            };
+            if self.under_way.values().any(|under_way| under_way == id) {
                 continue;
             }
             if let Some((_, not_before)) = self.setbacks.get(&link.id)

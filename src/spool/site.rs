@@ -51,6 +51,8 @@ struct Lane {
     /// Admitted, and neither answered nor kept yet; ascending.
     open: Vec<Open>,
     waiting: BTreeMap<SpoolId, Waiting>,
+    /// How many of these are of a family.
+    of_family: HashMap<Option<Family>, usize>,
     /// Which waiting writes hold an entity.
     holders: HashMap<u64, Vec<SpoolId>>,
     under_way: usize,
@@ -119,10 +121,7 @@ impl Site {
         let family = call.family();
         let mut open = lane.open.iter().filter(|open| open.family == family);
         let behind = open.any(|open| open.barrier || call.is_delete())
-            || lane
-                .waiting
-                .values()
-                .any(|waiting| waiting.write.call.family() == family);
+            || lane.of_family.contains_key(&family);
         lane.open.push(Open {
             id,
             family,
@@ -176,6 +175,11 @@ impl Site {
             .is_none_or(|lane| lane.open.is_empty() && lane.under_way == 0)
     }
 
+    /// Whether nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.turns.is_empty()
+    }
+
     /// Forgets lanes that nothing is in.
     pub(super) fn forget_idle_lanes(&mut self) {
         self.lanes
@@ -190,6 +194,10 @@ impl Site {
                 lane.holders.entry(*entity).or_default().push(id);
             }
         }
+        *lane
+            .of_family
+            .entry(waiting.write.call.family())
+            .or_default() += 1;
         lane.waiting.insert(id, waiting);
         if !self.turns.contains(&link) {
             self.turns.push_back(link);
@@ -199,6 +207,13 @@ impl Site {
     pub(super) fn remove(&mut self, link: LinkId, id: SpoolId) -> Option<Arc<SpooledWrite>> {
         let lane = self.lanes.get_mut(&link)?;
         let gone = lane.waiting.remove(&id)?;
+        let family = gone.write.call.family();
+        if let Some(count) = lane.of_family.get_mut(&family) {
+            *count -= 1;
+            if *count == 0 {
+                lane.of_family.remove(&family);
+            }
+        }
         for (entity, _) in &gone.write.touches.entities {
             if let Some(holders) = lane.holders.get_mut(entity) {
                 holders.retain(|holder| *holder != id);

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{
     Shared, lock,
-    site::{Hold, WaitState},
+    site::{Hold, WaitState, Waiting},
 };
 use crate::domain::{ClientKey, LinkId};
 
@@ -93,7 +93,7 @@ struct WriteView {
 
 impl Shared {
     pub(super) fn view(&self, now: Timestamp, writes_max: usize) -> SpoolView {
-        let mut installations = Vec::new();
+        let mut installations: Vec<SiteView> = Vec::new();
         let mut writes = Vec::new();
         let mut client_keys: Vec<ClientKey> = self.sites.iter().map(|s| s.key().clone()).collect();
         client_keys.sort();
@@ -102,32 +102,23 @@ impl Shared {
             let site = lock(&site);
             let mut links = Vec::new();
             for (link_id, lane) in site.lanes() {
-                let first = writes.len();
-                writes.extend(lane.map(|waiting| WriteView {
-                    id: waiting.write.id.to_string(),
-                    client_key: client_key.clone(),
+                let mut view = LaneView {
                     link_id,
-                    endpoint: waiting.write.call.endpoint().as_str(),
-                    bytes: waiting.write.bytes,
-                    received_at: waiting.write.received_at,
-                    request_id: waiting.write.request_id.clone(),
-                    reason: waiting.write.reason.clone(),
-                    state: match waiting.state {
-                        WaitState::Idle => "waiting",
-                        WaitState::UnderWay => "under_way",
-                        WaitState::Leaving => "replaced",
-                    },
-                    attempts: waiting.attempts,
-                    last_error: waiting.last_error.clone(),
-                }));
-                let own = writes.get(first..).unwrap_or_default();
-                if !own.is_empty() {
-                    links.push(LaneView {
-                        link_id,
-                        waiting: own.len(),
-                        bytes: own.iter().map(|write| write.bytes).sum(),
-                        oldest_at: own.iter().map(|write| write.received_at).min(),
-                    });
+                    waiting: 0,
+                    bytes: 0,
+                    oldest_at: None,
+                };
+                for waiting in lane {
+                    view.waiting += 1;
+                    view.bytes += waiting.write.bytes;
+                    view.oldest_at.get_or_insert(waiting.write.received_at);
+                    // In the order of arrival, so the oldest of all are among the first of each.
+                    if view.waiting <= writes_max {
+                        writes.push(WriteView::new(waiting));
+                    }
+                }
+                if view.waiting > 0 {
+                    links.push(view);
                 }
             }
             links.sort_by_key(|lane| lane.link_id);
@@ -156,10 +147,14 @@ impl Shared {
         writes.sort_by(|a, b| a.id.cmp(&b.id));
         let app = self.app.load();
         let app = app.as_ref().filter(|hold| hold.holds(now));
+        writes.truncate(writes_max);
         SpoolView {
-            waiting: writes.len(),
-            bytes: writes.iter().map(|write| write.bytes).sum(),
-            oldest_at: writes.iter().map(|write| write.received_at).min(),
+            waiting: installations.iter().map(|site| site.waiting).sum(),
+            bytes: installations.iter().map(|site| site.bytes).sum(),
+            oldest_at: installations
+                .iter()
+                .flat_map(|site| site.links.iter().filter_map(|lane| lane.oldest_at))
+                .min(),
             paused: app.map(|hold| PauseView::new("app", None, hold)),
             limits: LimitsView {
                 max_bytes: self.settings.max_bytes,
@@ -167,10 +162,7 @@ impl Shared {
                 max_age_hours: self.settings.max_age.as_hours(),
             },
             installations,
-            writes: {
-                writes.truncate(writes_max);
-                writes
-            },
+            writes,
         }
     }
 
@@ -187,6 +179,29 @@ impl Shared {
             .oldest_at
             .map_or(0, |at| now.duration_since(at).as_secs());
         self.metrics.spool_oldest.set(age);
+    }
+}
+
+impl WriteView {
+    fn new(waiting: &Waiting) -> Self {
+        let write = &waiting.write;
+        Self {
+            id: write.id.to_string(),
+            client_key: write.client_key.clone(),
+            link_id: write.link,
+            endpoint: write.call.endpoint().as_str(),
+            bytes: write.bytes,
+            received_at: write.received_at,
+            request_id: write.request_id.clone(),
+            reason: write.reason.clone(),
+            state: match waiting.state {
+                WaitState::Idle => "waiting",
+                WaitState::UnderWay => "under_way",
+                WaitState::Leaving => "replaced",
+            },
+            attempts: waiting.attempts,
+            last_error: waiting.last_error.clone(),
+        }
     }
 }
 
