@@ -2,46 +2,30 @@
 //!
 //! Knows nothing of paths; every request goes to one handler.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+mod connection;
+mod socket;
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{Request, Response};
-use hyper::{
-    body::{Body as _, Incoming},
-    server::conn::{http1, http2},
-    service::service_fn,
+use hyper::body::Incoming;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
+    task::JoinSet,
 };
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::graceful::{GracefulConnection, GracefulShutdown, Watcher},
-};
-use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet, time::Instant};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+use connection::{Failure, Protocols};
 
 use crate::{
     body::Body,
     config::LimitsConfig,
     metrics::{Counted, Metrics},
-    reject::HangUp,
 };
 
 /// The pause after an `accept` that failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-
-const H2_STREAMS_MAX: u32 = 100;
-
-/// A connection without a request is closed after this; before its first request, after the receive timeout.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// An answer may take as long as this makes it, and the idle time.
-const SLOWEST_READER_BYTES_PER_SEC: u64 = 32 * 1024;
 
 /// A caller gets no answer, so that it tries again.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -69,9 +53,9 @@ impl Server {
         H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
     {
-        let (http1, http2) = self.protocols();
+        let protocols = Arc::new(Protocols::new(&self.limits));
         let permits = Arc::new(Semaphore::new(self.limits.connections_max));
-        let graceful = GracefulShutdown::new();
+        let (stop, stopping) = watch::channel(false);
         let mut connections = JoinSet::new();
         let mut shutdown = std::pin::pin!(shutdown);
         loop {
@@ -94,84 +78,37 @@ impl Server {
                 }
             };
             let _ = tcp.set_nodelay(true);
-            let activity = Arc::new(Activity::new(self.limits.receive_timeout));
-            let (handler, active) = (handler.clone(), Arc::clone(&activity));
-            let service = service_fn(move |request| {
-                let answer = handler(request, peer);
-                let request = active.request();
-                async move {
-                    let answer = answer.await;
-                    if answer.extensions().get::<HangUp>().is_some() {
-                        return Err(HungUp);
-                    }
-                    request.answered(answer.body().size_hint().exact().unwrap_or_default());
-                    Ok(answer)
-                }
-            });
-            let watcher = graceful.watcher();
-            let (http1, http2) = (http1.clone(), http2.clone());
-            let tls = self.tls.clone();
+            let (handler, stopping) = (handler.clone(), stopping.clone());
+            let (protocols, tls) = (Arc::clone(&protocols), self.tls.clone());
             let receive_timeout = self.limits.receive_timeout;
             let open = Counted::new(self.metrics.connections.with_label_values(&[self.name]));
             let failures = self.metrics.connection_failures.clone();
             let name = self.name;
             connections.spawn(async move {
                 let _held = (permit, open);
-                let served = async {
-                    let Some(acceptor) = tls else {
-                        // HTTP/2 without TLS would have to be guessed from the first bytes; nobody needs it.
-                        return serve(http1.serve_connection(TokioIo::new(tcp), service), watcher)
-                            .await;
-                    };
-                    let stream =
-                        match tokio::time::timeout(receive_timeout, acceptor.accept(tcp)).await {
-                            Ok(Ok(stream)) => stream,
-                            Ok(Err(error)) => {
-                                tracing::debug!(%peer, "TLS handshake failed: {error}");
-                                return Err("tls");
+                let served = match tls {
+                    // HTTP/2 without TLS would have to be guessed from the first bytes; nobody needs it.
+                    None => protocols.http1(tcp, peer, &handler, stopping).await,
+                    // Boxed: the others should not keep the room for it.
+                    Some(acceptor) => {
+                        Box::pin(async {
+                            let stream = accept(acceptor, tcp, peer, receive_timeout).await?;
+                            if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+                                Box::pin(protocols.http2(stream, peer, &handler, stopping)).await
+                            } else {
+                                protocols.http1(stream, peer, &handler, stopping).await
                             }
-                            Err(_) => return Err("tls_timeout"),
-                        };
-                    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-                        serve(
-                            http2.serve_connection(TokioIo::new(stream), service),
-                            watcher,
-                        )
-                        .await
-                    } else {
-                        serve(
-                            http1.serve_connection(TokioIo::new(stream), service),
-                            watcher,
-                        )
+                        })
                         .await
                     }
                 };
-                let result = tokio::select! {
-                    result = served => result,
-                    () = activity.idle() => Ok(()),
-                };
-                if let Err(cause) = result {
+                if let Err(cause) = served {
                     failures.with_label_values(&[name, cause]).inc();
                 }
             });
         }
-        self.drain(graceful, connections).await;
-    }
-
-    fn protocols(&self) -> (http1::Builder, http2::Builder<TokioExecutor>) {
-        let mut http1 = http1::Builder::new();
-        http1
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.limits.receive_timeout)
-            .max_buf_size(self.limits.header_max_bytes);
-        let mut http2 = http2::Builder::new(TokioExecutor::new());
-        http2
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(H2_STREAMS_MAX)
-            .max_header_list_size(u32::try_from(self.limits.header_max_bytes).unwrap_or(u32::MAX))
-            .keep_alive_interval(Some(IDLE_TIMEOUT / 2))
-            .keep_alive_timeout(self.limits.receive_timeout);
-        (http1, http2)
+        stop.send_replace(true);
+        self.drain(connections).await;
     }
 
     async fn accept_failed(&self, error: &io::Error) {
@@ -195,7 +132,7 @@ impl Server {
         }
     }
 
-    async fn drain(self, graceful: GracefulShutdown, mut connections: JoinSet<()>) {
+    async fn drain(self, mut connections: JoinSet<()>) {
         let Self {
             name,
             listener,
@@ -205,7 +142,6 @@ impl Server {
         drop(listener);
         let open = connections.len();
         let drained = tokio::time::timeout(limits.drain_deadline, async {
-            graceful.shutdown().await;
             while connections.join_next().await.is_some() {}
         });
         if drained.await.is_err() {
@@ -220,75 +156,18 @@ impl Server {
     }
 }
 
-/// When a connection last had a request. hyper's own timers begin with the first byte of a request; a peer that
-/// sends none would hold its permit for ever.
-struct Activity {
-    in_flight: AtomicUsize,
-    /// Until when nothing need happen. A short std lock: nothing is awaited while it is held.
-    quiet_until: Mutex<Instant>,
-}
-
-/// A request being answered.
-struct ActiveRequest(Arc<Activity>);
-
-impl Activity {
-    fn new(first_request_timeout: Duration) -> Self {
-        Self {
-            in_flight: AtomicUsize::new(0),
-            quiet_until: Mutex::new(Instant::now() + first_request_timeout),
+async fn accept(
+    acceptor: TlsAcceptor,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    timeout: Duration,
+) -> Result<TlsStream<TcpStream>, Failure> {
+    match tokio::time::timeout(timeout, acceptor.accept(tcp)).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => {
+            tracing::debug!(%peer, "TLS handshake failed: {error}");
+            Err("tls")
         }
+        Err(_) => Err("tls_timeout"),
     }
-
-    fn request(self: &Arc<Self>) -> ActiveRequest {
-        self.in_flight.fetch_add(1, Ordering::AcqRel);
-        ActiveRequest(Arc::clone(self))
-    }
-
-    /// Returns when nothing happened for too long.
-    async fn idle(&self) {
-        loop {
-            let until = *self.quiet_until();
-            tokio::time::sleep_until(until).await;
-            let unchanged = *self.quiet_until() == until;
-            if unchanged && self.in_flight.load(Ordering::Acquire) == 0 {
-                return;
-            }
-            if unchanged {
-                // A request is being answered; it has a deadline of its own.
-                tokio::time::sleep(IDLE_TIMEOUT / 10).await;
-            }
-        }
-    }
-
-    fn quiet_until(&self) -> MutexGuard<'_, Instant> {
-        self.quiet_until
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl ActiveRequest {
-    /// The answer goes out now; a slow reader gets time for its size.
-    fn answered(self, bytes: u64) {
-        let reading = Duration::from_secs(bytes / SLOWEST_READER_BYTES_PER_SEC);
-        *self.0.quiet_until() = Instant::now() + IDLE_TIMEOUT + reading;
-    }
-}
-
-impl Drop for ActiveRequest {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// Serves one connection; its failure is a metric label.
-async fn serve<C>(connection: C, watcher: Watcher) -> Result<(), &'static str>
-where
-    C: GracefulConnection,
-    C::Error: std::fmt::Display,
-{
-    watcher.watch(connection).await.map(drop).map_err(|error| {
-        tracing::debug!("connection ended: {error}");
-        "http"
-    })
 }

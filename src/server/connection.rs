@@ -1,0 +1,330 @@
+//! One connection: parked while it is idle, served while it is not.
+//!
+//! hyper keeps two buffers and a state machine for each connection, tens of kilobytes for thousands of peers that say
+//! nothing. So a connection that has been quiet for a moment is taken apart again, and only its socket waits.
+
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::{
+    body::{Body as _, Frame, Incoming, SizeHint},
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::{
+    io::AsyncWriteExt as _,
+    sync::watch,
+    time::{Instant, Interval, MissedTickBehavior},
+};
+
+use super::{
+    HungUp,
+    socket::{Flow, Socket, Watched},
+};
+use crate::{body::Body, config::LimitsConfig, reject::HangUp};
+
+const H2_STREAMS_MAX: u32 = 100;
+
+/// A connection without a request is closed after this; before its first request, after the receive timeout.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// An answer may take as long as this makes it, and the idle time.
+const SLOWEST_READER_BYTES_PER_SEC: u64 = 32 * 1024;
+
+/// How often a connection looks whether it is quiet, or whether the relay stops.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// How connections are served.
+pub(super) struct Protocols {
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
+    receive_timeout: Duration,
+}
+
+/// Why a connection ended badly; a metric label.
+pub(super) type Failure = &'static str;
+
+impl Protocols {
+    pub(super) fn new(limits: &LimitsConfig) -> Self {
+        let mut http1 = http1::Builder::new();
+        http1
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.receive_timeout)
+            .max_buf_size(limits.header_max_bytes);
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(H2_STREAMS_MAX)
+            .max_header_list_size(u32::try_from(limits.header_max_bytes).unwrap_or(u32::MAX))
+            .keep_alive_interval(Some(IDLE_TIMEOUT / 2))
+            .keep_alive_timeout(limits.receive_timeout);
+        Self {
+            http1,
+            http2,
+            receive_timeout: limits.receive_timeout,
+        }
+    }
+
+    /// HTTP/1.1 until the peer or a stop ends it.
+    pub(super) async fn http1<S, H, F>(
+        &self,
+        mut socket: S,
+        peer: SocketAddr,
+        handler: &H,
+        mut stopping: watch::Receiver<bool>,
+    ) -> Result<(), Failure>
+    where
+        S: Socket,
+        H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
+        let mut before = Bytes::new();
+        let mut patience = self.receive_timeout;
+        loop {
+            if before.is_empty() {
+                tokio::select! {
+                    // An error shows when it is read.
+                    _ = socket.tcp().readable() => {}
+                    () = tokio::time::sleep(patience) => return Ok(()),
+                    _ = stopping.wait_for(|stop| *stop) => return Ok(()),
+                }
+            }
+            // Boxed: a parked connection should not keep the room for it.
+            let served = Box::pin(self.until_quiet(socket, before, peer, handler, &stopping));
+            match served.await {
+                Served::Ended(result) => return result,
+                Served::Quiet(idle, rest) => (socket, before) = (idle, rest),
+            }
+            patience = IDLE_TIMEOUT;
+        }
+    }
+
+    async fn until_quiet<S, H, F>(
+        &self,
+        socket: S,
+        before: Bytes,
+        peer: SocketAddr,
+        handler: &H,
+        stopping: &watch::Receiver<bool>,
+    ) -> Served<S>
+    where
+        S: Socket,
+        H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
+        let activity = Arc::new(Activity::new(self.receive_timeout));
+        let socket = Watched::new(socket, before, Arc::clone(&activity.flow));
+        let service = service_fn(|request| Box::pin(answered(&activity, handler(request, peer))));
+        let mut connection = self.http1.serve_connection(TokioIo::new(socket), service);
+        let mut look = looks();
+        let mut told_to_stop = false;
+        loop {
+            let ended =
+                std::future::poll_fn(|context| match connection.poll_without_shutdown(context) {
+                    Poll::Ready(ended) => Poll::Ready(Some(ended)),
+                    Poll::Pending => look.poll_tick(context).map(|_| None),
+                });
+            match ended.await {
+                Some(Ok(())) => {
+                    let mut socket = connection.into_parts().io.into_inner().into_inner();
+                    // The peer may be gone already.
+                    let _ = socket.shutdown().await;
+                    return Served::Ended(Ok(()));
+                }
+                Some(Err(error)) => return Served::Ended(Err(failure(&error))),
+                None if *stopping.borrow() && !told_to_stop => {
+                    told_to_stop = true;
+                    Pin::new(&mut connection).graceful_shutdown();
+                }
+                None if activity.is_over() => return Served::Ended(Ok(())),
+                None if activity.is_quiet() && !told_to_stop => {
+                    let parts = connection.into_parts();
+                    return Served::Quiet(parts.io.into_inner().into_inner(), parts.read_buf);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// HTTP/2 until the peer or a stop ends it.
+    pub(super) async fn http2<S, H, F>(
+        &self,
+        socket: S,
+        peer: SocketAddr,
+        handler: &H,
+        stopping: watch::Receiver<bool>,
+    ) -> Result<(), Failure>
+    where
+        S: Socket,
+        H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
+        let activity = Arc::new(Activity::new(self.receive_timeout));
+        let (active, handler) = (Arc::clone(&activity), handler.clone());
+        let service = service_fn(move |request| {
+            let (active, answer) = (Arc::clone(&active), handler(request, peer));
+            async move { answered(&active, answer).await }
+        });
+        let connection = self.http2.serve_connection(TokioIo::new(socket), service);
+        let mut connection = std::pin::pin!(connection);
+        let mut look = looks();
+        let mut told_to_stop = false;
+        loop {
+            let ended = std::future::poll_fn(|context| match connection.as_mut().poll(context) {
+                Poll::Ready(ended) => Poll::Ready(Some(ended)),
+                Poll::Pending => look.poll_tick(context).map(|_| None),
+            });
+            match ended.await {
+                Some(ended) => return ended.map_err(|error| failure(&error)),
+                None if *stopping.borrow() && !told_to_stop => {
+                    told_to_stop = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                None if activity.is_over() => return Ok(()),
+                None => {}
+            }
+        }
+    }
+}
+
+/// How a served connection comes back.
+enum Served<S> {
+    Ended(Result<(), Failure>),
+    /// Nothing is under way. The bytes were read and not understood yet.
+    Quiet(S, Bytes),
+}
+
+fn looks() -> Interval {
+    let mut look = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    look
+}
+
+fn failure(error: &hyper::Error) -> Failure {
+    tracing::debug!("connection ended: {error}");
+    if error.is_user() {
+        "pushed_back"
+    } else {
+        "http"
+    }
+}
+
+/// What happens on a connection. hyper's own timers begin with the first byte of a request; a peer that sends none
+/// would hold its permit for ever.
+struct Activity {
+    flow: Arc<Flow>,
+    /// Requests that are being handled.
+    handled: AtomicUsize,
+    /// Answers that hyper has not taken whole.
+    answers: AtomicUsize,
+    /// What had been read when the last answer was made.
+    read_by_then: AtomicU64,
+    /// Without a request being handled, the connection ends then. A short std lock.
+    ends_at: Mutex<Instant>,
+}
+
+impl Activity {
+    fn new(first_request_timeout: Duration) -> Self {
+        Self {
+            flow: Arc::default(),
+            handled: AtomicUsize::new(0),
+            answers: AtomicUsize::new(0),
+            read_by_then: AtomicU64::new(0),
+            ends_at: Mutex::new(Instant::now() + first_request_timeout),
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.handled.load(Ordering::Relaxed) == 0
+    }
+
+    /// Too long without a request, or with an answer that nobody reads.
+    fn is_over(&self) -> bool {
+        self.is_idle() && Instant::now() >= *self.ends_at()
+    }
+
+    /// Nothing is being handled or written, and nothing has come since the last answer.
+    fn is_quiet(&self) -> bool {
+        self.is_idle()
+            && self.answers.load(Ordering::Relaxed) == 0
+            && !self.flow.write_stuck()
+            && self.flow.bytes_read() == self.read_by_then.load(Ordering::Relaxed)
+    }
+
+    fn ends_at(&self) -> MutexGuard<'_, Instant> {
+        self.ends_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts one up, and down when dropped.
+struct Counted(Arc<Activity>, fn(&Activity) -> &AtomicUsize);
+
+impl Counted {
+    fn new(activity: &Arc<Activity>, which: fn(&Activity) -> &AtomicUsize) -> Self {
+        which(activity).fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(activity), which)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.1(&self.0).fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Handles one request, with an eye on its answer.
+async fn answered(
+    activity: &Arc<Activity>,
+    answer: impl Future<Output = Response<Body>>,
+) -> Result<Response<WatchedBody>, HungUp> {
+    let handled = Counted::new(activity, |activity| &activity.handled);
+    let answer = answer.await;
+    if answer.extensions().get::<HangUp>().is_some() {
+        return Err(HungUp);
+    }
+    let length = answer.body().size_hint().exact().unwrap_or_default();
+    let reading = Duration::from_secs(length / SLOWEST_READER_BYTES_PER_SEC);
+    *activity.ends_at() = Instant::now() + IDLE_TIMEOUT + reading;
+    let read = activity.flow.bytes_read();
+    activity.read_by_then.store(read, Ordering::Relaxed);
+    let open = Counted::new(activity, |activity| &activity.answers);
+    drop(handled);
+    Ok(answer.map(|body| WatchedBody { body, _open: open }))
+}
+
+/// An answer's body, open until hyper lets go of it.
+struct WatchedBody {
+    body: Body,
+    _open: Counted,
+}
+
+impl hyper::body::Body for WatchedBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
