@@ -1,7 +1,11 @@
 //! What every request gets, on both listeners, whatever it asks for: an id, a span, the clock, a deadline,
 //! metrics, one closing line, and an answer that carries the id.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
@@ -16,6 +20,7 @@ use crate::{
     body::Body,
     clock,
     config::LimitsConfig,
+    domain::{ClientKey, Link, LinkId},
     metrics::{Counted, Metrics},
     reject::{Reject, RejectKind},
 };
@@ -29,6 +34,30 @@ pub struct Arrival {
     pub now: Timestamp,
     /// Who is at the other end of the connection.
     pub peer: SocketAddr,
+    /// What is found out about it.
+    pub notes: Arc<Notes>,
+}
+
+/// What handling a request finds out about it, for its closing line. Each is noted once.
+#[derive(Debug, Default)]
+pub struct Notes {
+    /// The site.
+    pub client_key: OnceLock<ClientKey>,
+    /// The link.
+    pub link: OnceLock<LinkId>,
+    /// What a lifecycle event changed.
+    pub change: OnceLock<&'static str>,
+    /// Why a write waits.
+    pub spooled: OnceLock<&'static str>,
+}
+
+impl Notes {
+    /// It is about this link.
+    pub fn link(&self, link: &Link) {
+        // Noted before is as good.
+        let _ = self.link.set(link.id);
+        let _ = self.client_key.set(link.client_key.clone());
+    }
 }
 
 /// What an exchange is counted under.
@@ -57,25 +86,19 @@ where
         id: uuid::Uuid::new_v4().simple().to_string(),
         now: clock::now(),
         peer,
+        notes: Arc::default(),
     };
     let id = arrival.id.clone();
-    let span = tracing::info_span!(
-        "request",
-        id = %id,
-        listener = labels.listener,
-        route = labels.route,
-        client.key = tracing::field::Empty,
-        link.id = tracing::field::Empty,
-        change = tracing::field::Empty,
-        spooled = tracing::field::Empty,
-    );
+    // The closing line says it all; this is for whoever looks closer.
+    let span = tracing::debug_span!("request", id, route = labels.route);
     let mut closing = ClosingLine {
         labels,
         method: known_method(request.method()),
         started: Instant::now(),
         peer,
         metrics: Arc::clone(metrics),
-        span: span.clone(),
+        id: id.clone(),
+        notes: Arc::clone(&arrival.notes),
         told: false,
         _in_flight: Counted::new(
             metrics
@@ -231,7 +254,8 @@ struct ClosingLine {
     started: Instant,
     peer: SocketAddr,
     metrics: Arc<Metrics>,
-    span: tracing::Span,
+    id: String,
+    notes: Arc<Notes>,
     told: bool,
     _in_flight: Counted,
 }
@@ -251,31 +275,49 @@ impl ClosingLine {
             .request_duration
             .with_label_values(&[listener, route])
             .observe(elapsed.as_secs_f64());
-        let _entered = self.span.enter();
-        match reject {
-            None => {
-                tracing::info!(%peer, method, status, duration_ms, "{method} {route} answered {status}");
+        let id = self.id.as_str();
+        let client_key = self.notes.client_key.get().map(ClientKey::as_str);
+        let link = self.notes.link.get().map(tracing::field::display);
+        let (change, spooled) = (self.notes.change.get(), self.notes.spooled.get());
+        // A level is a constant of its place in the code, so three levels are three places; the fields stand once.
+        macro_rules! line {
+            ($level:ident, $($rest:tt)*) => {
+                tracing::$level!(
+                    id, listener, route, client.key = client_key, link.id = link, change, spooled,
+                    %peer, method, status, duration_ms, $($rest)*
+                )
+            };
+        }
+        let Some(reject) = reject else {
+            return line!(info, "{method} {route} answered {status}");
+        };
+        self.metrics
+            .rejections
+            .with_label_values(&[listener, reject.code])
+            .inc();
+        let reason = reject.code;
+        let cause = reject.internal.as_deref().unwrap_or("-");
+        let message = &reject.message;
+        match reject.kind {
+            RejectKind::Internal => {
+                line!(error, reason, cause, "{method} {route} failed: {cause}");
             }
-            Some(reject) => {
-                self.metrics
-                    .rejections
-                    .with_label_values(&[listener, reject.code])
-                    .inc();
-                let reason = reject.code;
-                let cause = reject.internal.as_deref().unwrap_or("-");
-                let message = &reject.message;
-                match reject.kind {
-                    RejectKind::Internal => {
-                        tracing::error!(%peer, method, status, duration_ms, reason, cause, "{method} {route} failed: {cause}");
-                    }
-                    // The Internet knocks at doors that are not there all day long.
-                    RejectKind::NotFound | RejectKind::MethodNotAllowed => {
-                        tracing::info!(%peer, method, status, duration_ms, reason, cause, "{method} {route} answered {status}: {message}");
-                    }
-                    _ => {
-                        tracing::warn!(%peer, method, status, duration_ms, reason, cause, "{method} {route} refused with {status}: {message}");
-                    }
-                }
+            // The Internet knocks at doors that are not there all day long.
+            RejectKind::NotFound | RejectKind::MethodNotAllowed => {
+                line!(
+                    info,
+                    reason,
+                    cause,
+                    "{method} {route} answered {status}: {message}"
+                );
+            }
+            _ => {
+                line!(
+                    warn,
+                    reason,
+                    cause,
+                    "{method} {route} refused with {status}: {message}"
+                );
             }
         }
     }

@@ -137,7 +137,7 @@ pub(super) async fn create(
         .store
         .transact(move |transaction| linking::create(transaction, wish, audit, now))
         .await?;
-    tracing::Span::current().record("link.id", tracing::field::display(link.id));
+    arrival.notes.link(&link);
     let link = outcome(admin, link).await;
     json(StatusCode::CREATED, &view(&link))
 }
@@ -197,7 +197,7 @@ async fn change(
     rule: fn(&mut Transaction<'_>, LinkId, AuditEntry, Timestamp) -> Result<Link, LinkRefusal>,
 ) -> Result<Link, Reject> {
     let id = parse_id(id)?;
-    tracing::Span::current().record("link.id", tracing::field::display(id));
+    let _ = arrival.notes.link.set(id);
     let audit = AdminParts::audit_entry(arrival, action);
     let now = arrival.now;
     let changed = admin

@@ -165,14 +165,14 @@ impl Claims {
 
 /// SHA-256 in lower-case hex.
 pub fn hex_digest(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or_default();
     let digest = digest(&SHA256, bytes);
-    let nibbles = digest
-        .as_ref()
-        .iter()
-        .flat_map(|byte| [byte >> 4, byte & 0xf]);
-    nibbles
-        .filter_map(|nibble| char::from_digit(nibble.into(), 16))
-        .collect()
+    let mut hex = [0; 64];
+    for (pair, byte) in hex.chunks_exact_mut(2).zip(digest.as_ref()) {
+        pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 0xf)]);
+    }
+    String::from_utf8_lossy(&hex).into_owned()
 }
 
 fn decode<T: for<'de> Deserialize<'de>>(part: &str, what: &'static str) -> Result<T, VerifyError> {

@@ -57,7 +57,7 @@ pub(super) async fn receive(
         )
         .await
         .map_err(unbelieved)?;
-    tracing::Span::current().record("client.key", tracing::field::display(&claims.client_key));
+    let _ = arrival.notes.client_key.set(claims.client_key.clone());
     let client_key = claims.client_key.clone();
     let event = call.into_event(claims, arrival.now);
     let rules = LifecycleRules {
@@ -77,7 +77,7 @@ pub(super) async fn receive(
         .lifecycle_events
         .with_label_values(&[kind.as_str(), change])
         .inc();
-    tracing::Span::current().record("change", change);
+    let _ = arrival.notes.change.set(change);
     Response::builder()
         .status(StatusCode::NO_CONTENT)
         .body(Full::default())

@@ -83,9 +83,7 @@ async fn caller(public: &Public, head: &Parts, arrival: &Arrival) -> Result<Call
         .recognise(&token, arrival.peer.ip(), arrival.now)
         .await
         .map_err(unbelieved)?;
-    let span = tracing::Span::current();
-    span.record("link.id", tracing::field::display(link.id));
-    span.record("client.key", tracing::field::display(&link.client_key));
+    arrival.notes.link(&link);
     instance::check_claims(&token, head.method.as_str(), &target, arrival.now)
         .map_err(unbelieved)?;
     // The signature proves that the instance holds the link's secret, whatever its acknowledgement said.
@@ -194,7 +192,7 @@ async fn write(
             }
         }
     };
-    tracing::Span::current().record("spooled", why.reason());
+    let _ = arrival.notes.spooled.set(why.reason());
     let kept = public.spool.park(ticket, call, body, &arrival.id, why, now);
     kept.await.map_err(|error| Reject {
         // An error status is the end of a write for GitLab; a connection that breaks is tried again.

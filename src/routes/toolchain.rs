@@ -109,7 +109,7 @@ pub(super) async fn associate(
     };
     let unknown = || Reject::not_found("repository of that id in a linked instance");
     let (link, own_id) = toolchain::owner(&asking.links, &id).ok_or_else(unknown)?;
-    tracing::Span::current().record("link.id", tracing::field::display(link.id));
+    arrival.notes.link(link);
     let asked =
         public
             .asker
@@ -189,7 +189,7 @@ pub(super) fn site(
     };
     let installation = proven.map_err(|error| unbelieved(public, error))?;
     let client_key = &installation.client_key;
-    tracing::Span::current().record("client.key", tracing::field::display(client_key));
+    let _ = arrival.notes.client_key.set(client_key.clone());
     let mut links = public.store.links_of(client_key);
     // Who never confirmed anything does not know us.
     let told = |link: &Link| {

@@ -90,13 +90,13 @@ impl Protocols {
         F: Future<Output = Response<Body>> + Send + 'static,
     {
         let mut before = Bytes::new();
-        let mut patience = self.receive_timeout;
+        let mut until = Instant::now() + self.receive_timeout;
         loop {
             if before.is_empty() {
                 tokio::select! {
                     // An error shows when it is read.
                     _ = socket.tcp().readable() => {}
-                    () = tokio::time::sleep(patience) => return Ok(()),
+                    () = tokio::time::sleep_until(until) => return Ok(()),
                     _ = stopping.wait_for(|stop| *stop) => return Ok(()),
                 }
             }
@@ -104,9 +104,18 @@ impl Protocols {
             let served = Box::pin(self.until_quiet(socket, before, peer, handler, &stopping));
             match served.await {
                 Served::Ended(result) => return result,
-                Served::Quiet(idle, rest) => (socket, before) = (idle, rest),
+                Served::Quiet {
+                    socket: idle,
+                    rest,
+                    had_request,
+                } => {
+                    (socket, before) = (idle, rest);
+                    // A readiness that meant nothing gives no more time.
+                    if had_request {
+                        until = Instant::now() + IDLE_TIMEOUT;
+                    }
+                }
             }
-            patience = IDLE_TIMEOUT;
         }
     }
 
@@ -150,7 +159,11 @@ impl Protocols {
                 None if activity.is_over() => return Served::Ended(Ok(())),
                 None if activity.is_quiet() && !told_to_stop => {
                     let parts = connection.into_parts();
-                    return Served::Quiet(parts.io.into_inner().into_inner(), parts.read_buf);
+                    return Served::Quiet {
+                        socket: parts.io.into_inner().into_inner(),
+                        rest: parts.read_buf,
+                        had_request: activity.flow.bytes_read() > 0,
+                    };
                 }
                 None => {}
             }
@@ -201,8 +214,13 @@ impl Protocols {
 /// How a served connection comes back.
 enum Served<S> {
     Ended(Result<(), Failure>),
-    /// Nothing is under way. The bytes were read and not understood yet.
-    Quiet(S, Bytes),
+    /// Nothing is under way.
+    Quiet {
+        socket: S,
+        /// Read, and not understood yet.
+        rest: Bytes,
+        had_request: bool,
+    },
 }
 
 fn looks() -> Interval {
