@@ -131,19 +131,21 @@ impl Admin {
             peer,
             &parts.limits,
             &parts.metrics,
-            |request, arrival| async move {
-                match route {
-                    Some(route) => parts.handle(route, &id, request, &arrival).await,
-                    // Without the token, nobody learns which addresses of the API there are.
-                    None => {
-                        let path = request.uri().path().chars().take(200).collect();
-                        parts.authorise(request.headers())?;
-                        Err(Reject {
-                            internal: Some(path),
-                            ..Reject::not_found("such address on the admin listener")
-                        })
+            |request, arrival| {
+                Box::pin(async move {
+                    match route {
+                        Some(route) => parts.handle(route, &id, request, &arrival).await,
+                        // Without the token, nobody learns which addresses of the API there are.
+                        None => {
+                            let path = request.uri().path().chars().take(200).collect();
+                            parts.authorise(request.headers())?;
+                            Err(Reject {
+                                internal: Some(path),
+                                ..Reject::not_found("such address on the admin listener")
+                            })
+                        }
                     }
-                }
+                })
             },
         )
         .await

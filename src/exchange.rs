@@ -3,6 +3,7 @@
 
 use std::{
     net::SocketAddr,
+    pin::Pin,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -69,18 +70,21 @@ pub struct Labels {
     pub route: &'static str,
 }
 
+/// What handling a request comes to. Boxed where it is made: handlers are large, and what wraps them here would
+/// copy them several times over.
+pub type Handling<'a, B> = Pin<Box<dyn Future<Output = Result<Response<B>, Reject>> + Send + 'a>>;
+
 /// Observes; `handle` does. Whatever happens, the exchange ends in one line in the log.
-pub async fn observe<F, B>(
+pub async fn observe<'a, B>(
     labels: Labels,
     request: Request<Incoming>,
     peer: SocketAddr,
     limits: &LimitsConfig,
     metrics: &Arc<Metrics>,
-    handle: impl FnOnce(Request<Incoming>, Arrival) -> F,
+    handle: impl FnOnce(Request<Incoming>, Arrival) -> Handling<'a, B>,
 ) -> Response<Body>
 where
-    F: Future<Output = Result<Response<B>, Reject>>,
-    B: Into<Body>,
+    B: Into<Body> + Send + 'a,
 {
     let arrival = Arrival {
         id: uuid::Uuid::new_v4().simple().to_string(),
@@ -106,9 +110,9 @@ where
                 .with_label_values(&[labels.listener]),
         ),
     };
-    let handled = async {
-        check_headers(&request, limits.header_max_bytes)?;
-        handle(request, arrival).await
+    let handled: Handling<'_, B> = match check_headers(&request, limits.header_max_bytes) {
+        Ok(()) => handle(request, arrival),
+        Err(reject) => Box::pin(std::future::ready(Err(reject))),
     };
     let result = tokio::time::timeout(limits.request_timeout, handled.instrument(span))
         .await

@@ -172,15 +172,17 @@ impl Public {
             peer,
             &self.limits,
             &self.metrics,
-            |request, arrival| async move {
-                match route {
-                    Some(route) => this.handle(route, &kid, request, &arrival).await,
-                    None => Err(Reject {
-                        // Without its query, which may hold a token.
-                        internal: Some(request.uri().path().chars().take(200).collect()),
-                        ..Reject::not_found("such address on this relay")
-                    }),
-                }
+            |request, arrival| {
+                Box::pin(async move {
+                    match route {
+                        Some(route) => this.handle(route, &kid, request, &arrival).await,
+                        None => Err(Reject {
+                            // Without its query, which may hold a token.
+                            internal: Some(request.uri().path().chars().take(200).collect()),
+                            ..Reject::not_found("such address on this relay")
+                        }),
+                    }
+                })
             },
         )
         .await
@@ -198,7 +200,7 @@ impl Public {
             peer,
             limits,
             metrics,
-            |request, arrival| async move { rest::relay(self, request, &arrival).await },
+            |request, arrival| Box::pin(async move { rest::relay(self, request, &arrival).await }),
         )
         .await
     }

@@ -22,11 +22,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::{
-    io::AsyncWriteExt as _,
-    sync::watch,
-    time::{Instant, Interval, MissedTickBehavior},
-};
+use tokio::{io::AsyncWriteExt as _, sync::watch, time::Instant};
 
 use super::{
     HungUp,
@@ -42,8 +38,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// An answer may take as long as this makes it, and the idle time.
 const SLOWEST_READER_BYTES_PER_SEC: u64 = 32 * 1024;
 
-/// How often a connection looks whether it is quiet, or whether the relay stops.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often a connection looks whether it is quiet; and, while a request is handled, whether the relay stops.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+const LOOK_EVERY_BUSY: Duration = Duration::from_millis(200);
 
 /// How connections are served.
 pub(super) struct Protocols {
@@ -136,13 +133,13 @@ impl Protocols {
         let socket = Watched::new(socket, before, Arc::clone(&activity.flow));
         let service = service_fn(|request| Box::pin(answered(&activity, handler(request, peer))));
         let mut connection = self.http1.serve_connection(TokioIo::new(socket), service);
-        let mut look = looks();
+        let mut look = std::pin::pin!(tokio::time::sleep(LOOK_EVERY));
         let mut told_to_stop = false;
         loop {
             let ended =
                 std::future::poll_fn(|context| match connection.poll_without_shutdown(context) {
                     Poll::Ready(ended) => Poll::Ready(Some(ended)),
-                    Poll::Pending => look.poll_tick(context).map(|_| None),
+                    Poll::Pending => look.as_mut().poll(context).map(|()| None),
                 });
             match ended.await {
                 Some(Ok(())) => {
@@ -167,6 +164,7 @@ impl Protocols {
                 }
                 None => {}
             }
+            look.as_mut().reset(Instant::now() + activity.next_look());
         }
     }
 
@@ -191,12 +189,12 @@ impl Protocols {
         });
         let connection = self.http2.serve_connection(TokioIo::new(socket), service);
         let mut connection = std::pin::pin!(connection);
-        let mut look = looks();
+        let mut look = std::pin::pin!(tokio::time::sleep(LOOK_EVERY));
         let mut told_to_stop = false;
         loop {
             let ended = std::future::poll_fn(|context| match connection.as_mut().poll(context) {
                 Poll::Ready(ended) => Poll::Ready(Some(ended)),
-                Poll::Pending => look.poll_tick(context).map(|_| None),
+                Poll::Pending => look.as_mut().poll(context).map(|()| None),
             });
             match ended.await {
                 Some(ended) => return ended.map_err(|error| failure(&error)),
@@ -207,6 +205,7 @@ impl Protocols {
                 None if activity.is_over() => return Ok(()),
                 None => {}
             }
+            look.as_mut().reset(Instant::now() + activity.next_look());
         }
     }
 }
@@ -221,12 +220,6 @@ enum Served<S> {
         rest: Bytes,
         had_request: bool,
     },
-}
-
-fn looks() -> Interval {
-    let mut look = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    look
 }
 
 fn failure(error: &hyper::Error) -> Failure {
@@ -265,6 +258,14 @@ impl Activity {
 
     fn is_idle(&self) -> bool {
         self.handled.load(Ordering::Relaxed) == 0
+    }
+
+    fn next_look(&self) -> Duration {
+        if self.is_idle() {
+            LOOK_EVERY
+        } else {
+            LOOK_EVERY_BUSY
+        }
     }
 
     /// Too long without a request, or with an answer that nobody reads.
