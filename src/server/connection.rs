@@ -156,9 +156,11 @@ impl Protocols {
                 None if activity.is_over() => return Served::Ended(Ok(())),
                 None if activity.is_quiet() && !told_to_stop => {
                     let parts = connection.into_parts();
+                    // Also an empty one would hold on to its whole buffer.
+                    let rest = Some(parts.read_buf).filter(|rest| !rest.is_empty());
                     return Served::Quiet {
                         socket: parts.io.into_inner().into_inner(),
-                        rest: parts.read_buf,
+                        rest: rest.unwrap_or_default(),
                         had_request: activity.flow.bytes_read() > 0,
                     };
                 }
