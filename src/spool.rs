@@ -180,9 +180,9 @@ impl Spool {
         });
         for write in waiting {
             let site = shared.site(&write.client_key);
-            shared.bytes.fetch_add(write.bytes, Ordering::Relaxed);
+            shared.bytes.fetch_add(write.room(), Ordering::Relaxed);
             let mut site = lock(&site);
-            site.bytes += write.bytes;
+            site.reserve(write.link, write.room());
             lock(&shared.busy).insert(write.client_key.clone());
             site.insert(Waiting::new(write, Timestamp::MIN));
         }
@@ -200,7 +200,13 @@ impl Spool {
     }
 
     /// Gives a write of a link its place.
-    pub fn admit(&self, link: &Arc<Link>, call: &JiraCall, now: Timestamp) -> Admission {
+    pub fn admit(
+        &self,
+        link: &Arc<Link>,
+        call: &JiraCall,
+        body: &[u8],
+        now: Timestamp,
+    ) -> Admission {
         let shared = &self.shared;
         let site = shared.site(&link.client_key);
         let app_held = shared
@@ -208,11 +214,24 @@ impl Spool {
             .load()
             .as_ref()
             .is_some_and(|hold| hold.holds(now));
+        // Rarely, so only then the body is read once more.
+        let holds_issues = lock(&site).holds_issues(now);
+        let issues = if holds_issues {
+            touches(call, body).issues
+        } else {
+            Vec::new()
+        };
         let (id, wait) = {
             let mut site = lock(&site);
             // Numbered under the lock, so that the order of numbers is the order of admission.
             let id = SpoolId(shared.next_id.fetch_add(1, Ordering::Relaxed));
             let wait = site.admit(link.id, id, call, now);
+            let issue_held = site.holds_any(&issues, now);
+            let wait = if issue_held {
+                wait.or(Some("issue_paused"))
+            } else {
+                wait
+            };
             (
                 id,
                 if app_held {
@@ -281,11 +300,13 @@ impl Spool {
         // Before anything is awaited: what comes later must not overtake it.
         ticket.make_barrier();
         let mut not_before = now;
+        let touches = touches(&call, &body);
         if let Why::SetBack(setback) = &why {
+            let (endpoint, issues) = (call.endpoint(), &touches.issues);
             let pause = self
                 .shared
-                .set_back(&ticket.site, call.endpoint(), setback, now);
-            if setback.throttle.scope == Scope::Issue {
+                .set_back(&ticket.site, endpoint, issues, setback, now);
+            if matches!(setback.throttle.scope, Scope::Write | Scope::Issue) {
                 not_before = now.saturating_add(pause).unwrap_or(now);
             }
         }
@@ -295,7 +316,7 @@ impl Spool {
             link: ticket.link.id,
             namespace: ticket.link.namespace.clone(),
             bytes: body.len() as u64,
-            touches: touches(&call, &body),
+            touches,
             call,
             received_at: now,
             request_id: request_id.to_owned(),
@@ -325,9 +346,19 @@ impl Spool {
         throttle: Throttle,
         now: Timestamp,
     ) {
-        let setback = Setback::exhausted(throttle);
-        self.shared
-            .set_back(&self.shared.site(client_key), endpoint, &setback, now);
+        self.set_back(client_key, endpoint, &Setback::exhausted(throttle), now);
+    }
+
+    /// Something else than a write was refused for now.
+    pub fn set_back(
+        &self,
+        client_key: &ClientKey,
+        endpoint: Endpoint,
+        setback: &Setback,
+        now: Timestamp,
+    ) {
+        let site = self.shared.site(client_key);
+        self.shared.set_back(&site, endpoint, &[], setback, now);
     }
 
     /// The site has spoken (a new secret, another address): what waited for that waits no more.
@@ -420,13 +451,13 @@ impl SpoolWorker {
     fn start_due(&self, replays: &mut JoinSet<()>, now: Timestamp) -> Duration {
         let shared = &self.shared;
         let mut next = now.saturating_add(POLL).unwrap_or(now);
-        if let Some(hold) = shared.app.load_full() {
-            if hold.holds(now) {
-                return until(hold.until.min(next), now);
-            }
-            shared.app.store(None);
+        if let Some(hold) = shared.app.load_full().filter(|hold| hold.holds(now)) {
+            return until(hold.until.min(next), now);
         }
-        let busy: Vec<ClientKey> = lock(&shared.busy).iter().cloned().collect();
+        let mut busy: Vec<ClientKey> = lock(&shared.busy).iter().cloned().collect();
+        // Whoever comes last when all slots are taken should not always be the same.
+        let first = now.as_nanosecond().unsigned_abs() as usize % busy.len().max(1);
+        busy.rotate_left(first);
         for client_key in busy {
             let site = shared.site(&client_key);
             loop {
@@ -473,30 +504,23 @@ impl Shared {
             reply,
         } = parcel;
         let site = Arc::clone(&ticket.site);
-        let (link, bytes, reason) = (write.link, write.bytes, write.reason.clone());
-        let kept = match self.reserve(&site, bytes) {
+        let (link, room, reason) = (write.link, write.room(), write.reason.clone());
+        let kept = match self.reserve(&site, &write) {
             Err(full) => Err(full),
             Ok(()) => {
-                let needless = lock(&site).start_replacing(&write);
                 let record = Arc::new(write.clone());
-                let stored = self.store.spool(write, body, needless.clone()).await;
+                let stored = self.store.spool(write, body).await;
                 let mut site = lock(&site);
                 match stored {
                     Ok(()) => {
-                        for id in &needless {
-                            if let Some(gone) = site.remove(link, *id) {
-                                self.bytes.fetch_sub(gone.bytes, Ordering::Relaxed);
-                                self.metrics.superseded.inc();
-                            }
-                        }
                         lock(&self.busy).insert(record.client_key.clone());
-                        site.insert(Waiting::new(record, not_before));
+                        let replaced = site.insert(Waiting::new(record, not_before));
+                        self.metrics.superseded.inc_by(replaced as u64);
                         Ok(())
                     }
                     Err(error) => {
-                        site.stop_replacing(link, &needless);
-                        site.bytes -= bytes;
-                        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+                        site.release_bytes(link, room);
+                        self.bytes.fetch_sub(room, Ordering::Relaxed);
                         Err(ParkError::Store(error))
                     }
                 }
@@ -513,24 +537,30 @@ impl Shared {
         let _ = reply.send(kept);
     }
 
-    /// `Site::insert` counts what is in a lane; this counts what is about to be.
-    fn reserve(&self, site: &Mutex<Site>, bytes: u64) -> Result<(), ParkError> {
-        let settings = &self.settings;
+    /// Makes room for a write, or says whose room is full. One of several links gets half of its site's room at the
+    /// most, so that its full synchronisation leaves some for the pushes of the others.
+    fn reserve(&self, site: &Mutex<Site>, write: &SpooledWrite) -> Result<(), ParkError> {
+        let room = write.room();
+        let SpoolConfig {
+            max_bytes,
+            installation_max_bytes,
+            ..
+        } = self.settings;
+        let alone = self.store.links_of(&write.client_key).len() < 2;
+        let link_max_bytes = installation_max_bytes / if alone { 1 } else { 2 };
         let mut site = lock(site);
-        if site.bytes + bytes > settings.installation_max_bytes {
-            return Err(ParkError::Full {
-                what: "the installation",
-                max: settings.installation_max_bytes,
-            });
+        let waiting = self.bytes.load(Ordering::Relaxed);
+        for (what, used, max) in [
+            ("the link", site.bytes_of(write.link), link_max_bytes),
+            ("the installation", site.bytes, installation_max_bytes),
+            ("the spool", waiting, max_bytes),
+        ] {
+            if used + room > max {
+                return Err(ParkError::Full { what, max });
+            }
         }
-        if self.bytes.load(Ordering::Relaxed) + bytes > settings.max_bytes {
-            return Err(ParkError::Full {
-                what: "the spool",
-                max: settings.max_bytes,
-            });
-        }
-        site.bytes += bytes;
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        site.reserve(write.link, room);
+        self.bytes.fetch_add(room, Ordering::Relaxed);
         Ok(())
     }
 
@@ -539,6 +569,7 @@ impl Shared {
         &self,
         site: &Mutex<Site>,
         endpoint: Endpoint,
+        issues: &[u64],
         setback: &Setback,
         now: Timestamp,
     ) -> Duration {
@@ -549,7 +580,7 @@ impl Shared {
             .inc();
         let mut site = lock(site);
         let before = match scope {
-            Scope::Issue | Scope::Endpoint => site.endpoint_setback(endpoint),
+            Scope::Write | Scope::Issue | Scope::Endpoint => site.endpoint_setback(endpoint),
             Scope::Installation | Scope::App => site.setbacks,
         };
         let pause = self.pause(setback, before);
@@ -559,18 +590,20 @@ impl Shared {
             message: setback.message.clone(),
         };
         match scope {
-            // Only the write itself.
-            Scope::Issue => {}
+            Scope::Write => {}
+            Scope::Issue => site.hold_issues(issues, &hold),
             Scope::Endpoint => site.hold_endpoint(endpoint, hold),
             Scope::Installation => {
                 site.setbacks = site.setbacks.saturating_add(1);
                 site.hold(hold);
             }
             Scope::App => {
-                let known = self.app.load();
-                if known.as_ref().is_none_or(|known| known.until < hold.until) {
-                    self.app.store(Some(Arc::new(hold)));
-                }
+                site.setbacks = site.setbacks.saturating_add(1);
+                let hold = Arc::new(hold);
+                self.app.rcu(|known| match known {
+                    Some(known) if known.until >= hold.until => Some(Arc::clone(known)),
+                    _ => Some(Arc::clone(&hold)),
+                });
             }
         }
         pause
@@ -663,7 +696,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Reasons come back from the disk as text, but a label is one of ours.
 fn known_reason(reason: &str) -> &'static str {
-    const KNOWN: [&str; 12] = [
+    const KNOWN: [&str; 13] = [
         "throttled",
         "bad_gateway",
         "unavailable",
@@ -676,6 +709,7 @@ fn known_reason(reason: &str) -> &'static str {
         "site_paused",
         "endpoint_paused",
         "app_paused",
+        "issue_paused",
     ];
     KNOWN
         .into_iter()

@@ -265,31 +265,18 @@ impl Store {
         self.tables.spooled.all()
     }
 
-    /// Keeps a write and its body, and drops those that it makes needless. Durable on return.
-    pub async fn spool(
-        &self,
-        write: SpooledWrite,
-        body: Bytes,
-        needless: Vec<SpoolId>,
-    ) -> Result<(), StoreError> {
+    /// Keeps a write and its body. Durable on return.
+    ///
+    /// # Errors
+    /// It may or may not be there after a restart; its body is, so that it can be sent then.
+    pub async fn spool(&self, write: SpooledWrite, body: Bytes) -> Result<(), StoreError> {
         let id = write.id;
         let kept = self
             .with_bodies(move |bodies| bodies.write(id, &body))
             .await?;
         kept.map_err(|error| StoreError::NotDurable(error.to_string()))?;
-        let dropped = needless.clone();
-        let change = move |transaction: &mut Transaction<'_>| {
-            transaction.put_spooled(write);
-            for id in needless {
-                transaction.remove_spooled(id);
-            }
-        };
-        let done = self.change(change).await;
-        // Without its record, a body is nothing; one that can't be removed now is removed at the next start.
-        let removed = if done.is_ok() { dropped } else { vec![id] };
-        self.with_bodies(move |bodies| bodies.remove(&removed))
-            .await?;
-        done
+        self.change(move |transaction| transaction.put_spooled(write))
+            .await
     }
 
     /// Forgets writes that need not wait any more. Durable on return.

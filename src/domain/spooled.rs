@@ -50,6 +50,13 @@ pub struct Touches {
     pub everything: bool,
 }
 
+impl SpooledWrite {
+    /// What it takes of the room for waiting writes: its body, and its records here and there.
+    pub fn room(&self) -> u64 {
+        self.bytes + 2048
+    }
+}
+
 impl Touches {
     /// Of a write that is too large to list what it touches.
     pub fn everything() -> Self {

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use jiff::Timestamp;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::{
     Forwarder,
@@ -97,8 +98,14 @@ pub async fn deliver(
     };
     let mut answers = Vec::new();
     let mut worst: Option<Delivered> = None;
+    let started = Instant::now();
     while let Some(piece) = pieces.pop_front() {
+        // Each is signed with its own time: many may take longer than a token lives.
+        let now = now.saturating_add(started.elapsed()).unwrap_or(now);
         let delivered = one(forwarder, installation, call, piece.clone(), now).await?;
+        if let Some(throttle) = delivered.throttle.filter(|_| !pieces.is_empty()) {
+            return Err(Setback::exhausted(throttle));
+        }
         if delivered.status == StatusCode::PAYLOAD_TOO_LARGE {
             let smaller = halved(*family, &piece);
             if smaller.len() > 1 {
@@ -222,7 +229,7 @@ impl Setback {
             reason: "answer_timed_out",
             message: format!("it was not all sent within {} s", patience.as_secs_f32()),
             throttle: Throttle {
-                scope: Scope::Issue,
+                scope: Scope::Write,
                 at_least: Some(Duration::ZERO),
             },
         }
@@ -233,13 +240,16 @@ impl Setback {
         Self {
             reason: "own_trouble",
             message,
-            throttle: Throttle::of_installation(),
+            throttle: Throttle {
+                scope: Scope::Write,
+                at_least: None,
+            },
         }
     }
 
     /// For an answer that is final for an instance that waits for it, but not for a write that was acknowledged.
     pub fn of_answer(delivered: &Delivered) -> Self {
-        let told = shape::messages(&delivered.body).join("; ");
+        let told = shape::summary(&delivered.body);
         Self {
             reason: match delivered.status {
                 StatusCode::UNAUTHORIZED => "unauthorized",

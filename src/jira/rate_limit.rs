@@ -11,7 +11,9 @@ use jiff::Timestamp;
 /// What a pause holds back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
-    /// One write: it touches an issue that had too many.
+    /// One write, for reasons of its own.
+    Write,
+    /// Writes about the issues that one write is about.
     Issue,
     /// One method on one family of one site.
     Endpoint,
@@ -37,6 +39,7 @@ impl Scope {
     /// The word in answers and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Write => "write",
             Self::Issue => "issue",
             Self::Endpoint => "endpoint",
             Self::Installation => "installation",

@@ -52,6 +52,11 @@ fn starts_with(body: &[u8], first: u8) -> bool {
         && serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok()
 }
 
+/// What an error of Jira's says, for a log.
+pub fn summary(body: &[u8]) -> String {
+    messages(body).join("; ").chars().take(500).collect()
+}
+
 /// The sentences of an error of Jira's, whichever of its forms it has.
 pub fn messages(body: &[u8]) -> Vec<String> {
     let value: Value = serde_json::from_slice(body).unwrap_or_default();

@@ -170,7 +170,7 @@ async fn write(
         call, body, size, ..
     } = prepared;
     let now = clock::now();
-    let (ticket, why) = match public.spool.admit(&link, &call, now) {
+    let (ticket, why) = match public.spool.admit(&link, &call, &body, now) {
         Admission::Removed => return Err(VerifyError::LinkRemoved.into()),
         Admission::Wait(ticket, reason) => (ticket, Why::Behind(reason)),
         Admission::Direct(ticket) => {

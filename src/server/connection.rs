@@ -22,7 +22,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::{io::AsyncWriteExt as _, sync::watch, time::Instant};
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     HungUp,
@@ -137,18 +137,14 @@ impl Protocols {
         let mut told_to_stop = false;
         loop {
             let ended =
-                std::future::poll_fn(|context| match connection.poll_without_shutdown(context) {
+                std::future::poll_fn(|context| match Pin::new(&mut connection).poll(context) {
                     Poll::Ready(ended) => Poll::Ready(Some(ended)),
                     Poll::Pending => look.as_mut().poll(context).map(|()| None),
                 });
             match ended.await {
-                Some(Ok(())) => {
-                    let mut socket = connection.into_parts().io.into_inner().into_inner();
-                    // The peer may be gone already.
-                    let _ = socket.shutdown().await;
-                    return Served::Ended(Ok(()));
+                Some(ended) => {
+                    return Served::Ended(ended.map_err(|error| failure(&error)));
                 }
-                Some(Err(error)) => return Served::Ended(Err(failure(&error))),
                 None if *stopping.borrow() && !told_to_stop => {
                     told_to_stop = true;
                     Pin::new(&mut connection).graceful_shutdown();

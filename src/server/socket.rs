@@ -92,6 +92,9 @@ impl<S: Socket> AsyncRead for Watched<S> {
             let length = self.before.len().min(buffer.remaining());
             buffer.put_slice(self.before.get(..length).unwrap_or_default());
             self.before.advance(length);
+            self.flow
+                .bytes_read
+                .fetch_add(length as u64, Ordering::Relaxed);
             return Poll::Ready(Ok(()));
         }
         let filled = buffer.filled().len();

@@ -78,16 +78,17 @@ impl Shared {
                 lock(site).went_well(endpoint);
                 if let Some(throttle) = throttle {
                     let exhausted = Setback::exhausted(throttle);
-                    self.set_back(site, endpoint, &exhausted, now);
+                    self.set_back(site, endpoint, &[], &exhausted, now);
                 }
             }
             Fate::GivenUp(reason, message) => {
                 self.give_up(site, write, reason, &message, now).await;
             }
             Fate::Later(setback) => {
-                let pause = self.set_back(site, endpoint, &setback, now);
+                let issues = &write.touches.issues;
+                let pause = self.set_back(site, endpoint, issues, &setback, now);
                 let not_before = match setback.throttle.scope {
-                    Scope::Issue => now.saturating_add(pause).unwrap_or(now),
+                    Scope::Write | Scope::Issue => now.saturating_add(pause).unwrap_or(now),
                     _ => now,
                 };
                 tracing::warn!(
@@ -142,7 +143,7 @@ impl Shared {
         let body = match self.store.spooled_body(write.id).await {
             Ok(body) => body,
             Err(BodyError::Lost(cause)) => return Fate::GivenUp("body_lost", cause),
-            Err(error @ BodyError::Io(_)) => return Fate::Alone(error.to_string()),
+            Err(error @ BodyError::Io(_)) => return Fate::Later(Setback::own(error.to_string())),
         };
         let size = match &write.call {
             JiraCall::Submit(family) => std::str::from_utf8(&body)
@@ -169,7 +170,12 @@ impl Shared {
 
     /// The write need not wait any more; its record goes. If that fails it is sent once more, which Jira ignores.
     async fn ended(&self, site: &Mutex<Site>, write: &SpooledWrite, audit: Option<AuditEntry>) {
-        if let Err(error) = self.store.unspool(vec![write.id], audit).await {
+        // Who was given up replaces nobody.
+        let gone = match audit {
+            None => lock(site).with_replaced(write),
+            Some(_) => vec![write.id],
+        };
+        if let Err(error) = self.store.unspool(gone.clone(), audit).await {
             tracing::error!(
                 id = write.request_id,
                 "a write that is done can't be forgotten, it will be sent again: {error}"
@@ -180,9 +186,13 @@ impl Shared {
             lock(site).put_back(write.link, write.id, error.to_string(), again);
             return;
         }
-        if let Some(gone) = lock(site).remove(write.link, write.id) {
-            self.bytes
-                .fetch_sub(gone.bytes, std::sync::atomic::Ordering::Relaxed);
+        let mut site = lock(site);
+        // The oldest first, or they would count again for a moment.
+        for id in gone.into_iter().rev() {
+            if let Some(gone) = site.remove(write.link, id) {
+                self.bytes
+                    .fetch_sub(gone.room(), std::sync::atomic::Ordering::Relaxed);
+            }
         }
     }
 
@@ -232,7 +242,7 @@ fn judged(delivered: Delivered) -> Fate {
         }
         status if status.is_server_error() => Fate::Alone(Setback::of_answer(&delivered).message),
         _ => {
-            let told = shape::messages(&delivered.body).join("; ");
+            let told = shape::summary(&delivered.body);
             Fate::GivenUp("refused", format!("Jira answered {status}: {told}"))
         }
     }
@@ -253,7 +263,12 @@ impl Purges {
     pub(super) fn look(&mut self, shared: &Shared) {
         let links = shared.store.links().into_iter();
         let wanted = links.filter(|link| link.purge.as_ref().is_some_and(|p| p.done_at.is_none()));
-        self.wanted = wanted.map(|link| link.id).collect();
+        self.wanted = wanted
+            .map(|link| {
+                lock(&shared.site(&link.client_key)).close(link.id);
+                link.id
+            })
+            .collect();
     }
 
     /// Starts those that are due, and returns for how long none is.
@@ -272,7 +287,8 @@ impl Purges {
                 pause = pause.min(super::until(*not_before, now));
                 continue;
             }
-            // A write that was admitted before the link was removed must not come after the deletion.
+            // A write that was admitted before the link was removed must not come after the deletion. Its lane was
+            // closed, so nothing more is sent from it.
             if !lock(&shared.site(&link.client_key)).is_quiet(link.id) {
                 pause = pause.min(Duration::from_millis(50));
                 continue;
@@ -354,11 +370,24 @@ impl Shared {
         if let Some(installation) = self.store.installation(&link.client_key)
             && installation.is_installed()
         {
-            for family in Family::ALL {
-                self.delete_marked(link, &installation, family).await?;
-            }
+            self.delete_all_marked(link, &installation).await?;
+            // Jira takes writes and deletions in its own time, and a write that we gave up waiting for may still be
+            // on its way: what came in between goes with a second round.
+            tokio::time::sleep(self.forwarder.timeout()).await;
+            self.delete_all_marked(link, &installation).await?;
         }
         self.purged(link).await
+    }
+
+    async fn delete_all_marked(
+        &self,
+        link: &Link,
+        installation: &Arc<Installation>,
+    ) -> Result<(), Setback> {
+        for family in Family::ALL {
+            self.delete_marked(link, installation, family).await?;
+        }
+        Ok(())
     }
 
     async fn delete_marked(
@@ -385,8 +414,12 @@ impl Shared {
         );
         let setback = match sent.await {
             Ok(delivered) if delivered.status.is_success() => return Ok(()),
-            // The app has no such module on this site, so nothing was ever written there.
-            Ok(delivered) if matches!(delivered.status.as_u16(), 403 | 404) => {
+            // The app declares no remote links, so Jira refuses to look for any. Elsewhere a 403 is a site that is
+            // suspended or lists our address as not allowed, and its data is still there.
+            Ok(delivered)
+                if family == Family::RemoteLinks
+                    && matches!(delivered.status.as_u16(), 403 | 404) =>
+            {
                 tracing::info!(link.id = %link.id, family = family.as_str(), status = delivered.status.as_u16(),
                     "Jira keeps no data of the app in this family");
                 return Ok(());
@@ -438,6 +471,7 @@ impl Shared {
             tracing::error!(link.id = %id, "the deletion of its data can't be noted, it is made again: {error}");
             return Err(Setback::own(error.to_string()));
         }
+        lock(&self.site(&link.client_key)).open_again(id);
         tracing::info!(link.id = %id, client.key = %link.client_key, "all data of the link is deleted from Jira");
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! What waits for one site, in lanes that take turns; rules only, no I/O and no clock.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -28,6 +28,8 @@ pub(super) struct Site {
     turns: VecDeque<LinkId>,
     pause: Option<Hold>,
     endpoints: HashMap<Endpoint, Hold>,
+    /// Issues that had too many writes, as hashes.
+    issues: HashMap<u64, Hold>,
     under_way: usize,
     /// In a row, of the whole site.
     pub(super) setbacks: u32,
@@ -50,12 +52,13 @@ pub(super) struct Hold {
 struct Lane {
     /// Admitted, and neither answered nor kept yet; ascending.
     open: Vec<Open>,
-    waiting: BTreeMap<SpoolId, Waiting>,
-    /// How many of these are of a family.
-    of_family: HashMap<Option<Family>, usize>,
+    waiting: HashMap<Option<Family>, BTreeMap<SpoolId, Waiting>>,
     /// Which waiting writes hold an entity.
     holders: HashMap<u64, Vec<SpoolId>>,
     under_way: usize,
+    bytes: u64,
+    /// The link's data is being deleted: nothing is sent from here any more.
+    closed: bool,
 }
 
 /// A write that was admitted.
@@ -73,14 +76,16 @@ pub(super) struct Waiting {
     pub(super) not_before: Timestamp,
     pub(super) attempts: u32,
     pub(super) last_error: Option<String>,
+    /// Older writes that need not be sent if this one gets through.
+    replaces: Vec<SpoolId>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WaitState {
     Idle,
     UnderWay,
-    /// A newer one takes its place.
-    Leaving,
+    /// A newer one takes its place, if that gets through.
+    Replaced,
 }
 
 impl Hold {
@@ -97,6 +102,7 @@ impl Waiting {
             not_before,
             attempts: 0,
             last_error: None,
+            replaces: Vec::new(),
         }
     }
 }
@@ -120,8 +126,8 @@ impl Site {
         let lane = self.lanes.entry(link).or_default();
         let family = call.family();
         let mut open = lane.open.iter().filter(|open| open.family == family);
-        let behind = open.any(|open| open.barrier || call.is_delete())
-            || lane.of_family.contains_key(&family);
+        let behind =
+            open.any(|open| open.barrier || call.is_delete()) || lane.waiting.contains_key(&family);
         lane.open.push(Open {
             id,
             family,
@@ -168,11 +174,22 @@ impl Site {
         *setbacks - 1
     }
 
+    /// The link's data is to be deleted.
+    pub(super) fn close(&mut self, link: LinkId) {
+        self.lanes.entry(link).or_default().closed = true;
+    }
+
+    /// It is deleted.
+    pub(super) fn open_again(&mut self, link: LinkId) {
+        if let Some(lane) = self.lanes.get_mut(&link) {
+            lane.closed = false;
+        }
+    }
+
     /// Whether a link has nothing under way: no write that was admitted, no replay.
     pub(super) fn is_quiet(&self, link: LinkId) -> bool {
-        self.lanes
-            .get(&link)
-            .is_none_or(|lane| lane.open.is_empty() && lane.under_way == 0)
+        let lane = self.lanes.get(&link);
+        lane.is_none_or(|lane| lane.open.is_empty() && lane.under_way == 0)
     }
 
     /// Whether nothing waits.
@@ -183,35 +200,70 @@ impl Site {
     /// Forgets lanes that nothing is in.
     pub(super) fn forget_idle_lanes(&mut self) {
         self.lanes
-            .retain(|_, lane| !lane.open.is_empty() || !lane.waiting.is_empty());
+            .retain(|_, lane| lane.closed || !lane.open.is_empty() || !lane.is_empty());
     }
 
-    pub(super) fn insert(&mut self, waiting: Waiting) {
+    /// Bytes that wait of one link.
+    pub(super) fn bytes_of(&self, link: LinkId) -> u64 {
+        self.lanes.get(&link).map_or(0, |lane| lane.bytes)
+    }
+
+    /// Counts bytes that are about to wait.
+    pub(super) fn reserve(&mut self, link: LinkId, bytes: u64) {
+        self.bytes += bytes;
+        self.lanes.entry(link).or_default().bytes += bytes;
+    }
+
+    /// Takes that back.
+    pub(super) fn release_bytes(&mut self, link: LinkId, bytes: u64) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+        if let Some(lane) = self.lanes.get_mut(&link) {
+            lane.bytes = lane.bytes.saturating_sub(bytes);
+        }
+    }
+
+    /// Puts a write into its lane; its bytes are counted already. Older ones that it makes needless are not sent any
+    /// more, unless it never gets through. Returns how many these are.
+    pub(super) fn insert(&mut self, mut waiting: Waiting) -> usize {
         let (link, id) = (waiting.write.link, waiting.write.id);
         let lane = self.lanes.entry(link).or_default();
+        waiting.replaces = lane.replace(&waiting.write);
+        let replaced = waiting.replaces.len();
         if waiting.write.touches.replaceable {
             for (entity, _) in &waiting.write.touches.entities {
                 lane.holders.entry(*entity).or_default().push(id);
             }
         }
-        *lane
-            .of_family
-            .entry(waiting.write.call.family())
-            .or_default() += 1;
-        lane.waiting.insert(id, waiting);
+        let family = waiting.write.call.family();
+        lane.waiting.entry(family).or_default().insert(id, waiting);
         if !self.turns.contains(&link) {
             self.turns.push_back(link);
         }
+        replaced
     }
 
+    /// A write that got through, and all that it made needless.
+    pub(super) fn with_replaced(&self, write: &SpooledWrite) -> Vec<SpoolId> {
+        let mut all = vec![write.id];
+        let lane = self.lanes.get(&write.link);
+        let of_family = lane.and_then(|lane| lane.waiting.get(&write.call.family()));
+        let mut next = 0;
+        while let Some(id) = all.get(next).copied() {
+            next += 1;
+            if let Some(waiting) = of_family.and_then(|waiting| waiting.get(&id)) {
+                all.extend(&waiting.replaces);
+            }
+        }
+        all
+    }
+
+    /// Takes a write out. What it would have replaced counts again, if it is still there.
     pub(super) fn remove(&mut self, link: LinkId, id: SpoolId) -> Option<Arc<SpooledWrite>> {
         let lane = self.lanes.get_mut(&link)?;
-        let gone = lane.waiting.remove(&id)?;
-        let family = gone.write.call.family();
-        if let Some(count) = lane.of_family.get_mut(&family) {
-            *count -= 1;
-            if *count == 0 {
-                lane.of_family.remove(&family);
+        let gone = lane.take(id)?;
+        for replaced in &gone.replaces {
+            if let Some(waiting) = lane.get_mut(*replaced) {
+                waiting.state = WaitState::Idle;
             }
         }
         for (entity, _) in &gone.write.touches.entities {
@@ -226,50 +278,12 @@ impl Site {
             lane.under_way -= 1;
             self.under_way -= 1;
         }
-        self.bytes = self.bytes.saturating_sub(gone.write.bytes);
-        if lane.waiting.is_empty() {
+        let empty = lane.is_empty();
+        self.release_bytes(link, gone.write.room());
+        if empty {
             self.turns.retain(|turn| *turn != link);
         }
         Some(gone.write)
-    }
-
-    /// Marks the writes that a newer one makes needless, so that they are not sent any more.
-    pub(super) fn start_replacing(&mut self, newer: &SpooledWrite) -> Vec<SpoolId> {
-        let Some(lane) = self.lanes.get_mut(&newer.link) else {
-            return Vec::new();
-        };
-        let candidates: HashSet<SpoolId> = newer
-            .touches
-            .entities
-            .iter()
-            .filter_map(|(entity, _)| lane.holders.get(entity))
-            .flatten()
-            .copied()
-            .collect();
-        let mut needless = Vec::new();
-        for id in candidates {
-            if let Some(waiting) = lane.waiting.get_mut(&id)
-                && waiting.state == WaitState::Idle
-                && waiting.write.call == newer.call
-                && waiting.write.touches.superseded_by(&newer.touches)
-            {
-                waiting.state = WaitState::Leaving;
-                needless.push(id);
-            }
-        }
-        needless
-    }
-
-    /// The newer one could not be kept.
-    pub(super) fn stop_replacing(&mut self, link: LinkId, needless: &[SpoolId]) {
-        let Some(lane) = self.lanes.get_mut(&link) else {
-            return;
-        };
-        for id in needless {
-            if let Some(waiting) = lane.waiting.get_mut(id) {
-                waiting.state = WaitState::Idle;
-            }
-        }
     }
 
     /// The next write to send, marked as under way. The lanes take turns, one write each. Sets `next` to when there
@@ -290,6 +304,7 @@ impl Site {
             self.pause = None;
         }
         self.endpoints.retain(|_, hold| hold.holds(now));
+        self.issues.retain(|_, hold| hold.holds(now));
         // Not sure that Jira is back: one is enough to find out.
         if self.setbacks > 0 && self.under_way > 0 {
             return None;
@@ -300,7 +315,7 @@ impl Site {
             let Some(lane) = self.lanes.get_mut(&link) else {
                 continue;
             };
-            if let Some(write) = lane.next(&self.endpoints, now, next) {
+            if let Some(write) = lane.next(&self.endpoints, &self.issues, now, next) {
                 self.under_way += 1;
                 return Some(write);
             }
@@ -319,23 +334,24 @@ impl Site {
         let Some(lane) = self.lanes.get_mut(&link) else {
             return 0;
         };
-        let Some(waiting) = lane.waiting.get_mut(&id) else {
+        let Some(waiting) = lane.get_mut(id) else {
             return 0;
         };
+        waiting.attempts = waiting.attempts.saturating_add(1);
+        waiting.last_error = Some(error);
+        waiting.not_before = not_before;
+        let attempts = waiting.attempts;
         if waiting.state == WaitState::UnderWay {
             waiting.state = WaitState::Idle;
             lane.under_way -= 1;
             self.under_way -= 1;
         }
-        waiting.attempts = waiting.attempts.saturating_add(1);
-        waiting.last_error = Some(error);
-        waiting.not_before = not_before;
-        waiting.attempts
+        attempts
     }
 
     pub(super) fn not_before(&mut self, link: LinkId, id: SpoolId, not_before: Timestamp) {
         let lane = self.lanes.get_mut(&link);
-        if let Some(waiting) = lane.and_then(|lane| lane.waiting.get_mut(&id)) {
+        if let Some(waiting) = lane.and_then(|lane| lane.get_mut(id)) {
             waiting.not_before = not_before;
         }
     }
@@ -360,13 +376,33 @@ impl Site {
         }
     }
 
+    /// These issues had too many writes.
+    pub(super) fn hold_issues(&mut self, issues: &[u64], hold: &Hold) {
+        for issue in issues {
+            self.issues.insert(*issue, hold.clone());
+        }
+    }
+
+    /// Whether any issue is held.
+    pub(super) fn holds_issues(&self, now: Timestamp) -> bool {
+        self.issues.values().any(|hold| hold.holds(now))
+    }
+
+    /// Whether one of these issues is held.
+    pub(super) fn holds_any(&self, issues: &[u64], now: Timestamp) -> bool {
+        let mut issues = issues.iter().filter_map(|issue| self.issues.get(issue));
+        issues.any(|hold| hold.holds(now))
+    }
+
     /// Ends pauses, and lets single writes be tried at once.
     pub(super) fn release(&mut self, which: impl Fn(&Hold) -> bool) {
         self.pause = self.pause.take().filter(|hold| !which(hold));
         self.endpoints.retain(|_, hold| !which(hold));
+        self.issues.retain(|_, hold| !which(hold));
         self.setbacks = 0;
-        for lane in self.lanes.values_mut() {
-            for waiting in lane.waiting.values_mut() {
+        let lanes = self.lanes.values_mut();
+        for waiting in lanes.flat_map(|lane| lane.waiting.values_mut()) {
+            for waiting in waiting.values_mut() {
                 waiting.not_before = Timestamp::MIN;
             }
         }
@@ -394,63 +430,137 @@ impl Site {
     }
 
     pub(super) fn lanes(&self) -> impl Iterator<Item = (LinkId, impl Iterator<Item = &Waiting>)> {
-        self.lanes
-            .iter()
-            .map(|(link, lane)| (*link, lane.waiting.values()))
+        let lanes = self.lanes.iter();
+        lanes.map(|(link, lane)| (*link, lane.waiting.values().flat_map(BTreeMap::values)))
     }
 }
 
 impl Lane {
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    fn get_mut(&mut self, id: SpoolId) -> Option<&mut Waiting> {
+        self.waiting
+            .values_mut()
+            .find_map(|waiting| waiting.get_mut(&id))
+    }
+
+    fn take(&mut self, id: SpoolId) -> Option<Waiting> {
+        let taken = self
+            .waiting
+            .values_mut()
+            .find_map(|waiting| waiting.remove(&id));
+        self.waiting.retain(|_, waiting| !waiting.is_empty());
+        taken
+    }
+
+    /// Marks the writes that a newer one makes needless.
+    fn replace(&mut self, newer: &SpooledWrite) -> Vec<SpoolId> {
+        // What was deleted in between must not come back if the newer one is refused.
+        let family = self.waiting.get(&newer.call.family());
+        let deleted = family.and_then(|waiting| {
+            let mut earlier = waiting.range(..newer.id).rev();
+            earlier.find(|(_, waiting)| waiting.write.call.is_delete())
+        });
+        let deleted = deleted.map(|(id, _)| *id);
+        let entities = newer.touches.entities.iter();
+        let candidates: BTreeSet<SpoolId> = entities
+            .filter_map(|(entity, _)| self.holders.get(entity))
+            .flatten()
+            .copied()
+            .filter(|id| *id < newer.id && deleted.is_none_or(|deleted| deleted < *id))
+            .collect();
+        let mut needless = Vec::new();
+        for id in candidates {
+            if let Some(waiting) = self.get_mut(id)
+                && waiting.state == WaitState::Idle
+                && waiting.write.call == newer.call
+                && waiting.write.touches.superseded_by(&newer.touches)
+            {
+                waiting.state = WaitState::Replaced;
+                needless.push(id);
+            }
+        }
+        needless
+    }
+
+    /// The earliest write of any family that may go.
     fn next(
         &mut self,
         endpoints: &HashMap<Endpoint, Hold>,
+        issues: &HashMap<u64, Hold>,
         now: Timestamp,
         next: &mut Timestamp,
     ) -> Option<Arc<SpooledWrite>> {
-        let at_once = if self.waiting.len() > CATCHING_UP_FROM {
+        let waiting: usize = self.waiting.values().map(BTreeMap::len).sum();
+        let at_once = if waiting > CATCHING_UP_FROM {
             CATCHING_UP_AT_ONCE
         } else {
             1
         };
-        if self.under_way >= at_once {
+        if self.closed || self.under_way >= at_once {
             return None;
         }
-        // What is touched by those that are passed over: nobody may overtake them there.
-        let mut held: HashSet<u64> = HashSet::new();
-        let mut passed: Vec<Option<Family>> = Vec::new();
-        let mut full: Vec<Option<Family>> = Vec::new();
-        for (id, waiting) in self.waiting.iter_mut().take(LOOK_MAX) {
-            let family = waiting.write.call.family();
-            let touches = &waiting.write.touches;
-            // An earlier write is still under way from the instance.
-            let mut open = self.open.iter().filter(|open| open.family == family);
-            if open.any(|open| open.id < *id) {
-                continue;
-            }
+        let mut found: Option<SpoolId> = None;
+        for (family, waiting) in &self.waiting {
+            // An earlier write may still be under way from the instance.
+            let mut open = self.open.iter().filter(|open| open.family == *family);
+            let border = open.next().map(|open| open.id);
+            let first = first_to_go(waiting, border, endpoints, issues, now, next);
+            found = [found, first].into_iter().flatten().min();
+        }
+        let waiting = self.get_mut(found?)?;
+        waiting.state = WaitState::UnderWay;
+        let write = Arc::clone(&waiting.write);
+        self.under_way += 1;
+        Some(write)
+    }
+}
+
+/// The first write of a family that nothing holds and that overtakes nothing of its own.
+fn first_to_go(
+    waiting: &BTreeMap<SpoolId, Waiting>,
+    border: Option<SpoolId>,
+    endpoints: &HashMap<Endpoint, Hold>,
+    issues: &HashMap<u64, Hold>,
+    now: Timestamp,
+    next: &mut Timestamp,
+) -> Option<SpoolId> {
+    // What is touched by those that are passed over: nobody may overtake them there.
+    let mut held: HashSet<u64> = HashSet::new();
+    let mut passed = false;
+    for (id, waiting) in waiting.iter().take(LOOK_MAX) {
+        if border.is_some_and(|border| border < *id) {
+            return None;
+        }
+        let touches = &waiting.write.touches;
+        if waiting.state == WaitState::Idle {
             let endpoint = endpoints.get(&waiting.write.call.endpoint());
-            if waiting.state == WaitState::Idle {
-                let until =
-                    endpoint.map_or(waiting.not_before, |e| e.until.max(waiting.not_before));
-                let overtakes = full.contains(&family)
-                    || (touches.everything && passed.contains(&family))
-                    || touches.all().any(|touched| held.contains(&touched));
-                if until <= now && !overtakes {
-                    waiting.state = WaitState::UnderWay;
-                    self.under_way += 1;
-                    return Some(Arc::clone(&waiting.write));
-                }
-                if until > now {
-                    *next = until.min(*next);
-                }
+            let issues = touches.issues.iter().filter_map(|issue| issues.get(issue));
+            let holds = endpoint.into_iter().chain(issues);
+            let until = holds
+                .map(|hold| hold.until)
+                .fold(waiting.not_before, Timestamp::max);
+            let overtakes = passed
+                && (touches.everything || touches.all().any(|touched| held.contains(&touched)));
+            if until <= now && !overtakes {
+                return Some(*id);
             }
+            if until > now {
+                *next = until.min(*next);
+            }
+        }
+        // A replaced one holds up nobody: what takes its place comes later.
+        if waiting.state != WaitState::Replaced {
             if touches.everything {
-                full.push(family);
+                return None;
             }
-            passed.push(family);
+            passed = true;
             held.extend(touches.all());
         }
-        None
     }
+    None
 }
 
 #[cfg(test)]

@@ -108,14 +108,19 @@ impl Shared {
                     bytes: 0,
                     oldest_at: None,
                 };
+                let mut oldest = Vec::new();
                 for waiting in lane {
                     view.waiting += 1;
                     view.bytes += waiting.write.bytes;
-                    view.oldest_at.get_or_insert(waiting.write.received_at);
-                    // In the order of arrival, so the oldest of all are among the first of each.
-                    if view.waiting <= writes_max {
-                        writes.push(WriteView::new(waiting));
-                    }
+                    let at = waiting.write.received_at;
+                    view.oldest_at = Some(view.oldest_at.map_or(at, |oldest| oldest.min(at)));
+                    oldest.push(waiting);
+                }
+                if writes_max > 0 {
+                    // The oldest of all are among the oldest of each.
+                    oldest.sort_by_key(|waiting| waiting.write.id);
+                    oldest.truncate(writes_max);
+                    writes.extend(oldest.into_iter().map(WriteView::new));
                 }
                 if view.waiting > 0 {
                     links.push(view);
@@ -197,7 +202,7 @@ impl WriteView {
             state: match waiting.state {
                 WaitState::Idle => "waiting",
                 WaitState::UnderWay => "under_way",
-                WaitState::Leaving => "replaced",
+                WaitState::Replaced => "replaced",
             },
             attempts: waiting.attempts,
             last_error: waiting.last_error.clone(),

@@ -2,7 +2,7 @@
 //!
 //! A body has kilobytes to megabytes and lives as long as Jira's trouble; the engine is made for small records that
 //! stay, and would keep the space for ever. A body is synced before its record is committed, and removed after it,
-//! so a record always has its body, and a body without a record is a leftover.
+//! so a record always has its body. A body without a record is a leftover, removed at the next start.
 
 use std::{
     collections::HashSet,

@@ -217,8 +217,19 @@ async fn a_newer_write_takes_the_place_of_one_that_waits() {
         .sends("builds", json!({"build_number": 2, "sequence": 5}))
         .await;
     let spool = stage.spool().await;
-    // 30 replaced 10; 20 is older and stays behind it; 2 is another build.
-    assert_eq!(spool["waiting"], 3, "{spool:#}");
+    // 30 takes the place of 10, if it gets through; 20 is older and stays behind it; 2 is another build.
+    let states: Vec<&str> = spool["writes"]
+        .as_array()
+        .expect("writes")
+        .iter()
+        .filter_map(|write| write["state"].as_str())
+        .collect();
+    assert_eq!(
+        states.iter().filter(|state| **state == "replaced").count(),
+        1,
+        "{spool:#}"
+    );
+    assert_eq!(states.len(), 4);
     assert_eq!(
         stage
             .relay
@@ -433,7 +444,7 @@ async fn what_waited_too_long_is_given_up() {
         };
         owner
             .store()
-            .spool(write, "{}".into(), Vec::new())
+            .spool(write, "{}".into())
             .await
             .expect("spool");
     }

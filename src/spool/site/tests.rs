@@ -49,11 +49,8 @@ fn write(lane: u8, id: u64, call: &JiraCall, entity: u64, number: Option<i64>) -
 /// Admits and keeps a write at once.
 fn keep(site: &mut Site, write: SpooledWrite) {
     site.admit(write.link, write.id, &write.call, NOW);
-    for id in site.start_replacing(&write) {
-        site.remove(write.link, id);
-    }
     let (link, id) = (write.link, write.id);
-    site.bytes += write.bytes;
+    site.reserve(link, write.room());
     site.insert(Waiting::new(Arc::new(write), NOW));
     site.leave(link, id);
 }
@@ -62,12 +59,19 @@ fn next(site: &mut Site) -> Option<u64> {
     site.next(NOW, &mut at(1000)).map(|write| write.id.0)
 }
 
+/// Jira took it.
+fn done(site: &mut Site, write: &SpooledWrite) {
+    for id in site.with_replaced(write).into_iter().rev() {
+        site.remove(write.link, id);
+    }
+}
+
 /// Sends until nothing more may go, each with success.
 fn drain(site: &mut Site) -> Vec<u64> {
     let mut order = Vec::new();
     while let Some(write) = site.next(NOW, &mut at(1000)) {
         order.push(write.id.0);
-        site.remove(write.link, write.id);
+        done(site, &write);
     }
     order
 }
@@ -150,6 +154,63 @@ fn pauses_hold_what_they_name() {
 }
 
 #[test]
+fn a_pause_of_one_family_never_hides_another_behind_it() {
+    let mut site = Site::default();
+    for id in 1..=2000 {
+        keep(&mut site, write(1, id, &call(Family::Builds), id, Some(1)));
+    }
+    keep(
+        &mut site,
+        write(1, 2001, &call(Family::Devinfo), 1, Some(1)),
+    );
+    site.hold_endpoint(call(Family::Builds).endpoint(), hold(10));
+    assert_eq!(next(&mut site), Some(2001));
+}
+
+#[test]
+fn an_issue_that_had_too_many_holds_all_that_is_about_it() {
+    let mut site = Site::default();
+    let about = |lane, id, family, issue| {
+        let mut write = write(lane, id, &call(family), id, Some(1));
+        write.touches.issues = vec![issue];
+        write
+    };
+    keep(&mut site, about(1, 1, Family::Builds, 7));
+    keep(&mut site, about(2, 2, Family::Devinfo, 7));
+    keep(&mut site, about(2, 3, Family::Devinfo, 8));
+    site.hold_issues(&[7], &hold(10));
+    assert_eq!(drain(&mut site), [3]);
+    assert!(site.holds_any(&[7], NOW) && !site.holds_any(&[8], NOW) && !site.holds_issues(at(10)));
+}
+
+#[test]
+fn a_replaced_write_counts_again_if_the_newer_one_is_refused() {
+    let mut site = Site::default();
+    let builds = call(Family::Builds);
+    for id in 1..=3 {
+        keep(&mut site, write(1, id, &builds, 1, i64::try_from(id).ok()));
+    }
+    assert_eq!(next(&mut site), Some(3));
+    site.remove(link(1), SpoolId(3));
+    assert_eq!(next(&mut site), Some(2));
+    let write = write(1, 2, &builds, 1, Some(2));
+    assert_eq!(site.with_replaced(&write), [SpoolId(2), SpoolId(1)]);
+    done(&mut site, &write);
+    assert!(site.is_empty());
+}
+
+#[test]
+fn a_closed_lane_sends_nothing() {
+    let mut site = Site::default();
+    keep(&mut site, write(1, 1, &call(Family::Builds), 1, Some(1)));
+    site.close(link(1));
+    assert_eq!(next(&mut site), None);
+    site.open_again(link(1));
+    assert_eq!(next(&mut site), Some(1));
+    assert!(!site.is_quiet(link(1)));
+}
+
+#[test]
 fn one_is_tried_after_a_setback() {
     let mut site = Site::default();
     for lane in 1..=3 {
@@ -222,6 +283,8 @@ enum Event {
         alone: bool,
     },
     Released,
+    /// The next one is sent, and Jira refuses it for good.
+    Refused,
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
@@ -233,6 +296,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => Just(Event::AnswerLost),
         1 => any::<bool>().prop_map(|alone| Event::Later { alone }),
         1 => Just(Event::Released),
+        1 => Just(Event::Refused),
     ];
     prop::collection::vec(event, 0..80)
 }
@@ -259,33 +323,36 @@ impl Jira {
 }
 
 proptest! {
-    /// However writes, failures, lost answers and pauses fall: in the end Jira has what it would have had, had every
-    /// write arrived at once.
+    /// However writes, failures, lost answers, refusals and pauses fall: in the end Jira has what it would have had,
+    /// had every write that it did not refuse arrived at once.
     #[test]
     fn any_interleaving_ends_as_if_jira_had_taken_all_at_once(events in events()) {
-        let (mut site, mut jira, mut ideal) = (Site::default(), Jira::default(), Jira::default());
+        let (mut site, mut jira) = (Site::default(), Jira::default());
+        let mut history: Vec<SpooledWrite> = Vec::new();
+        let mut taken = HashSet::new();
         let send = |site: &mut Site| site.next(NOW, &mut at(1000));
         for (id, event) in (1..).zip(events) {
             match event {
                 Event::Write { lane, entity } => {
                     let write = write(lane, id, &call(Family::Devinfo), entity, i64::try_from(id).ok());
-                    ideal.takes(&write);
+                    history.push(write.clone());
                     keep(&mut site, write);
                 }
                 Event::Delete { lane, entity } => {
                     let write = write(lane, id, &deletion(), entity, None);
-                    ideal.takes(&write);
+                    history.push(write.clone());
                     keep(&mut site, write);
                 }
                 Event::Sent => {
                     if let Some(write) = send(&mut site) {
                         jira.takes(&write);
-                        site.remove(write.link, write.id);
+                        done(&mut site, &write);
                     }
                 }
                 Event::AnswerLost => {
                     if let Some(write) = send(&mut site) {
                         jira.takes(&write);
+                        taken.insert(write.id);
                         site.put_back(write.link, write.id, String::new(), NOW);
                     }
                 }
@@ -299,13 +366,26 @@ proptest! {
                     }
                 }
                 Event::Released => site.release(|_| true),
+                Event::Refused => {
+                    if let Some(write) = send(&mut site) {
+                        // What it took once it does not refuse later.
+                        if taken.contains(&write.id) {
+                            site.put_back(write.link, write.id, String::new(), NOW);
+                            continue;
+                        }
+                        history.retain(|known| known.id != write.id);
+                        site.remove(write.link, write.id);
+                    }
+                }
             }
         }
         site.release(|_| true);
         while let Some(write) = send(&mut site) {
             jira.takes(&write);
-            site.remove(write.link, write.id);
+            done(&mut site, &write);
         }
+        let mut ideal = Jira::default();
+        history.iter().for_each(|write| ideal.takes(write));
         prop_assert_eq!(jira.0, ideal.0);
         prop_assert_eq!(site.bytes, 0);
         prop_assert!(site.lanes().all(|(_, mut lane)| lane.next().is_none()));
