@@ -123,6 +123,7 @@ impl Admin {
         let labels = Labels {
             listener: LISTENER,
             route: route.map_or("none", Route::label),
+            push_back: false,
         };
         let parts = &self.parts;
         observe(

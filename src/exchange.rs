@@ -68,6 +68,8 @@ pub struct Labels {
     pub listener: &'static str,
     /// The matched route, never the path.
     pub route: &'static str,
+    /// The caller takes an error status for the end, and tries again only when its connection breaks.
+    pub push_back: bool,
 }
 
 /// What handling a request comes to. Boxed where it is made: handlers are large, and what wraps them here would
@@ -117,8 +119,13 @@ where
     let result = tokio::time::timeout(limits.request_timeout, handled.instrument(span))
         .await
         .unwrap_or_else(|_| {
+            let kind = if labels.push_back {
+                RejectKind::PushedBack
+            } else {
+                RejectKind::Unavailable
+            };
             Err(Reject::new(
-                RejectKind::Unavailable,
+                kind,
                 "timed_out",
                 "the relay did not finish this in time",
                 "try again; whether it took effect is not certain",
@@ -267,7 +274,9 @@ struct ClosingLine {
 impl ClosingLine {
     fn tell(&mut self, status: u16, reject: Option<&Reject>) {
         self.told = true;
-        let Labels { listener, route } = self.labels;
+        let Labels {
+            listener, route, ..
+        } = self.labels;
         let (method, peer) = (self.method, self.peer);
         let elapsed = self.started.elapsed();
         let duration_ms = elapsed.as_millis() as u64;

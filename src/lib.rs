@@ -19,7 +19,8 @@
 //! - [`client`]: outbound HTTP with an eye on the address
 //! - [`store`]: what is known, durably; the only place that names an engine
 //! - [`domain`]: the words of the product as types
-//! - [`config`], [`reject`], [`metrics`], [`telemetry`], [`secret_file`], [`clock`], [`backoff`], [`body`]: what everybody stands on
+//! - [`config`], [`reject`], [`metrics`], [`telemetry`], [`secret_file`], [`clock`], [`backoff`], [`body`],
+//!   [`lock`]: what everybody stands on
 
 pub mod admin;
 pub mod backoff;
@@ -34,6 +35,7 @@ pub mod gitlab;
 pub mod jira;
 pub mod jwt;
 pub mod linking;
+pub mod lock;
 pub mod metrics;
 pub mod reconcile;
 pub mod reject;

@@ -47,6 +47,7 @@ pub struct Public {
     sites: crate::domain::JiraSites,
     secret_grace: jiff::SignedDuration,
     limits: LimitsConfig,
+    bodies: rest::BodyRoom,
     parts: PublicParts,
 }
 
@@ -142,6 +143,7 @@ impl Public {
             sites: config.jira.sites.clone(),
             secret_grace: config.jira.secret_grace,
             limits: config.limits,
+            bodies: rest::BodyRoom::default(),
             parts,
         })
     }
@@ -164,6 +166,7 @@ impl Public {
         let labels = Labels {
             listener: LISTENER,
             route: route.map_or("none", Route::label),
+            push_back: false,
         };
         let this = &self;
         observe(
@@ -192,6 +195,7 @@ impl Public {
         let labels = Labels {
             listener: LISTENER,
             route: calls::route_label(request.uri().path()),
+            push_back: request.method() != Method::GET,
         };
         let (limits, metrics) = (&self.limits, &self.metrics);
         observe(

@@ -94,7 +94,7 @@ pub async fn keep(
                 None => return,
             },
         };
-        let kept = store.change_link(link, move |link| {
+        let kept = store.note_link(link, move |link| {
             link.last_seen_at = link.last_seen_at.max(Some(at));
             link.gitlab_version = version.or_else(|| link.gitlab_version.take());
         });

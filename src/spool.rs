@@ -15,7 +15,7 @@ mod view;
 use std::{
     collections::HashSet,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -39,6 +39,7 @@ use crate::{
         rate_limit::{Scope, Throttle},
         touches::touches,
     },
+    lock::lock,
     metrics::Metrics,
     reject::{Reject, RejectKind},
     store::{Store, StoreError},
@@ -688,10 +689,6 @@ fn told(what: &str, ended: Result<(), tokio::task::JoinError>) {
     if let Err(panic) = ended {
         tracing::error!("{what} panicked: {panic}");
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Reasons come back from the disk as text, but a label is one of ours.

@@ -299,8 +299,8 @@ impl Store {
             .await
     }
 
-    /// Changes a link that is there.
-    pub async fn change_link(
+    /// Changes what is noted about a link that is there; nobody is woken for it.
+    pub async fn note_link(
         &self,
         id: LinkId,
         change: impl FnOnce(&mut Link) + Send + 'static,
@@ -309,7 +309,7 @@ impl Store {
             if let Some(link) = transaction.link(id) {
                 let mut link = Link::clone(&link);
                 change(&mut link);
-                transaction.replace_link(link);
+                transaction.note_link(link);
             }
         })
         .await

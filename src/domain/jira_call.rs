@@ -150,7 +150,7 @@ impl JiraCall {
 }
 
 impl Endpoint {
-    /// All that an instance can reach, and ours.
+    /// The word in metrics, logs and answers.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Submit(family) => family.as_str(),

@@ -433,6 +433,12 @@ impl Namespace {
         (!slug.is_empty() && slug.bytes().all(ours)).then(|| Self(slug.to_owned()))
     }
 
+    /// Whether an id looks like one in some link's namespace. None of GitLab's own does: they are numbers.
+    pub fn is_in_one(id: &str) -> bool {
+        let slug = id.split_once('-').map(|(slug, _)| slug.as_bytes());
+        slug.is_some_and(|slug| slug.len() == 8 && slug.iter().all(|b| Self::ALPHABET.contains(b)))
+    }
+
     /// The slug, without the `-` that follows it in ids.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -7,7 +7,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -28,6 +28,7 @@ use crate::{
     clock,
     domain::{CONNECT_PATH, Installation, InstancePolicy, Link, LinkId, LinkMode, SharedSecret},
     jwt::{SharedKey, qsh::AgreedTarget},
+    lock::lock,
     metrics::Metrics,
 };
 
@@ -40,8 +41,12 @@ const STANDS_IN_FOR: Duration = Duration::from_secs(600);
 /// A question goes on for so long, even if nobody waits for it any more.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Answers remembered in all.
-const ANSWERS_MAX: usize = 2000;
+/// Answers remembered in all, each a page of entries of a bounded size.
+const ANSWERS_MAX: usize = 1000;
+const ENTRY_MAX_BYTES: usize = 4096;
+
+/// Nobody pages further.
+const PAGES_MAX: usize = 10;
 
 /// Questions under way, in all and to one instance.
 const UNDER_WAY_MAX: usize = 256;
@@ -169,7 +174,7 @@ impl Asker {
         deadline: Instant,
     ) -> Vec<Value> {
         let mut found = Vec::new();
-        for page in 1.. {
+        for page in 1..=PAGES_MAX {
             let question = Question::Repositories {
                 search: search.to_owned(),
                 page,
@@ -268,13 +273,9 @@ impl Inner {
         let list = question
             .list_key()
             .and_then(|key| answer.get(key)?.as_array());
-        let list = Arc::new(
-            list?
-                .iter()
-                .filter(|entry| entry.is_object())
-                .cloned()
-                .collect(),
-        );
+        let fits = |entry: &&Value| entry.is_object() && entry.to_string().len() <= ENTRY_MAX_BYTES;
+        let list: Vec<Value> = list?.iter().filter(fits).take(PAGE).cloned().collect();
+        let list = Arc::new(list);
         let remembered = Remembered {
             at: Instant::now(),
             list: Arc::clone(&list),
@@ -388,8 +389,4 @@ fn held_secret<'a>(link: &'a Link, installation: &'a Installation) -> &'a Shared
         LinkMode::Direct => &installation.shared_secret,
         LinkMode::Relay => link.confirmed_secret(),
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,6 +1,6 @@
 //! One write, all the way to Jira: in as many requests as its limits want, with one answer.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
@@ -13,7 +13,8 @@ use super::{
     forward::ForwardError,
     namespace,
     rate_limit::{Scope, Throttle, throttle},
-    shape, split,
+    shape,
+    split::{self, Split},
 };
 use crate::{
     client::{SendError, read_answer},
@@ -91,37 +92,48 @@ pub async fn deliver(
             return Ok(delivered);
         }
     }
-    let mut pieces = if size.is_over() {
-        divided(*family, body, split::ENTITIES_MAX)
+    let entities_max = if size.is_over() {
+        split::ENTITIES_MAX
     } else {
-        divided(*family, body, size.entities.div_ceil(2))
+        size.entities.div_ceil(2)
+    };
+    let text = std::str::from_utf8(body).unwrap_or_default();
+    let Ok(divided) = Split::new(*family, text, entities_max, split::LIST_MAX) else {
+        // Jira says what is wrong with it.
+        return one(forwarder, installation, call, body.clone(), now).await;
     };
     let mut answers = Vec::new();
     let mut worst: Option<Delivered> = None;
     let started = Instant::now();
-    while let Some(piece) = pieces.pop_front() {
-        // Each is signed with its own time: many may take longer than a token lives.
-        let now = now.saturating_add(started.elapsed()).unwrap_or(now);
-        let delivered = one(forwarder, installation, call, piece.clone(), now).await?;
-        if let Some(throttle) = delivered.throttle.filter(|_| !pieces.is_empty()) {
-            return Err(Setback::exhausted(throttle));
-        }
-        if delivered.status == StatusCode::PAYLOAD_TOO_LARGE {
-            let smaller = halved(*family, &piece);
-            if smaller.len() > 1 {
-                for piece in smaller.into_iter().rev() {
-                    pieces.push_front(piece);
+    let mut left = divided.len();
+    for piece in divided.pieces() {
+        left -= 1;
+        // The first one to send comes last.
+        let mut pieces = vec![Bytes::from(piece)];
+        while let Some(piece) = pieces.pop() {
+            // Each is signed with its own time: many may take longer than a token lives.
+            let now = now.saturating_add(started.elapsed()).unwrap_or(now);
+            let delivered = one(forwarder, installation, call, piece.clone(), now).await?;
+            if delivered.status == StatusCode::PAYLOAD_TOO_LARGE {
+                let mut smaller = halved(*family, &piece);
+                if smaller.len() > 1 {
+                    smaller.reverse();
+                    pieces.append(&mut smaller);
+                    continue;
                 }
-                continue;
             }
-        }
-        if delivered.status.is_success() {
-            answers.push(serde_json::from_slice::<Value>(&delivered.body).unwrap_or_default());
-        } else if worst
-            .as_ref()
-            .is_none_or(|worst| worst.status < delivered.status)
-        {
-            worst = Some(delivered);
+            let more = left > 0 || !pieces.is_empty();
+            if let Some(throttle) = delivered.throttle.filter(|_| more) {
+                return Err(Setback::exhausted(throttle));
+            }
+            if delivered.status.is_success() {
+                answers.push(serde_json::from_slice::<Value>(&delivered.body).unwrap_or_default());
+            } else if worst
+                .as_ref()
+                .is_none_or(|worst| worst.status < delivered.status)
+            {
+                worst = Some(delivered);
+            }
         }
     }
     Ok(worst.unwrap_or_else(|| Delivered {
@@ -196,21 +208,18 @@ fn later(status: StatusCode) -> Option<&'static str> {
     }
 }
 
-fn divided(family: Family, body: &Bytes, entities_max: usize) -> VecDeque<Bytes> {
-    let text = std::str::from_utf8(body).unwrap_or_default();
-    match split::split(family, text, entities_max, split::LIST_MAX) {
-        Ok(pieces) => pieces.into_iter().map(Bytes::from).collect(),
-        // Jira says what is wrong with it.
-        Err(_) => VecDeque::from([body.clone()]),
-    }
-}
-
-fn halved(family: Family, piece: &Bytes) -> VecDeque<Bytes> {
+/// Two of one, or nothing.
+fn halved(family: Family, piece: &Bytes) -> Vec<Bytes> {
     let text = std::str::from_utf8(piece).unwrap_or_default();
-    match namespace::survey(family, text) {
-        Ok(survey) if survey.entities > 1 => divided(family, piece, survey.entities.div_ceil(2)),
-        _ => VecDeque::new(),
+    let entities = namespace::survey(family, text).map_or(0, |survey| survey.entities);
+    if entities < 2 {
+        return Vec::new();
     }
+    let divided = Split::new(family, text, entities.div_ceil(2), split::LIST_MAX);
+    divided.map_or_else(
+        |_| Vec::new(),
+        |divided| divided.pieces().map(Bytes::from).collect(),
+    )
 }
 
 impl Setback {
@@ -218,7 +227,7 @@ impl Setback {
     pub fn exhausted(throttle: Throttle) -> Self {
         Self {
             reason: "throttled",
-            message: "Jira took the last call of its quota".to_owned(),
+            message: "Jira wants no more calls for now".to_owned(),
             throttle,
         }
     }

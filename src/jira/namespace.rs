@@ -22,6 +22,9 @@ use crate::{
 /// Properties of one write that Jira takes.
 const PROPERTIES_MAX: usize = 5;
 
+/// Entities in one body. GitLab's largest has some 800; each thousand or less goes to Jira with everything around it.
+const ENTITIES_PER_BODY_MAX: usize = 20_000;
+
 /// What one pass over a body found.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Survey {
@@ -59,6 +62,12 @@ pub enum BodyError {
         /// The limit.
         max: usize,
     },
+    /// An instance that keeps its ids uses one of another link's.
+    #[error("an id looks like one that the relay gave to another instance")]
+    ForeignId,
+    /// So many that no project has them.
+    #[error("the body has more than {ENTITIES_PER_BODY_MAX} entities")]
+    TooManyEntities,
     /// The instance writes our property itself.
     #[error("the property {NAMESPACE_PROPERTY} is the relay's own")]
     PropertyTaken,
@@ -183,6 +192,9 @@ pub fn survey(family: Family, body: &str) -> Result<Survey, BodyError> {
             error.line(),
             error.column()
         ))),
+        (Ok(()), None) if survey.entities > ENTITIES_PER_BODY_MAX => {
+            Err(BodyError::TooManyEntities)
+        }
         (Ok(()), None) => Ok(survey),
     }
 }
@@ -234,6 +246,21 @@ pub fn put_in(
         return Err(BodyError::IdTooLong { max: room });
     }
     Ok(out)
+}
+
+/// A body of a link that keeps its ids goes on as it is, if it stays out of the others' namespaces.
+pub fn check_kept(body: &str, survey: &Survey) -> Result<(), BodyError> {
+    if survey.is_marked {
+        return Err(BodyError::PropertyTaken);
+    }
+    let foreign = |at: &usize| {
+        let rest = body.get(*at..).unwrap_or_default();
+        Namespace::is_in_one(rest.split('"').next().unwrap_or_default())
+    };
+    if survey.ids.iter().any(foreign) {
+        return Err(BodyError::ForeignId);
+    }
+    Ok(())
 }
 
 /// The same id in the namespace, for a path.
@@ -435,6 +462,7 @@ impl<'de> Visitor<'de> for At<'_, 'de> {
             .next_element_seed(Member {
                 walk: self.walk,
                 fields,
+                entity,
             })?
             .is_some()
         {
@@ -461,10 +489,21 @@ impl<'de> Visitor<'de> for At<'_, 'de> {
     }
 }
 
-/// One member of a list: an object, or something without ids (an issue key among association values).
+/// One member of a list: an object, or where it is no entity something without ids (an issue key among association
+/// values).
 struct Member<'w, 'b> {
     walk: &'w mut Walk<'b>,
     fields: Fields,
+    entity: bool,
+}
+
+impl Member<'_, '_> {
+    fn scalar<E: serde::de::Error>(self) -> Result<(), E> {
+        if self.entity {
+            return Err(self.walk.unreadable("an entity is no object"));
+        }
+        Ok(())
+    }
 }
 
 impl<'de> DeserializeSeed<'de> for Member<'_, 'de> {
@@ -482,28 +521,28 @@ impl<'de> Visitor<'de> for Member<'_, 'de> {
         f.write_str("a member of a list")
     }
 
-    fn visit_str<E>(self, _: &str) -> Result<(), E> {
-        Ok(())
+    fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<(), E> {
+        self.scalar()
     }
 
-    fn visit_unit<E>(self) -> Result<(), E> {
-        Ok(())
+    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
+        self.scalar()
     }
 
-    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
-        Ok(())
+    fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<(), E> {
+        self.scalar()
     }
 
-    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
-        Ok(())
+    fn visit_u64<E: serde::de::Error>(self, _: u64) -> Result<(), E> {
+        self.scalar()
     }
 
-    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
-        Ok(())
+    fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<(), E> {
+        self.scalar()
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
-        Ok(())
+    fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<(), E> {
+        self.scalar()
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<(), A::Error> {
@@ -614,6 +653,8 @@ impl From<BodyError> for Reject {
             BodyError::NotJson(_) | BodyError::NotUtf8 => "body_malformed",
             BodyError::Unreadable(_) => "ids_unreadable",
             BodyError::IdTooLong { .. } => "id_too_long",
+            BodyError::ForeignId => "id_of_another_link",
+            BodyError::TooManyEntities => "too_many_entities",
             BodyError::PropertyTaken => "property_taken",
             BodyError::TooManyProperties => "too_many_properties",
         };

@@ -10,23 +10,25 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     net::IpAddr,
-    num::NonZeroU32,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use governor::{
-    DefaultDirectRateLimiter, Quota, RateLimiter,
-    clock::{Clock as _, DefaultClock},
-};
 use jiff::Timestamp;
 use quick_cache::sync::Cache;
-use tokio::sync::watch;
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
 
 use crate::{
     domain::{Link, LinkId, LinkMode, SharedSecret},
     jwt::{SharedKey, UnverifiedToken, VerifyError, shared_key::SignedParts},
+    lock::lock,
     metrics::{Counted, Metrics},
     store::Store,
 };
@@ -35,15 +37,15 @@ use crate::{
 const ADDRESSES_MAX: usize = 10_000;
 
 /// Friends remembered for one address. Behind a load balancer all have the same one.
-const FRIENDS_MAX: usize = 256;
+const FRIENDS_MAX: usize = 1024;
 
 /// A friend found among the first few stays where it is.
 const FRONT: usize = 7;
 
-/// Looks at all secrets that one address may cause at once, and per second after that. An honest instance needs
-/// one after a start of the relay and one after each change of its address.
-const SEARCHES_BURST: NonZeroU32 = NonZeroU32::new(50).expect("not zero");
-const SEARCHES_PER_SECOND: NonZeroU32 = NonZeroU32::new(5).expect("not zero");
+/// Looks at all secrets in vain that one address may cause at once, and per second after that. Those that find
+/// somebody are free.
+const LOOKS_BURST: f64 = 50.0;
+const LOOKS_PER_SECOND: f64 = 5.0;
 
 /// Who would have to wait longer than this for a look is refused at once.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -53,6 +55,12 @@ const WAITING_MAX: usize = 32;
 
 /// With more secrets than this, looking at all of them is too long for a thread that serves requests.
 const INLINE_MAX: usize = 300;
+
+/// Such looks under way at once, so that strangers from many addresses leave a core to others.
+const LONG_LOOKS_MAX: usize = 1;
+
+/// GitLab's tokens have some 300 bytes. A look costs a hash of the whole token for each secret.
+const TOKEN_MAX_BYTES: usize = 1024;
 
 /// Recognises links by their tokens.
 pub struct Recogniser {
@@ -64,6 +72,7 @@ pub struct Recogniser {
     all: ArcSwap<Vec<Arc<Candidate>>>,
     friends: Cache<IpAddr, Arc<Friends>>,
     strangers: Cache<IpAddr, Arc<Stranger>>,
+    long_looks: Semaphore,
 }
 
 /// What the candidates were made from.
@@ -88,8 +97,16 @@ struct Friends(ArcSwap<Vec<Arc<Candidate>>>);
 
 /// An address that sent something nobody signed.
 struct Stranger {
-    searches: DefaultDirectRateLimiter,
+    /// A short std lock.
+    looks: Mutex<Looks>,
     waiting: AtomicUsize,
+}
+
+/// A bucket that looks in vain are taken from. (governor takes before it is known whether the look was in vain, and
+/// gives nothing back.)
+struct Looks {
+    left: f64,
+    at: Instant,
 }
 
 impl Recogniser {
@@ -103,6 +120,7 @@ impl Recogniser {
             all: ArcSwap::default(),
             friends: Cache::new(ADDRESSES_MAX),
             strangers: Cache::new(ADDRESSES_MAX),
+            long_looks: Semaphore::new(LONG_LOOKS_MAX),
         }
     }
 
@@ -116,17 +134,24 @@ impl Recogniser {
         peer: IpAddr,
         now: Timestamp,
     ) -> Result<Arc<Link>, VerifyError> {
+        if token.bytes() > TOKEN_MAX_BYTES {
+            return Err(VerifyError::Malformed("it is longer than any of GitLab's"));
+        }
         let parts = SignedParts::of(token)?;
         let peer = network(peer);
         if let Some(link) = self.friend(&parts, peer, now) {
             self.count("friend");
             return Ok(link);
         }
-        self.wait_for_a_look(peer).await?;
+        let Ok(stranger) = self
+            .strangers
+            .get_or_insert_with(&peer, || Ok::<_, Infallible>(Arc::new(Stranger::new())));
+        self.wait_for_a_look(&stranger).await?;
         let all = self.candidates();
         let found = if all.len() <= INLINE_MAX {
             find(&all, &parts)
         } else {
+            let _turn = self.long_looks.acquire().await;
             let token = token.clone();
             // A panic or a stop of the runtime finds nobody, which is the safe answer.
             tokio::task::spawn_blocking(move || find(&all, &SignedParts::of(&token).ok()?))
@@ -139,6 +164,9 @@ impl Recogniser {
             self.remember(peer, candidate);
             Some(link)
         });
+        if link.is_none() {
+            stranger.looked_in_vain();
+        }
         self.count(if link.is_some() {
             "searched"
         } else {
@@ -171,6 +199,7 @@ impl Recogniser {
             .get_or_insert_with(&peer, || Ok::<_, Infallible>(Arc::default()));
         let Ok(friends) = friends;
         let mut changed = Vec::clone(&friends.0.load());
+        changed.retain(|known| !Arc::ptr_eq(known, &candidate));
         changed.truncate(FRIENDS_MAX - 1);
         changed.insert(0, candidate);
         friends.0.store(Arc::new(changed));
@@ -183,32 +212,22 @@ impl Recogniser {
         counts.then_some(link)
     }
 
-    async fn wait_for_a_look(&self, peer: IpAddr) -> Result<(), VerifyError> {
-        use std::sync::atomic::Ordering;
-
-        let Ok(stranger) = self
-            .strangers
-            .get_or_insert_with(&peer, || Ok::<_, Infallible>(Arc::new(Stranger::new())));
-        let Err(not_until) = stranger.searches.check() else {
+    async fn wait_for_a_look(&self, stranger: &Stranger) -> Result<(), VerifyError> {
+        let Some(mut pause) = stranger.wait() else {
             return Ok(());
         };
         let refused = || {
             self.count("refused");
             VerifyError::TooManyUnknown
         };
-        if stranger.waiting.fetch_add(1, Ordering::AcqRel) >= WAITING_MAX {
-            stranger.waiting.fetch_sub(1, Ordering::AcqRel);
-            return Err(refused());
-        }
-        let _waiting = Waiting(&stranger.waiting);
+        let _waiting = Waiting::of(stranger).ok_or_else(refused)?;
         let _slowed = Counted::new(self.metrics.strangers_waiting.clone());
-        let mut pause = not_until.wait_time_from(DefaultClock::default().now());
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        while tokio::time::Instant::now() + pause <= deadline {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() + pause <= deadline {
             tokio::time::sleep(pause).await;
-            match stranger.searches.check() {
-                Ok(()) => return Ok(()),
-                Err(not_until) => pause = not_until.wait_time_from(DefaultClock::default().now()),
+            match stranger.wait() {
+                None => return Ok(()),
+                Some(longer) => pause = longer,
             }
         }
         Err(refused())
@@ -255,20 +274,43 @@ impl Recogniser {
 
 impl Stranger {
     fn new() -> Self {
-        let quota = Quota::per_second(SEARCHES_PER_SECOND).allow_burst(SEARCHES_BURST);
         Self {
-            searches: RateLimiter::direct(quota),
+            looks: Mutex::new(Looks {
+                left: LOOKS_BURST,
+                at: Instant::now(),
+            }),
             waiting: AtomicUsize::new(0),
         }
     }
+
+    /// How long until there is a look left; not at all, if there is one.
+    fn wait(&self) -> Option<Duration> {
+        let mut looks = lock(&self.looks);
+        let now = Instant::now();
+        let since = now.duration_since(looks.at).as_secs_f64();
+        looks.left = (looks.left + since * LOOKS_PER_SECOND).min(LOOKS_BURST);
+        looks.at = now;
+        (looks.left < 1.0).then(|| Duration::from_secs_f64((1.0 - looks.left) / LOOKS_PER_SECOND))
+    }
+
+    fn looked_in_vain(&self) {
+        lock(&self.looks).left -= 1.0;
+    }
 }
 
-/// Undone on drop, also if the caller hangs up.
+/// A place in an address's queue, given back on drop, also if the caller hangs up.
 struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn of(stranger: &'a Stranger) -> Option<Self> {
+        let place = Self(&stranger.waiting);
+        (place.0.fetch_add(1, Ordering::AcqRel) < WAITING_MAX).then_some(place)
+    }
+}
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, std::sync::atomic::Ordering::AcqRel);
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -295,8 +337,4 @@ fn network(peer: IpAddr) -> IpAddr {
         }
         v4 => v4,
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,7 +4,7 @@
 //! takes 1000 entities in all and 400 of a kind in a repository, and answers 413 above a size that is not
 //! published. Every piece repeats what stands around the entities.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use serde::{
     Deserialize, Deserializer,
@@ -23,53 +23,96 @@ pub const LIST_MAX: usize = 400;
 /// The lists of a repository that hold entities.
 const NESTED: [&str; 3] = ["commits", "branches", "pullRequests"];
 
-/// Pieces of a body, in its order, with at most `entities_max` entities each, and `list_max` of a kind in a
-/// repository. One piece if there is nothing to divide.
-pub fn split(
-    family: Family,
-    body: &str,
-    entities_max: usize,
-    list_max: usize,
-) -> Result<Vec<String>, serde_json::Error> {
-    let top: Fields<'_> = serde_json::from_str(body)?;
-    let mut pieces = Pieces::default();
-    for member in top.list(list_key(family))? {
-        if pieces.used >= entities_max {
-            pieces.next();
-        }
-        if family != Family::Devinfo {
-            pieces.add(member.get().to_owned(), 1);
-            continue;
-        }
-        let repository: Fields<'_> = serde_json::from_str(member.get())?;
-        let mut chunk: Vec<(&str, &str)> = Vec::new();
-        for kind in NESTED {
-            let mut of_kind = 0;
-            for entity in repository.list(kind)? {
-                // The repository counts as well, unless it stands alone with its first entity.
-                let full = pieces.used + 1 + chunk.len() >= entities_max;
-                let alone = pieces.used == 0 && chunk.is_empty();
-                if of_kind >= list_max || (full && !alone) {
-                    if !chunk.is_empty() {
-                        pieces.add(repository.with(&chunk), 0);
-                    }
-                    pieces.next();
-                    chunk.clear();
-                    of_kind = 0;
-                }
-                chunk.push((kind, entity.get()));
-                of_kind += 1;
+/// A body, and how it is divided. The pieces are written one at a time: each repeats what stands around the entities,
+/// so all together can be many times the body.
+pub struct Split<'a> {
+    top: Fields<'a>,
+    list_key: &'static str,
+    pieces: Vec<Vec<Member<'a>>>,
+}
+
+/// A member of the list that a piece has.
+enum Member<'a> {
+    Whole(&'a RawValue),
+    /// A repository with some of its entities, each with its kind.
+    Part(Arc<Fields<'a>>, Vec<(&'static str, &'a str)>),
+}
+
+impl<'a> Split<'a> {
+    /// Divides a body, in its order, into pieces with at most `entities_max` entities each, and `list_max` of a kind
+    /// in a repository. One piece if there is nothing to divide.
+    pub fn new(
+        family: Family,
+        body: &'a str,
+        entities_max: usize,
+        list_max: usize,
+    ) -> Result<Self, serde_json::Error> {
+        let top: Fields<'a> = serde_json::from_str(body)?;
+        let list_key = list_key(family);
+        let mut pieces = Pieces::default();
+        for member in top.list(list_key)? {
+            if pieces.used >= entities_max {
+                pieces.next();
             }
+            if family != Family::Devinfo {
+                pieces.add(Member::Whole(member), 1);
+                continue;
+            }
+            let repository: Arc<Fields<'a>> = Arc::new(serde_json::from_str(member.get())?);
+            let mut chunk = Vec::new();
+            for kind in NESTED {
+                let mut of_kind = 0;
+                for entity in repository.list(kind)? {
+                    // The repository counts as well, unless it stands alone with its first entity.
+                    let full = pieces.used + 1 + chunk.len() >= entities_max;
+                    let alone = pieces.used == 0 && chunk.is_empty();
+                    if of_kind >= list_max || (full && !alone) {
+                        if !chunk.is_empty() {
+                            let part = std::mem::take(&mut chunk);
+                            pieces.add(Member::Part(Arc::clone(&repository), part), 0);
+                        }
+                        pieces.next();
+                        of_kind = 0;
+                    }
+                    chunk.push((kind, entity.get()));
+                    of_kind += 1;
+                }
+            }
+            // Also a repository without entities says something.
+            let entities = 1 + chunk.len();
+            pieces.add(Member::Part(repository, chunk), entities);
         }
-        // Also a repository without entities says something.
-        pieces.add(repository.with(&chunk), 1 + chunk.len());
+        pieces.next();
+        Ok(Self {
+            top,
+            list_key,
+            pieces: pieces.whole,
+        })
     }
-    pieces.next();
-    if pieces.whole.len() < 2 {
-        return Ok(vec![body.to_owned()]);
+
+    /// How many pieces there are.
+    pub fn len(&self) -> usize {
+        self.pieces.len()
     }
-    let written = |members: &Vec<String>| top.replacing(list_key(family), &members.join(","));
-    Ok(pieces.whole.iter().map(written).collect())
+
+    /// Whether there are none, because there is no list.
+    pub fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// Writes the pieces, one after the other.
+    pub fn pieces(&self) -> impl Iterator<Item = String> {
+        self.pieces.iter().map(|members| {
+            let members: Vec<Cow<'_, str>> = members
+                .iter()
+                .map(|member| match member {
+                    Member::Whole(value) => Cow::Borrowed(value.get()),
+                    Member::Part(repository, chunk) => Cow::Owned(repository.with(chunk)),
+                })
+                .collect();
+            self.top.replacing(self.list_key, &members.join(","))
+        })
+    }
 }
 
 /// One answer made of several: objects and lists are joined, of single values the first counts.
@@ -116,17 +159,17 @@ fn list_key(family: Family) -> &'static str {
     }
 }
 
-/// Pieces so far: the members of each list.
+/// Pieces so far.
 #[derive(Default)]
-struct Pieces {
-    whole: Vec<Vec<String>>,
-    open: Vec<String>,
+struct Pieces<'a> {
+    whole: Vec<Vec<Member<'a>>>,
+    open: Vec<Member<'a>>,
     /// Entities in the open one.
     used: usize,
 }
 
-impl Pieces {
-    fn add(&mut self, member: String, entities: usize) {
+impl<'a> Pieces<'a> {
+    fn add(&mut self, member: Member<'a>, entities: usize) {
         self.open.push(member);
         self.used += entities;
     }
@@ -205,10 +248,11 @@ mod tests {
     use super::*;
 
     fn pieces(family: Family, body: &Value, entities: usize, list: usize) -> Vec<Value> {
-        split(family, &body.to_string(), entities, list)
-            .expect("split")
-            .iter()
-            .map(|piece| serde_json::from_str(piece).expect("JSON"))
+        let body = body.to_string();
+        let split = Split::new(family, &body, entities, list).expect("split");
+        let pieces = split.pieces();
+        pieces
+            .map(|piece| serde_json::from_str(&piece).expect("JSON"))
             .collect()
     }
 
@@ -277,8 +321,9 @@ mod tests {
     #[test]
     fn numbers_and_unknown_fields_are_kept_as_written() {
         let body = r#"{"x":1.50e3,"builds":[{"n":12345678901234567890.10},{"n":2}]}"#;
+        let split = Split::new(Family::Builds, body, 1, 400).expect("split");
         assert_eq!(
-            split(Family::Builds, body, 1, 400).expect("split"),
+            split.pieces().collect::<Vec<_>>(),
             [
                 r#"{"x":1.50e3,"builds":[{"n":12345678901234567890.10}]}"#,
                 r#"{"x":1.50e3,"builds":[{"n":2}]}"#

@@ -7,7 +7,7 @@
 use serde_json::{Value, json};
 
 use super::namespace;
-use crate::domain::{Link, LinkMode};
+use crate::domain::{Link, LinkMode, Namespace};
 
 /// Repositories on one page, if Jira does not say; and the most that it gets.
 const PAGE_DEFAULT: usize = 20;
@@ -51,22 +51,25 @@ pub fn merged(lists: Vec<Vec<Value>>, slice: Slice) -> Vec<Value> {
         .collect()
 }
 
-/// An entry in the words of the app: its id, and that of the workspace it is in. GitLab's are numbers.
-pub fn put_in(link: &Link, mut entry: Value) -> Value {
-    if !has_raw_ids(link) {
-        for place in ["/id", "/workspace/id"] {
-            let Some(id) = entry.pointer_mut(place) else {
-                continue;
-            };
-            let own = match &*id {
-                Value::String(text) => text.clone(),
-                Value::Number(number) => number.to_string(),
-                _ => continue,
-            };
-            *id = namespace::id_in(&link.namespace, &own).into();
-        }
+/// An entry in the words of the app: its id, and that of the workspace it is in, as text. GitLab's are numbers.
+/// Nothing, if an instance that keeps its ids uses one of another link's.
+pub fn put_in(link: &Link, mut entry: Value) -> Option<Value> {
+    for place in ["/id", "/workspace/id"] {
+        let Some(id) = entry.pointer_mut(place) else {
+            continue;
+        };
+        let own = match &*id {
+            Value::String(text) => text.clone(),
+            Value::Number(number) => number.to_string(),
+            _ => continue,
+        };
+        *id = match has_raw_ids(link) {
+            true if Namespace::is_in_one(&own) => return None,
+            true => own.into(),
+            false => namespace::id_in(&link.namespace, &own).into(),
+        };
     }
-    entry
+    Some(entry)
 }
 
 /// Whose repository an id of ours is, and what the instance calls it.
@@ -79,6 +82,10 @@ pub fn owner<'a>(
         .filter(|link| !has_raw_ids(link))
         .find_map(|link| Some((link, namespace::id_out(&link.namespace, id)?)));
     in_namespace.or_else(|| {
+        // GitLab would take the digits that another one's id may begin with for an id of its own.
+        if id.is_empty() || !id.bytes().all(|b| b.is_ascii_digit()) {
+            return None;
+        }
         let raw = links.iter().find(|link| has_raw_ids(link))?;
         Some((raw, id))
     })

@@ -110,6 +110,11 @@ impl UnverifiedToken {
         })
     }
 
+    /// Its length as it came.
+    pub fn bytes(&self) -> usize {
+        self.text.len()
+    }
+
     /// SHA-256 of what is signed, hex: the same for every way to write the same token.
     pub(super) fn digest(&self) -> String {
         let signed = self.text.rsplit_once('.').map_or("", |(signed, _)| signed);

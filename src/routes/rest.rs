@@ -1,17 +1,18 @@
 //! `/rest/...`: an instance takes us for Jira.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::Public;
 use crate::{
     body::Body,
     clock,
-    domain::{Family, Installation, JiraCall, LifecycleEventKind, Link},
+    domain::{Family, Installation, JiraCall, LifecycleEventKind, Link, Namespace},
     exchange::{Arrival, read_body},
     jira::{
         Setback, calls,
@@ -19,6 +20,7 @@ use crate::{
         forward::ForwardError,
         mend::mend,
         namespace::{self, BodyError, Survey},
+        rate_limit::throttle,
         shape,
     },
     jwt::{Target, TokenKind, UnverifiedToken, VerifyError, instance},
@@ -40,7 +42,13 @@ pub(super) async fn relay(
     arrival: &Arrival,
 ) -> Result<Response<Body>, Reject> {
     let (head, body) = request.into_parts();
-    let caller = caller(public, &head, arrival).await?;
+    let is_write = head.method != Method::GET;
+    let caller = caller(public, &head, arrival)
+        .await
+        .map_err(|reject| match reject.kind {
+            RejectKind::Throttled if is_write => pushed_back(reject),
+            _ => reject,
+        })?;
     if caller.call.is_read() {
         public.sightings.note(&caller.link, None, arrival.now);
         return read(public, &caller).await;
@@ -50,14 +58,70 @@ pub(super) async fn relay(
         // GitLab sends none with a DELETE, and Jira would not look at it.
         _ => public.limits.header_max_bytes,
     };
-    let body = read_body(
-        body,
-        &head.headers,
-        max_bytes,
-        public.limits.receive_timeout,
-    )
-    .await?;
+    let patience = public.limits.receive_timeout;
+    let _room = public
+        .bodies
+        .take(&head.headers, max_bytes, patience)
+        .await?;
+    let body = read_body(body, &head.headers, max_bytes, patience)
+        .await
+        .map_err(|reject| match reject.kind {
+            RejectKind::TooSlow => pushed_back(reject),
+            _ => reject,
+        })?;
     write(public, caller, body, arrival).await
+}
+
+/// Memory for bodies that are being handled. Large ones have their own, so that full synchronisations leave room for
+/// everybody's pushes.
+pub(super) struct BodyRoom {
+    small: Semaphore,
+    large: Semaphore,
+}
+
+/// KiB for bodies of either kind.
+const BODY_ROOM_KIB: u32 = 128 * 1024;
+
+/// A large body has more.
+const SMALL_BODY_MAX_KIB: u32 = 256;
+
+impl Default for BodyRoom {
+    fn default() -> Self {
+        let room = || Semaphore::new(BODY_ROOM_KIB as usize);
+        Self {
+            small: room(),
+            large: room(),
+        }
+    }
+}
+
+impl BodyRoom {
+    /// Waits for room for a body of the announced size, or of the largest there may be.
+    async fn take(
+        &self,
+        headers: &HeaderMap,
+        max_bytes: usize,
+        patience: Duration,
+    ) -> Result<SemaphorePermit<'_>, Reject> {
+        let length = headers.get(header::CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+        let kib = length.unwrap_or(max_bytes).min(max_bytes).div_ceil(1024);
+        let kib = u32::try_from(kib).unwrap_or(u32::MAX).min(BODY_ROOM_KIB);
+        let room = if kib <= SMALL_BODY_MAX_KIB {
+            &self.small
+        } else {
+            &self.large
+        };
+        match tokio::time::timeout(patience, room.acquire_many(kib)).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(pushed_back(Reject::new(
+                RejectKind::Unavailable,
+                "too_many_bodies",
+                "the relay has as many bodies in hand as it has room for",
+                "try again",
+            ))),
+        }
+    }
 }
 
 /// Who calls, from the token alone: see `jira::recognise`. Then the token's claims, then whether the link still
@@ -132,6 +196,14 @@ async fn read(public: &Public, caller: &Caller) -> Result<Response<Body>, Reject
         .forwarder
         .call(installation, call, Bytes::new(), now)
         .await?;
+    if answer.status() == StatusCode::TOO_MANY_REQUESTS
+        && let Some(throttle) = throttle(answer.status(), answer.headers(), now)
+    {
+        let setback = Setback::exhausted(throttle);
+        public
+            .spool
+            .set_back(&link.client_key, call.endpoint(), &setback, now);
+    }
     if answer.status().is_redirection() {
         return Err(Reject::new(
             RejectKind::BadGateway,
@@ -194,12 +266,16 @@ async fn write(
     };
     let _ = arrival.notes.spooled.set(why.reason());
     let kept = public.spool.park(ticket, call, body, &arrival.id, why, now);
-    kept.await.map_err(|error| Reject {
-        // An error status is the end of a write for GitLab; a connection that breaks is tried again.
-        kind: RejectKind::PushedBack,
-        ..Reject::from(error)
-    })?;
+    kept.await.map_err(|error| pushed_back(error.into()))?;
     Ok(json(StatusCode::ACCEPTED, Bytes::from_static(b"{}")))
+}
+
+/// An error status is the end of a write for GitLab; a connection that breaks is tried again.
+fn pushed_back(reject: Reject) -> Reject {
+    Reject {
+        kind: RejectKind::PushedBack,
+        ..reject
+    }
 }
 
 /// A write in the words of the app.
@@ -245,6 +321,11 @@ fn prepare(
                 product,
             })
         }
+        JiraCall::DeleteBranch { repository, .. }
+            if link.keep_ids && Namespace::is_in_one(&repository) =>
+        {
+            Err(BodyError::ForeignId)
+        }
         JiraCall::DeleteBranch { repository, branch } => Ok(Prepared {
             call: JiraCall::DeleteBranch {
                 repository: if link.keep_ids {
@@ -275,7 +356,7 @@ fn rewritten(
     survey: &Survey,
 ) -> Result<Option<Vec<u8>>, BodyError> {
     if link.keep_ids {
-        return Ok(None);
+        return namespace::check_kept(body, survey).map(|()| None);
     }
     namespace::put_in(&link.namespace, family, body, survey).map(Some)
 }

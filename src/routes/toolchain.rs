@@ -39,7 +39,7 @@ pub(super) async fn workspaces(
             .workspaces(link, &asking.installation, search, deadline)
             .await;
         list.into_iter()
-            .map(|entry| toolchain::put_in(link, entry))
+            .filter_map(|entry| toolchain::put_in(link, entry))
             .collect()
     }));
     let slice = Slice::of(target.query("page"), target.query("limit").or(Some("100")));
@@ -71,7 +71,7 @@ pub(super) async fn repositories(
         found
             .await
             .into_iter()
-            .map(|entry| toolchain::put_in(link, entry))
+            .filter_map(|entry| toolchain::put_in(link, entry))
             .collect()
     }));
     json(
@@ -88,7 +88,15 @@ pub(super) async fn associate(
 ) -> Result<Response<Full<Bytes>>, Reject> {
     #[derive(Deserialize)]
     struct Wanted {
-        id: String,
+        id: Id,
+    }
+
+    /// Text, as the relay gives it, or the number that GitLab would.
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Id {
+        Text(String),
+        Number(u64),
     }
 
     let (head, body) = request.into_parts();
@@ -105,7 +113,10 @@ pub(super) async fn associate(
     let asking = site(public, &head, &target, arrival, Bound::ToRequest)?;
     let id = match target.query("id") {
         Some(id) => id.to_owned(),
-        None => parse_json::<Wanted>(&body)?.id,
+        None => match parse_json::<Wanted>(&body)?.id {
+            Id::Text(id) => id,
+            Id::Number(id) => id.to_string(),
+        },
     };
     let unknown = || Reject::not_found("repository of that id in a linked instance");
     let (link, own_id) = toolchain::owner(&asking.links, &id).ok_or_else(unknown)?;
@@ -115,7 +126,10 @@ pub(super) async fn associate(
             .asker
             .associate(link, &asking.installation, own_id, public.search_deadline());
     match asked.await {
-        Ok(repository) => json(StatusCode::OK, &toolchain::put_in(link, repository)),
+        Ok(repository) => {
+            let repository = toolchain::put_in(link, repository).ok_or_else(unknown)?;
+            json(StatusCode::OK, &repository)
+        }
         Err(AskError::Unknown) => Err(unknown()),
         Err(error) => Err(Reject {
             internal: Some(format!("{}: {error}", link.instance_url)),

@@ -14,7 +14,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Shared, lock, site::Site};
+use super::{Shared, site::Site};
 use crate::{
     clock,
     domain::{
@@ -29,6 +29,7 @@ use crate::{
         shape,
     },
     linking,
+    lock::lock,
     store::BodyError,
 };
 
@@ -289,7 +290,17 @@ impl Purges {
             }
             // A write that was admitted before the link was removed must not come after the deletion. Its lane was
             // closed, so nothing more is sent from it.
-            if !lock(&shared.site(&link.client_key)).is_quiet(link.id) {
+            let site = shared.site(&link.client_key);
+            let (paused, quiet) = {
+                let site = lock(&site);
+                (site.paused_until(now), site.is_quiet(link.id))
+            };
+            let app_hold = shared.app.load_full().filter(|hold| hold.holds(now));
+            if let Some(paused) = paused.max(app_hold.map(|hold| hold.until)) {
+                pause = pause.min(super::until(paused, now));
+                continue;
+            }
+            if !quiet {
                 pause = pause.min(Duration::from_millis(50));
                 continue;
             }
@@ -427,6 +438,8 @@ impl Shared {
             Ok(delivered) => Setback::of_answer(&delivered),
             Err(setback) => setback,
         };
+        let site = self.site(&link.client_key);
+        self.set_back(&site, call.endpoint(), &[], &setback, now);
         self.note_purge_problem(link, family, &setback, now).await;
         Err(setback)
     }
@@ -451,7 +464,7 @@ impl Shared {
             at: now,
             id: request_id,
         };
-        let noted = self.store.change_link(link.id, move |link| {
+        let noted = self.store.note_link(link.id, move |link| {
             if let Some(purge) = &mut link.purge {
                 purge.last_error = Some(problem);
             }

@@ -419,6 +419,12 @@ impl Site {
             .max()
     }
 
+    /// Until when the whole site pauses.
+    pub(super) fn paused_until(&self, now: Timestamp) -> Option<Timestamp> {
+        let hold = self.pause.as_ref().filter(|hold| hold.holds(now));
+        hold.map(|hold| hold.until)
+    }
+
     pub(super) fn pause(&self) -> Option<&Hold> {
         self.pause.as_ref()
     }

@@ -4,10 +4,13 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{
-    Shared, lock,
+    Shared,
     site::{Hold, WaitState, Waiting},
 };
-use crate::domain::{ClientKey, LinkId};
+use crate::{
+    domain::{ClientKey, LinkId},
+    lock::lock,
+};
 
 /// `GET /api/v1/spool`
 #[derive(Debug, Serialize)]

@@ -175,7 +175,7 @@ impl Committer {
         self.metrics.store_writable.set(1);
         opened.audit_next += batch.audit.len() as u64;
         opened.namespaces.extend(batch.namespaces);
-        let links_changed = !batch.changes.links.0.is_empty();
+        let links_changed = batch.links_changed;
         self.tables.publish(batch.changes);
         if links_changed {
             self.link_changes.send_modify(|count| *count += 1);

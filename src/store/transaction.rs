@@ -38,6 +38,8 @@ pub(super) struct Written {
     pub(super) namespaces: Vec<Namespace>,
     pub(super) audit: Vec<AuditEntry>,
     pub(super) probe: Option<Timestamp>,
+    /// A link changed in a way that somebody waits for.
+    pub(super) links_changed: bool,
 }
 
 /// A table is at the size that the operator set.
@@ -87,16 +89,25 @@ impl Transaction<'_> {
 
     /// Adds or replaces a link.
     pub fn put_link(&mut self, link: Link) -> Result<(), StoreFull> {
+        self.own.links_changed = true;
         self.put_bounded(link, "links", self.config.links_max)
+    }
+
+    /// Replaces a link that is there by one with other notes about it (when it was seen, what failed): nobody need
+    /// be woken for that.
+    pub fn note_link(&mut self, link: Link) {
+        self.put(link);
     }
 
     /// Replaces a link that is there, which needs no room.
     pub fn replace_link(&mut self, link: Link) {
+        self.own.links_changed = true;
         self.put(link);
     }
 
     /// Forgets a link.
     pub fn remove_link(&mut self, id: LinkId) {
+        self.own.links_changed = true;
         self.remove::<Link>(&id);
     }
 
@@ -255,6 +266,7 @@ impl Written {
         self.namespaces.extend(later.namespaces);
         self.audit.extend(later.audit);
         self.probe = later.probe.or(self.probe);
+        self.links_changed |= later.links_changed;
     }
 }
 

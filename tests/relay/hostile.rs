@@ -467,6 +467,53 @@ async fn sockets_that_waste_our_time() {
     stage.nothing_happened().await;
 }
 
+/// What stands behind a request and is no request gives a connection no more time than silence.
+#[tokio::test]
+async fn a_byte_behind_a_request_keeps_no_connection() {
+    let jira = FakeJira::start("tenant").await;
+    let relay = TestRelay::start_with(&jira, |settings| {
+        settings.set("LIMITS__RECEIVE_TIMEOUT_SECS", "1");
+    })
+    .await;
+    let address = ("127.0.0.1", relay.settings.public_port);
+    let mut stream = TcpStream::connect(address).await.expect("connect");
+    let request = "GET /-/jira_connect/app_descriptor HTTP/1.1\r\nhost: relay\r\n\r\nG";
+    stream.write_all(request.as_bytes()).await.expect("write");
+    let mut answer = Vec::new();
+    let reading = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer));
+    assert!(reading.await.is_ok(), "the connection is still open");
+    assert!(answer.starts_with(b"HTTP/1.1 200"));
+}
+
+/// A connection is parked while it is idle, and a request that comes in pieces, or behind another, is whole.
+#[tokio::test]
+async fn a_parked_connection_loses_no_byte() {
+    let jira = FakeJira::start("tenant").await;
+    let relay = TestRelay::start(&jira).await;
+    let address = ("127.0.0.1", relay.settings.public_port);
+    let mut stream = TcpStream::connect(address).await.expect("connect");
+    let request = "GET /-/jira_connect/app_descriptor HTTP/1.1\r\nhost: relay\r\n\r\n";
+    let mut answers = 0;
+    for cut in [0, 1, 20, request.len() - 1] {
+        // One whole, and the first piece of the next one; then a pause longer than it takes to be parked.
+        let (first, rest) = request.split_at(cut);
+        let pieces = format!("{request}{first}");
+        stream.write_all(pieces.as_bytes()).await.expect("write");
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        stream.write_all(rest.as_bytes()).await.expect("write");
+        answers += 2;
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    let mut text = String::new();
+    let mut buffer = vec![0; 65_536];
+    while text.matches("HTTP/1.1 200").count() < answers {
+        let reading = tokio::time::timeout(Duration::from_secs(5), stream.read(&mut buffer));
+        let length = reading.await.expect("an answer").expect("read");
+        assert!(length > 0, "closed after {text}");
+        text.push_str(&String::from_utf8_lossy(&buffer[..length]));
+    }
+}
+
 /// Three connections are all there are, and three peers take them without ever asking for anything.
 #[tokio::test]
 async fn silent_sockets_do_not_keep_others_out() {

@@ -125,6 +125,26 @@ async fn a_link_that_keeps_its_ids_passes_through_untouched() {
     let keys = stage.site.keys("devinfo");
     assert!(keys.contains(&"42".to_owned()), "{keys:?}");
     assert!(!keys.iter().any(|key| key.contains("/branch/")), "{keys:?}");
+    // It stays out of the namespaces of others.
+    let other = format!("{}-42", stage.namespace(0));
+    let secret = kept.secret().await;
+    let body = json!({"repositories": [{"id": other, "name": "x", "url": "https://x", "updateSequenceId": 9}]});
+    for (method, path, body) in [
+        (
+            "POST",
+            "/rest/devinfo/0.10/bulk".to_owned(),
+            body.to_string(),
+        ),
+        (
+            "DELETE",
+            format!("/rest/devinfo/0.10/repository/{other}/branch/b"),
+            String::new(),
+        ),
+    ] {
+        let token = instance_token(&secret, method, &path, json!({}));
+        let answer = call(&stage.relay, &token, method, &path, body).await;
+        assert_eq!(code(&answer), "id_of_another_link", "{method}");
+    }
     let path = format!(
         "/api/v1/links/{}?purge=true",
         link["id"].as_str().expect("id")
@@ -401,6 +421,35 @@ async fn tokens_are_judged_claim_by_claim() {
         code(&call(&stage.relay, &old, "GET", path, "").await),
         "link_removed"
     );
+}
+
+/// After a start nobody is known yet, and strangers are there first.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_gets_through_between_strangers_after_a_restart() {
+    let mut stage = Stage::set(1).await;
+    stage.relay.restart().await;
+    stage.relay.new_client();
+    let path = "/rest/api/3/user?accountId=a&expand=groups";
+    let stranger = instance_token(&"s".repeat(64), "GET", path, json!({}));
+    for _ in 0..45 {
+        assert_eq!(
+            call(&stage.relay, &stranger, "GET", path, "")
+                .await
+                .status(),
+            401
+        );
+    }
+    stage.gitlabs[0].sends("builds", json!({})).await;
+    for _ in 0..20 {
+        call(&stage.relay, &stranger, "GET", path, "").await;
+    }
+    stage.gitlabs[0]
+        .sends("builds", json!({"build_number": 8}))
+        .await;
+    // A token longer than any of GitLab's is not tried on anything.
+    let long = instance_token(&"s".repeat(64), "GET", path, json!({"x": "x".repeat(2000)}));
+    let answer = call(&stage.relay, &long, "GET", path, "").await;
+    assert_eq!(code(&answer), "token_malformed");
 }
 
 #[tokio::test(flavor = "multi_thread")]

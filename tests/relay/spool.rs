@@ -530,3 +530,71 @@ async fn a_purge_outlives_a_jira_that_is_down_and_takes_what_waits_with_it() {
         .await;
     assert_ne!(link["namespace"].as_str(), Some(stage.namespace(0)));
 }
+
+/// Jira is back, the backlog is being replayed, and in the middle of it the link goes with its data.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_beside_replays_leaves_nothing() {
+    let stage = Stage::set(2).await;
+    stage
+        .site
+        .fault(json!({"mode": "status", "status": 503, "headers": {"Retry-After": "1"}}));
+    for number in 1..=30 {
+        build(&stage, 0, number).await;
+    }
+    build(&stage, 1, 1).await;
+    stage.site.heal();
+    stage.site.fault(json!({"mode": "delay", "delay_ms": 50}));
+    let deadline = Instant::now() + PATIENCE;
+    while taken(&stage.site).len() < 3 {
+        assert!(Instant::now() < deadline, "nothing is replayed");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let path = format!("{}?purge=true", stage.link_path(0));
+    stage.relay.admin("DELETE", &path, None, 202).await;
+    stage
+        .relay
+        .until_links("it is gone", |links| links.len() == 1)
+        .await;
+    stage.site.heal();
+    stage.until_drained().await;
+    let left = stage.site.keys("builds");
+    assert_eq!(left, [format!("{}-700/1", stage.namespace(1))]);
+    // A deletion that Jira does not allow is not done.
+    stage
+        .site
+        .fault(json!({"mode": "status", "status": 403, "match": {"method": "DELETE"}}));
+    let path = format!("{}?purge=true", stage.link_path(1));
+    stage.relay.admin("DELETE", &path, None, 202).await;
+    stage
+        .relay
+        .until_links("Jira says no", |links| {
+            links
+                .iter()
+                .any(|link| link["purge"]["last_error"]["code"] == "jira_error")
+        })
+        .await;
+    stage.site.heal();
+    stage.relay.until_links("it is gone", <[_]>::is_empty).await;
+    assert!(stage.site.keys("builds").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_instance_can_not_take_all_the_room() {
+    let stage = Stage::set_with(2, |settings| {
+        settings.set("LIMITS__REST_BODY_MAX_BYTES", "16384");
+        settings.set("SPOOL__INSTALLATION_MAX_BYTES", "40000");
+    })
+    .await;
+    stage.site.fault(json!({"mode": "status", "status": 503}));
+    let mut kept = 0;
+    for number in 1..=20 {
+        let sent = stage.gitlabs[0]
+            .send("builds", json!({"build_number": number}))
+            .await;
+        kept += usize::from(sent["status"] == 202);
+    }
+    assert!((3..15).contains(&kept), "{kept} of 20 were kept");
+    build(&stage, 1, 1).await;
+    stage.site.heal();
+    stage.until_drained().await;
+}
