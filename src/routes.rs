@@ -12,7 +12,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use matchit::Router;
@@ -24,7 +24,7 @@ use crate::{
     exchange::{Arrival, Labels, observe, typed},
     gitlab::{KeyFetches, ask::Asker},
     jira::{Forwarder, Recogniser, calls, descriptor::descriptor},
-    jwt::{Signer, lifecycle::LifecycleVerifier, request::Audiences},
+    jwt::{self, Signer, TokenKind, VerifyError, lifecycle::LifecycleVerifier, request::Audiences},
     metrics::Metrics,
     reject::Reject,
     sightings::Sightings,
@@ -191,6 +191,21 @@ impl Public {
         .await
     }
 
+    /// The address of a request, read strictly: what it holds twice, in odd escapes or in dot segments is refused.
+    fn target(&self, path_and_query: &str, kind: TokenKind) -> Result<jwt::Target, Reject> {
+        jwt::Target::parse_strict(path_and_query, &[])
+            .map_err(|error| self.unbelieved(kind, error.into()))
+    }
+
+    /// Counts a token, or an address, that is not believed.
+    fn unbelieved(&self, kind: TokenKind, error: VerifyError) -> Reject {
+        self.metrics
+            .verify_failures
+            .with_label_values(&[kind.as_str(), error.code()])
+            .inc();
+        Reject::from(error)
+    }
+
     async fn serve_rest(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
         let labels = Labels {
             listener: LISTENER,
@@ -259,6 +274,12 @@ impl Route {
             Self::Workspaces => "workspaces/search",
         }
     }
+}
+
+/// Path and query as they came.
+fn path_and_query(head: &Parts) -> &str {
+    let target = head.uri.path_and_query();
+    target.map_or("/", |target| target.as_str())
 }
 
 /// `who` may keep it: `public` or `private`.

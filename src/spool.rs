@@ -8,12 +8,14 @@
 //!
 //! What a request looks like is `jira`'s; this knows what waits, in which order, and when next.
 
+mod purge;
 mod replay;
+mod shared;
 mod site;
+mod ticket;
 mod view;
 
 use std::{
-    collections::HashSet,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -31,7 +33,7 @@ use tokio::{
 };
 
 use crate::{
-    backoff, clock,
+    clock,
     config::SpoolConfig,
     domain::{ClientKey, Endpoint, JiraCall, LifecycleEventKind, Link, SpoolId, SpooledWrite},
     jira::{
@@ -41,10 +43,12 @@ use crate::{
     },
     lock::lock,
     metrics::Metrics,
-    reject::{Reject, RejectKind},
-    store::{Store, StoreError},
+    store::Store,
 };
-use site::{Hold, Site, Waiting};
+pub use shared::ParkError;
+use shared::{Parcel, Shared};
+use site::Waiting;
+pub use ticket::Ticket;
 pub use view::SpoolView;
 
 /// Looks at everything at least this often, should a wake-up ever be lost.
@@ -68,33 +72,6 @@ pub struct SpoolWorker {
     shared: Arc<Shared>,
     parcels: mpsc::Receiver<Parcel>,
     drain_deadline: Duration,
-}
-
-/// What handle and worker share.
-struct Shared {
-    store: Store,
-    forwarder: Arc<Forwarder>,
-    settings: SpoolConfig,
-    metrics: Arc<Metrics>,
-    next_id: AtomicU64,
-    /// One entry for each installation that was ever spoken for: bounded by `store.installations_max`.
-    sites: DashMap<ClientKey, Arc<Mutex<Site>>>,
-    /// Those in which something waits. A short std lock, taken only with the site's in hand.
-    busy: Mutex<HashSet<ClientKey>>,
-    /// Everything waits.
-    app: ArcSwapOption<Hold>,
-    bytes: AtomicU64,
-    wake: Notify,
-}
-
-/// A write on its way: its place in the order, until it is answered or kept.
-pub struct Ticket {
-    shared: Arc<Shared>,
-    /// A short std lock, never held over an await.
-    site: Arc<Mutex<Site>>,
-    link: Arc<Link>,
-    id: SpoolId,
-    got_through: Option<Endpoint>,
 }
 
 /// Whether a write may go to Jira at once.
@@ -124,34 +101,6 @@ impl Why {
             Self::SetBack(setback) => setback.reason,
         }
     }
-}
-
-/// A write that is to be kept.
-struct Parcel {
-    ticket: Ticket,
-    write: SpooledWrite,
-    body: Bytes,
-    not_before: Timestamp,
-    reply: oneshot::Sender<Result<(), ParkError>>,
-}
-
-/// Why a write is not kept. The instance must not hear 202.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ParkError {
-    /// No room.
-    #[error("{what} holds {max} bytes of waiting writes already")]
-    Full {
-        /// Whose room.
-        what: &'static str,
-        /// How much it is.
-        max: u64,
-    },
-    /// The disk.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The relay stops.
-    #[error("the spool is closed")]
-    Closed,
 }
 
 impl Spool {
@@ -400,7 +349,7 @@ impl SpoolWorker {
         let mut links_changed = true;
         let mut parking = JoinSet::new();
         let mut replays = JoinSet::new();
-        let mut purges = replay::Purges::default();
+        let mut purges = purge::Purges::default();
         loop {
             let pause = if stopping {
                 POLL
@@ -427,7 +376,7 @@ impl SpoolWorker {
                 () = purges.ended() => {}
                 () = self.shared.wake.notified() => {}
                 changed = links.changed(), if !stopping => links_changed = changed.is_ok(),
-                () = tokio::time::sleep(pause) => self.shared.forget_idle_lanes(),
+                () = tokio::time::sleep(pause) => self.shared.forget_idle(clock::now()),
             }
         }
         while let Some(ended) = parking.join_next().await {
@@ -481,197 +430,6 @@ impl SpoolWorker {
     }
 }
 
-impl Shared {
-    fn site(&self, client_key: &ClientKey) -> Arc<Mutex<Site>> {
-        if let Some(site) = self.sites.get(client_key) {
-            return Arc::clone(&site);
-        }
-        Arc::clone(&self.sites.entry(client_key.clone()).or_default())
-    }
-
-    fn forget_idle_lanes(&self) {
-        for site in &self.sites {
-            lock(site.value()).forget_idle_lanes();
-        }
-    }
-
-    /// Writes a parcel, and then puts it into its lane.
-    async fn keep(&self, parcel: Parcel) {
-        let Parcel {
-            ticket,
-            write,
-            body,
-            not_before,
-            reply,
-        } = parcel;
-        let site = Arc::clone(&ticket.site);
-        let (link, room, reason) = (write.link, write.room(), write.reason.clone());
-        let kept = match self.reserve(&site, &write) {
-            Err(full) => Err(full),
-            Ok(()) => {
-                let record = Arc::new(write.clone());
-                let stored = self.store.spool(write, body).await;
-                let mut site = lock(&site);
-                match stored {
-                    Ok(()) => {
-                        lock(&self.busy).insert(record.client_key.clone());
-                        let replaced = site.insert(Waiting::new(record, not_before));
-                        self.metrics.superseded.inc_by(replaced as u64);
-                        Ok(())
-                    }
-                    Err(error) => {
-                        site.release_bytes(link, room);
-                        self.bytes.fetch_sub(room, Ordering::Relaxed);
-                        Err(ParkError::Store(error))
-                    }
-                }
-            }
-        };
-        if kept.is_ok() {
-            self.metrics
-                .spooled
-                .with_label_values(&[known_reason(&reason)])
-                .inc();
-        }
-        // Only now those behind it may go.
-        drop(ticket);
-        let _ = reply.send(kept);
-    }
-
-    /// Makes room for a write, or says whose room is full. One of several links gets half of its site's room at the
-    /// most, so that its full synchronisation leaves some for the pushes of the others.
-    fn reserve(&self, site: &Mutex<Site>, write: &SpooledWrite) -> Result<(), ParkError> {
-        let room = write.room();
-        let SpoolConfig {
-            max_bytes,
-            installation_max_bytes,
-            ..
-        } = self.settings;
-        let alone = self.store.links_of(&write.client_key).len() < 2;
-        let link_max_bytes = installation_max_bytes / if alone { 1 } else { 2 };
-        let mut site = lock(site);
-        let waiting = self.bytes.load(Ordering::Relaxed);
-        for (what, used, max) in [
-            ("the link", site.bytes_of(write.link), link_max_bytes),
-            ("the installation", site.bytes, installation_max_bytes),
-            ("the spool", waiting, max_bytes),
-        ] {
-            if used + room > max {
-                return Err(ParkError::Full { what, max });
-            }
-        }
-        site.reserve(write.link, room);
-        self.bytes.fetch_add(room, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Takes a failure into account: what must pause pauses, for as long as is returned.
-    fn set_back(
-        &self,
-        site: &Mutex<Site>,
-        endpoint: Endpoint,
-        issues: &[u64],
-        setback: &Setback,
-        now: Timestamp,
-    ) -> Duration {
-        let scope = setback.throttle.scope;
-        self.metrics
-            .jira_pauses
-            .with_label_values(&[scope.as_str()])
-            .inc();
-        let mut site = lock(site);
-        let before = match scope {
-            Scope::Write | Scope::Issue | Scope::Endpoint => site.endpoint_setback(endpoint),
-            Scope::Installation | Scope::App => site.setbacks,
-        };
-        let pause = self.pause(setback, before);
-        let hold = Hold {
-            until: now.saturating_add(pause).unwrap_or(Timestamp::MAX),
-            reason: setback.reason,
-            message: setback.message.clone(),
-        };
-        match scope {
-            Scope::Write => {}
-            Scope::Issue => site.hold_issues(issues, &hold),
-            Scope::Endpoint => site.hold_endpoint(endpoint, hold),
-            Scope::Installation => {
-                site.setbacks = site.setbacks.saturating_add(1);
-                site.hold(hold);
-            }
-            Scope::App => {
-                site.setbacks = site.setbacks.saturating_add(1);
-                let hold = Arc::new(hold);
-                self.app.rcu(|known| match known {
-                    Some(known) if known.until >= hold.until => Some(Arc::clone(known)),
-                    _ => Some(Arc::clone(&hold)),
-                });
-            }
-        }
-        pause
-    }
-
-    /// What Jira asks for is a minimum, and enough; where it says nothing, longer each time.
-    fn pause(&self, setback: &Setback, setbacks: u32) -> Duration {
-        match setback.throttle.at_least {
-            Some(at_least) => {
-                let spread = (at_least / 10).min(Duration::from_secs(5));
-                at_least + spread.mul_f64(backoff::jitter())
-            }
-            None => self.backoff(setbacks),
-        }
-    }
-
-    fn backoff(&self, failed: u32) -> Duration {
-        let SpoolConfig {
-            retry_min,
-            retry_max,
-            ..
-        } = self.settings;
-        backoff::doubling(retry_min, retry_max, failed, backoff::jitter())
-    }
-}
-
-impl Ticket {
-    /// Jira answered.
-    pub fn got_through(mut self, endpoint: Endpoint) {
-        self.got_through = Some(endpoint);
-    }
-
-    /// Whatever comes later waits until this is answered or kept.
-    fn make_barrier(&self) {
-        lock(&self.site).make_barrier(self.link.id, self.id);
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        let mut site = lock(&self.site);
-        if let Some(endpoint) = self.got_through {
-            site.went_well(endpoint);
-        }
-        let waiting = site.leave(self.link.id, self.id);
-        drop(site);
-        if waiting {
-            self.shared.wake.notify_one();
-        }
-    }
-}
-
-impl From<ParkError> for Reject {
-    fn from(error: ParkError) -> Self {
-        let message = error.to_string();
-        let (code, hint) = match error {
-            ParkError::Store(error) => return error.into(),
-            ParkError::Full { .. } => (
-                "spool_full",
-                "the operator can raise the limits of [spool]; GET /api/v1/spool says why so much waits",
-            ),
-            ParkError::Closed => ("spool_closed", "the relay stops; try again"),
-        };
-        Self::new(RejectKind::Unavailable, code, message, hint)
-    }
-}
-
 /// So that numbers of one life of the relay are larger than those of the lives before it.
 fn first_id(now: Timestamp) -> u64 {
     u64::try_from(now.as_microsecond()).unwrap_or(0)
@@ -689,27 +447,4 @@ fn told(what: &str, ended: Result<(), tokio::task::JoinError>) {
     if let Err(panic) = ended {
         tracing::error!("{what} panicked: {panic}");
     }
-}
-
-/// Reasons come back from the disk as text, but a label is one of ours.
-fn known_reason(reason: &str) -> &'static str {
-    const KNOWN: [&str; 13] = [
-        "throttled",
-        "bad_gateway",
-        "unavailable",
-        "gateway_timeout",
-        "redirected",
-        "connection_failed",
-        "answer_timed_out",
-        "connection_broken",
-        "behind_others",
-        "site_paused",
-        "endpoint_paused",
-        "app_paused",
-        "issue_paused",
-    ];
-    KNOWN
-        .into_iter()
-        .find(|known| *known == reason)
-        .unwrap_or("other")
 }

@@ -6,7 +6,7 @@
 //! an answer that comes after the deadline is kept for the next time, and a recent one stands in while there is none.
 
 use std::{
-    collections::HashMap,
+    convert::Infallible,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -52,6 +52,9 @@ const PAGES_MAX: usize = 10;
 const UNDER_WAY_MAX: usize = 256;
 const UNDER_WAY_PER_LINK_MAX: usize = 8;
 
+/// Links whose questions are counted.
+const LINKS_MAX: usize = 10_000;
+
 /// Entities asked for at once. GitLab may cap it; then the next page follows its own size all the same.
 const PAGE: usize = 100;
 
@@ -66,9 +69,9 @@ struct Inner {
     policy: Arc<ArcSwap<InstancePolicy>>,
     metrics: Arc<Metrics>,
     answers: Cache<(LinkId, Question), Remembered>,
-    /// Questions under way. Short std locks, never held over an await.
+    /// Questions under way. A short std lock, never held over an await.
     tasks: Mutex<JoinSet<()>>,
-    per_link: Mutex<HashMap<LinkId, Arc<Semaphore>>>,
+    per_link: Cache<LinkId, Arc<Semaphore>>,
 }
 
 /// What can be asked.
@@ -146,7 +149,7 @@ impl Asker {
             metrics,
             answers: Cache::new(ANSWERS_MAX),
             tasks: Mutex::default(),
-            per_link: Mutex::default(),
+            per_link: Cache::new(LINKS_MAX),
         }))
     }
 
@@ -253,11 +256,8 @@ impl Inner {
         installation: &Installation,
         key: (LinkId, Question),
     ) -> Option<Arc<Vec<Value>>> {
-        let turns = Arc::clone(
-            lock(&self.per_link)
-                .entry(link.id)
-                .or_insert_with(|| Arc::new(Semaphore::new(UNDER_WAY_PER_LINK_MAX))),
-        );
+        let turns = || Ok::<_, Infallible>(Arc::new(Semaphore::new(UNDER_WAY_PER_LINK_MAX)));
+        let Ok(turns) = self.per_link.get_or_insert_with(&link.id, turns);
         let _turn = turns.try_acquire().ok()?;
         let question = &key.1;
         let answer = match self.fetch(link, installation, question).await {

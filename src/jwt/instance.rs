@@ -18,13 +18,7 @@ pub fn check_claims(
 ) -> Result<(), VerifyError> {
     let claims = &token.unverified_claims;
     claims.check_times(now)?;
-    let hash = claims
-        .qsh
-        .as_deref()
-        .ok_or(VerifyError::ClaimMissing("qsh"))?;
-    if hash == qsh::CONTEXT {
-        return Err(VerifyError::ContextToken);
-    }
+    let hash = claims.request_hash()?;
     // The `baseUrl` that instances are given has no path.
     if qsh::gitlab_request_matches(target, method, "", hash) {
         Ok(())

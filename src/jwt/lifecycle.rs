@@ -61,13 +61,7 @@ impl LifecycleVerifier {
         let claims = &token.unverified_claims;
         let issued_at = claims.check_times(now)?;
         claims.check_audience(&[&self.audience])?;
-        let hash = claims
-            .qsh
-            .as_deref()
-            .ok_or(VerifyError::ClaimMissing("qsh"))?;
-        if hash == qsh::CONTEXT {
-            return Err(VerifyError::ContextToken);
-        }
+        let hash = claims.request_hash()?;
         if !qsh::jira_request_matches(target, method, &self.base_path, hash) {
             return Err(VerifyError::QueryHash);
         }

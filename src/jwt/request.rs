@@ -40,14 +40,7 @@ pub fn verify(
     find: impl FnOnce(&ClientKey) -> Option<Arc<Installation>>,
     now: Timestamp,
 ) -> Result<RequestClaims, VerifyError> {
-    let hash = token
-        .unverified_claims
-        .qsh
-        .as_deref()
-        .ok_or(VerifyError::ClaimMissing("qsh"))?;
-    if hash == qsh::CONTEXT {
-        return Err(VerifyError::ContextToken);
-    }
+    let hash = token.unverified_claims.request_hash()?;
     if !qsh::jira_request_matches(target, method, base_path, hash) {
         return Err(VerifyError::QueryHash);
     }

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use ring::digest::{SHA256, digest};
 use serde::Deserialize;
 
-use super::VerifyError;
+use super::{VerifyError, qsh};
 
 /// Longer tokens are refused before any work. The newest GitLab draws the same line
 /// (GitLab `lib/atlassian/jira_connect/jwt_validator.rb`).
@@ -123,6 +123,15 @@ impl UnverifiedToken {
 }
 
 impl Claims {
+    /// The hash that binds the token to its request.
+    pub(super) fn request_hash(&self) -> Result<&str, VerifyError> {
+        match self.qsh.as_deref() {
+            None => Err(VerifyError::ClaimMissing("qsh")),
+            Some(qsh::CONTEXT) => Err(VerifyError::ContextToken),
+            Some(hash) => Ok(hash),
+        }
+    }
+
     /// `exp` and `iat` must be there (Atlassian's library allows no endless tokens), `nbf` may be.
     pub(super) fn check_times(&self, now: Timestamp) -> Result<Timestamp, VerifyError> {
         let exp = self.exp.ok_or(VerifyError::ClaimMissing("exp"))?;

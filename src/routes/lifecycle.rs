@@ -5,12 +5,12 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 
-use super::Public;
+use super::{Public, path_and_query};
 use crate::{
     domain::LifecycleEventKind,
     exchange::{Arrival, read_body},
     jira::lifecycle::{LifecycleCall, LifecycleRules, apply, change_name},
-    jwt::{Target, TokenKind, UnverifiedToken, VerifyError},
+    jwt::{TokenKind, UnverifiedToken},
     reject::Reject,
 };
 
@@ -22,21 +22,9 @@ pub(super) async fn receive(
     request: Request<Incoming>,
     arrival: &Arrival,
 ) -> Result<Response<Full<Bytes>>, Reject> {
-    let unbelieved = |error: VerifyError| {
-        public
-            .metrics
-            .verify_failures
-            .with_label_values(&[TokenKind::Lifecycle.as_str(), error.code()])
-            .inc();
-        Reject::from(error)
-    };
+    let unbelieved = |error| public.unbelieved(TokenKind::Lifecycle, error);
     let (head, body) = request.into_parts();
-    let path_and_query = head
-        .uri
-        .path_and_query()
-        .map_or("/", |target| target.as_str());
-    let target =
-        Target::parse_strict(path_and_query, &[]).map_err(|error| unbelieved(error.into()))?;
+    let target = public.target(path_and_query(&head), TokenKind::Lifecycle)?;
     let token = UnverifiedToken::find(&head.headers, target.tokens(), None).map_err(unbelieved)?;
     let body = read_body(
         body,

@@ -8,7 +8,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::Public;
+use super::{Public, path_and_query};
 use crate::{
     body::Body,
     clock,
@@ -23,7 +23,7 @@ use crate::{
         rate_limit::throttle,
         shape,
     },
-    jwt::{Target, TokenKind, UnverifiedToken, VerifyError, instance},
+    jwt::{TokenKind, UnverifiedToken, VerifyError, instance},
     reject::{Reject, RejectKind},
     spool::{Admission, Why},
 };
@@ -127,20 +127,8 @@ impl BodyRoom {
 /// Who calls, from the token alone: see `jira::recognise`. Then the token's claims, then whether the link still
 /// stands, then whether the call is one that GitLab makes.
 async fn caller(public: &Public, head: &Parts, arrival: &Arrival) -> Result<Caller, Reject> {
-    let unbelieved = |error: VerifyError| {
-        public
-            .metrics
-            .verify_failures
-            .with_label_values(&[TokenKind::Instance.as_str(), error.code()])
-            .inc();
-        Reject::from(error)
-    };
-    let path_and_query = head
-        .uri
-        .path_and_query()
-        .map_or("/", |target| target.as_str());
-    let target =
-        Target::parse_strict(path_and_query, &[]).map_err(|error| unbelieved(error.into()))?;
+    let unbelieved = |error| public.unbelieved(TokenKind::Instance, error);
+    let target = public.target(path_and_query(head), TokenKind::Instance)?;
     let token = UnverifiedToken::find(&head.headers, target.tokens(), None).map_err(unbelieved)?;
     let link = public
         .recogniser

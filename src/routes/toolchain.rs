@@ -1,6 +1,6 @@
 //! `workspaces/search`, `repositories/search`, `repositories/associate`: Jira asks, the linked instances answer.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::Public;
+use super::{Public, path_and_query};
 use crate::{
     domain::{Installation, LifecycleEventKind, Link},
     exchange::{Arrival, json, parse_json, read_body},
@@ -161,16 +161,13 @@ pub(super) enum Bound {
 
 /// Jira's client may sign a form's fields like a query; then they are part of what is hashed and read.
 pub(super) fn target(public: &Public, head: &Parts, form: Option<&str>) -> Result<Target, Reject> {
-    let path_and_query = head
-        .uri
-        .path_and_query()
-        .map_or("/", |target| target.as_str());
+    let came = path_and_query(head);
     let whole = match form {
-        Some(form) if path_and_query.contains('?') => format!("{path_and_query}&{form}"),
-        Some(form) => format!("{path_and_query}?{form}"),
-        None => path_and_query.to_owned(),
+        Some(form) if came.contains('?') => Cow::Owned(format!("{came}&{form}")),
+        Some(form) => Cow::Owned(format!("{came}?{form}")),
+        None => Cow::Borrowed(came),
     };
-    Target::parse_strict(&whole, &[]).map_err(|error| unbelieved(public, error.into()))
+    public.target(&whole, TokenKind::Request)
 }
 
 /// Who asks, by Jira's token.
@@ -182,7 +179,7 @@ pub(super) fn site(
     bound: Bound,
 ) -> Result<Asking, Reject> {
     let token = UnverifiedToken::find(&head.headers, target.tokens(), None)
-        .map_err(|error| unbelieved(public, error))?;
+        .map_err(|error| public.unbelieved(TokenKind::Request, error))?;
     let find = |client_key: &_| public.store.installation(client_key);
     let proven = request::verify(
         &token,
@@ -201,7 +198,7 @@ pub(super) fn site(
         }
         proven => proven,
     };
-    let installation = proven.map_err(|error| unbelieved(public, error))?;
+    let installation = proven.map_err(|error| public.unbelieved(TokenKind::Request, error))?;
     let client_key = &installation.client_key;
     let _ = arrival.notes.client_key.set(client_key.clone());
     let mut links = public.store.links_of(client_key);
@@ -216,15 +213,6 @@ pub(super) fn site(
         installation,
         links,
     })
-}
-
-fn unbelieved(public: &Public, error: VerifyError) -> Reject {
-    public
-        .metrics
-        .verify_failures
-        .with_label_values(&[TokenKind::Request.as_str(), error.code()])
-        .inc();
-    Reject::from(error)
 }
 
 fn is_form(headers: &HeaderMap) -> bool {

@@ -1,26 +1,15 @@
-//! One attempt at a write that waits, and at the deletion of a link's data.
+//! One attempt at a write that waits.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::sync::Mutex;
 
-use bytes::Bytes;
 use http::StatusCode;
 use jiff::Timestamp;
-use tokio::{
-    task::{self, JoinSet},
-    time::Instant,
-};
+use tokio::time::Instant;
 
 use super::{Shared, site::Site};
 use crate::{
     clock,
-    domain::{
-        Actor, AuditEntry, Family, Installation, JiraCall, Link, LinkId, SpooledWrite,
-        link::DeliveryProblem,
-    },
+    domain::{Actor, AuditEntry, JiraCall, SpooledWrite},
     jira::{
         Delivered, Setback,
         deliver::{Size, deliver},
@@ -28,16 +17,12 @@ use crate::{
         rate_limit::Scope,
         shape,
     },
-    linking,
     lock::lock,
     store::BodyError,
 };
 
 /// An error of Jira's own (500) is taken for the last word after so many tries.
 const ERRORS_UNTIL_GIVEN_UP: u32 = 10;
-
-/// Deletions under way at once.
-const PURGES_MAX: usize = 4;
 
 /// What became of an attempt.
 enum Fate {
@@ -198,7 +183,7 @@ impl Shared {
     }
 
     /// Loudly: the instance was told that its write is safe.
-    async fn give_up(
+    pub(super) async fn give_up(
         &self,
         site: &Mutex<Site>,
         write: &SpooledWrite,
@@ -246,246 +231,5 @@ fn judged(delivered: Delivered) -> Fate {
             let told = shape::summary(&delivered.body);
             Fate::GivenUp("refused", format!("Jira answered {status}: {told}"))
         }
-    }
-}
-
-/// Deletions of links' data, which the records of the links ask for.
-#[derive(Default)]
-pub(super) struct Purges {
-    /// Links whose data is to be deleted.
-    wanted: Vec<LinkId>,
-    tasks: JoinSet<Result<(), Setback>>,
-    under_way: HashMap<task::Id, LinkId>,
-    setbacks: HashMap<LinkId, (u32, Timestamp)>,
-}
-
-impl Purges {
-    /// Links have changed.
-    pub(super) fn look(&mut self, shared: &Shared) {
-        let links = shared.store.links().into_iter();
-        let wanted = links.filter(|link| link.purge.as_ref().is_some_and(|p| p.done_at.is_none()));
-        self.wanted = wanted
-            .map(|link| {
-                lock(&shared.site(&link.client_key)).close(link.id);
-                link.id
-            })
-            .collect();
-    }
-
-    /// Starts those that are due, and returns for how long none is.
-    pub(super) fn start_due(&mut self, shared: &Arc<Shared>, now: Timestamp) -> Duration {
-        let mut pause = super::POLL;
-        for id in &self.wanted {
-            let Some(link) = shared.store.link(*id) else {
-                continue;
-            };
-            if self.under_way.values().any(|under_way| under_way == id) {
-                continue;
-            }
-            if let Some((_, not_before)) = self.setbacks.get(&link.id)
-                && *not_before > now
-            {
-                pause = pause.min(super::until(*not_before, now));
-                continue;
-            }
-            // A write that was admitted before the link was removed must not come after the deletion. Its lane was
-            // closed, so nothing more is sent from it.
-            let site = shared.site(&link.client_key);
-            let (paused, quiet) = {
-                let site = lock(&site);
-                (site.paused_until(now), site.is_quiet(link.id))
-            };
-            let app_hold = shared.app.load_full().filter(|hold| hold.holds(now));
-            if let Some(paused) = paused.max(app_hold.map(|hold| hold.until)) {
-                pause = pause.min(super::until(paused, now));
-                continue;
-            }
-            if !quiet {
-                pause = pause.min(Duration::from_millis(50));
-                continue;
-            }
-            if self.tasks.len() >= PURGES_MAX {
-                break;
-            }
-            let shared = Arc::clone(shared);
-            let id = link.id;
-            let task = self.tasks.spawn(async move { shared.purge(&link).await });
-            self.under_way.insert(task.id(), id);
-        }
-        pause
-    }
-
-    /// Returns when one has ended; never, if none is under way.
-    pub(super) async fn ended(&mut self) {
-        let Some(ended) = self.tasks.join_next_with_id().await else {
-            return std::future::pending().await;
-        };
-        let task = ended
-            .as_ref()
-            .map_or_else(task::JoinError::id, |(id, _)| *id);
-        let Some(link) = self.under_way.remove(&task) else {
-            return;
-        };
-        match ended {
-            Ok((_, Ok(()))) => {
-                self.setbacks.remove(&link);
-            }
-            Ok((_, Err(setback))) => self.set_back(link, setback.throttle.at_least),
-            Err(panic) => {
-                tracing::error!(link.id = %link, "the deletion of a link's data panicked: {panic}");
-                self.set_back(link, None);
-            }
-        }
-    }
-
-    pub(super) async fn shutdown(mut self) {
-        self.tasks.shutdown().await;
-    }
-
-    fn set_back(&mut self, link: LinkId, at_least: Option<Duration>) {
-        let (min, max) = (Duration::from_secs(2), Duration::from_secs(300));
-        let (failed, not_before) = self.setbacks.entry(link).or_default();
-        let backoff = crate::backoff::doubling(min, max, *failed, crate::backoff::jitter());
-        *failed = failed.saturating_add(1);
-        let pause = at_least.unwrap_or_default().max(backoff);
-        *not_before = clock::now().saturating_add(pause).unwrap_or(Timestamp::MAX);
-    }
-}
-
-impl Shared {
-    /// Drops what still waits of the link, then deletes in every family by the mark that each write carries.
-    async fn purge(&self, link: &Link) -> Result<(), Setback> {
-        let Some(purge) = &link.purge else {
-            return Ok(());
-        };
-        let site = self.site(&link.client_key);
-        let needless: Vec<_> = {
-            let site = lock(&site);
-            let of_link = site.lanes().filter(|(id, _)| *id == link.id);
-            let writes =
-                of_link.flat_map(|(_, lane)| lane.map(|waiting| Arc::clone(&waiting.write)));
-            writes
-                .filter(|write| write.namespace == purge.namespace)
-                .collect()
-        };
-        for write in needless {
-            self.give_up(
-                &site,
-                &write,
-                "purged",
-                "its link is removed together with its data",
-                clock::now(),
-            )
-            .await;
-        }
-        if let Some(installation) = self.store.installation(&link.client_key)
-            && installation.is_installed()
-        {
-            self.delete_all_marked(link, &installation).await?;
-            // Jira takes writes and deletions in its own time, and a write that we gave up waiting for may still be
-            // on its way: what came in between goes with a second round.
-            tokio::time::sleep(self.forwarder.timeout()).await;
-            self.delete_all_marked(link, &installation).await?;
-        }
-        self.purged(link).await
-    }
-
-    async fn delete_all_marked(
-        &self,
-        link: &Link,
-        installation: &Arc<Installation>,
-    ) -> Result<(), Setback> {
-        for family in Family::ALL {
-            self.delete_marked(link, installation, family).await?;
-        }
-        Ok(())
-    }
-
-    async fn delete_marked(
-        &self,
-        link: &Link,
-        installation: &Arc<Installation>,
-        family: Family,
-    ) -> Result<(), Setback> {
-        let Some(purge) = &link.purge else {
-            return Ok(());
-        };
-        let call = JiraCall::DeleteMarked {
-            family,
-            namespace: purge.namespace.clone(),
-        };
-        let (empty, now) = (Bytes::new(), clock::now());
-        let sent = deliver(
-            &self.forwarder,
-            installation,
-            &call,
-            &empty,
-            Size::default(),
-            now,
-        );
-        let setback = match sent.await {
-            Ok(delivered) if delivered.status.is_success() => return Ok(()),
-            // The app declares no remote links, so Jira refuses to look for any. Elsewhere a 403 is a site that is
-            // suspended or lists our address as not allowed, and its data is still there.
-            Ok(delivered)
-                if family == Family::RemoteLinks
-                    && matches!(delivered.status.as_u16(), 403 | 404) =>
-            {
-                tracing::info!(link.id = %link.id, family = family.as_str(), status = delivered.status.as_u16(),
-                    "Jira keeps no data of the app in this family");
-                return Ok(());
-            }
-            Ok(delivered) => Setback::of_answer(&delivered),
-            Err(setback) => setback,
-        };
-        let site = self.site(&link.client_key);
-        self.set_back(&site, call.endpoint(), &[], &setback, now);
-        self.note_purge_problem(link, family, &setback, now).await;
-        Err(setback)
-    }
-
-    async fn note_purge_problem(
-        &self,
-        link: &Link,
-        family: Family,
-        setback: &Setback,
-        now: Timestamp,
-    ) {
-        let request_id = uuid::Uuid::new_v4().simple().to_string();
-        tracing::warn!(
-            id = request_id, link.id = %link.id, client.key = %link.client_key, family = family.as_str(),
-            reason = setback.reason, "the data of a removed link is not deleted yet: {}", setback.message
-        );
-        let problem = DeliveryProblem {
-            code: setback.reason.to_owned(),
-            message: setback.message.clone(),
-            hint: "it is tried again by itself; Jira must be reachable, and the app installed"
-                .to_owned(),
-            at: now,
-            id: request_id,
-        };
-        let noted = self.store.note_link(link.id, move |link| {
-            if let Some(purge) = &mut link.purge {
-                purge.last_error = Some(problem);
-            }
-        });
-        if let Err(error) = noted.await {
-            tracing::error!(link.id = %link.id, "that could not be noted with the link: {error}");
-        }
-    }
-
-    async fn purged(&self, link: &Link) -> Result<(), Setback> {
-        let (id, now) = (link.id, clock::now());
-        let done = self.store.transact(move |transaction| {
-            linking::purged(transaction, id, now);
-            Ok::<(), std::convert::Infallible>(())
-        });
-        if let Err(error) = done.await {
-            tracing::error!(link.id = %id, "the deletion of its data can't be noted, it is made again: {error}");
-            return Err(Setback::own(error.to_string()));
-        }
-        lock(&self.site(&link.client_key)).open_again(id);
-        tracing::info!(link.id = %id, client.key = %link.client_key, "all data of the link is deleted from Jira");
-        Ok(())
     }
 }

@@ -197,10 +197,17 @@ impl Site {
         self.turns.is_empty()
     }
 
-    /// Forgets lanes that nothing is in.
-    pub(super) fn forget_idle_lanes(&mut self) {
+    /// Forgets lanes that nothing is in. Returns whether there is anything else to remember.
+    pub(super) fn forget_idle(&mut self, now: Timestamp) -> bool {
+        self.endpoints.retain(|_, hold| hold.holds(now));
+        self.issues.retain(|_, hold| hold.holds(now));
         self.lanes
             .retain(|_, lane| lane.closed || !lane.open.is_empty() || !lane.is_empty());
+        !self.lanes.is_empty()
+            || self.setbacks > 0
+            || self.paused_until(now).is_some()
+            || !self.endpoints.is_empty()
+            || !self.issues.is_empty()
     }
 
     /// Bytes that wait of one link.
