@@ -45,7 +45,7 @@ const START_MIB_MAX: f64 = 20.0;
 struct Wishes {
     /// One core for the proxy, one for the load; else all for all.
     pinned: bool,
-    /// Say where the relay's time goes.
+    /// Say where the time of the relay and of the bare one goes.
     profile: bool,
     /// Shorter, to try a change out.
     quick: bool,
@@ -188,7 +188,10 @@ async fn compare(wishes: Wishes) -> ExitCode {
             &relay.log(),
         );
         if wishes.profile {
-            say_where_time_goes(traffic, &proxies[2], places, folder);
+            // What ours needs above the bare one is the difference of the two.
+            for proxy in &proxies[1..3] {
+                say_where_time_goes(traffic, proxy, places, folder);
+            }
         }
     }
     if within {
@@ -312,12 +315,12 @@ fn counted(traffic: &Traffic, proxy: &Proxy<'_>, places: Places, folder: &Path) 
 }
 
 /// Samples of the whole process, by function: its own time, and with what it calls.
-fn say_where_time_goes(traffic: &Traffic, relay: &Proxy<'_>, places: Places, folder: &Path) {
+fn say_where_time_goes(traffic: &Traffic, proxy: &Proxy<'_>, places: Places, folder: &Path) {
     let data = folder.join("perf.data");
     let recording = Command::new("perf")
         .args(["record", "-q", "-e", "cpu-clock", "-F", "499"])
         .args(["--call-graph", "dwarf,16384", "-p"])
-        .arg(relay.process.id().to_string())
+        .arg(proxy.process.id().to_string())
         .arg("-o")
         .arg(&data)
         .args(["--", "sleep", "4"])
@@ -326,7 +329,7 @@ fn say_where_time_goes(traffic: &Traffic, relay: &Proxy<'_>, places: Places, fol
         println!("  no profile: perf does not start");
         return;
     };
-    traffic.run(relay.port, 5, places.load, folder);
+    traffic.run(proxy.port, 5, places.load, folder);
     recording.wait().unwrap();
     for (what, order) in [
         ("by itself", "--no-children"),
@@ -338,7 +341,10 @@ fn say_where_time_goes(traffic: &Traffic, relay: &Proxy<'_>, places: Places, fol
             .arg(&data)
             .output()
             .unwrap();
-        println!("\n  where the relay's time goes, in % of its samples, {what}");
+        println!(
+            "\n  where the time of the {} goes, in % of its samples, {what}",
+            proxy.name
+        );
         let report = String::from_utf8_lossy(&report.stdout).into_owned();
         let lines = report.lines().filter(|line| line.contains('%'));
         for line in lines.take(PROFILE_LINES) {
