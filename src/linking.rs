@@ -157,11 +157,7 @@ pub fn remove(
         note: Some(link.instance_url.to_string()),
         ..audit.about(&link)
     });
-    if link.is_finished() {
-        transaction.remove_link(id);
-    } else {
-        transaction.put_link(link.clone())?;
-    }
+    transaction.settle_link(link.clone());
     Ok(link)
 }
 
@@ -202,11 +198,7 @@ pub fn purged(transaction: &mut Transaction<'_>, id: LinkId, now: Timestamp) {
         note: Some(format!("namespace {}", purge.namespace.as_str())),
         ..AuditEntry::new(now, Actor::Relay, "link_data_deleted").about(&link)
     });
-    if link.is_finished() {
-        transaction.remove_link(id);
-    } else {
-        transaction.replace_link(link);
-    }
+    transaction.settle_link(link);
 }
 
 /// Delivers `installed` again, with a fresh secret.

@@ -253,12 +253,8 @@ impl Reconciler {
                         ..AuditEntry::new(now, Actor::Relay, action).about(&link)
                     });
                 }
-                if link.is_finished() {
-                    transaction.remove_link(id);
-                    Ok(())
-                } else {
-                    transaction.put_link(link)
-                }
+                transaction.settle_link(link);
+                Ok(())
             })
             .await
     }

@@ -105,6 +105,15 @@ impl Transaction<'_> {
         self.put(link);
     }
 
+    /// Replaces a link that is there, or forgets it if nothing is left to do for it.
+    pub fn settle_link(&mut self, link: Link) {
+        if link.is_finished() {
+            self.remove_link(link.id);
+        } else {
+            self.replace_link(link);
+        }
+    }
+
     /// Forgets a link.
     pub fn remove_link(&mut self, id: LinkId) {
         self.own.links_changed = true;
