@@ -175,21 +175,11 @@ impl Spool {
             let mut site = lock(&site);
             // Numbered under the lock, so that the order of numbers is the order of admission.
             let id = SpoolId(shared.next_id.fetch_add(1, Ordering::Relaxed));
-            let wait = site.admit(link.id, id, call, now);
-            let issue_held = site.holds_any(&issues, now);
-            let wait = if issue_held {
-                wait.or(Some("issue_paused"))
-            } else {
-                wait
-            };
-            (
-                id,
-                if app_held {
-                    wait.or(Some("app_paused"))
-                } else {
-                    wait
-                },
-            )
+            let wait = site
+                .admit(link.id, id, call, now)
+                .or_else(|| site.holds_any(&issues, now).then_some("issue_paused"))
+                .or_else(|| app_held.then_some("app_paused"));
+            (id, wait)
         };
         let ticket = Ticket {
             shared: Arc::clone(shared),
@@ -288,7 +278,7 @@ impl Spool {
         kept.await.unwrap_or(Err(ParkError::Closed))
     }
 
-    /// A call got through, and was the last one for a while.
+    /// A call got through and was the last one for a while, or a read was one too many.
     pub fn exhausted(
         &self,
         client_key: &ClientKey,
@@ -296,19 +286,8 @@ impl Spool {
         throttle: Throttle,
         now: Timestamp,
     ) {
-        self.set_back(client_key, endpoint, &Setback::exhausted(throttle), now);
-    }
-
-    /// Something else than a write was refused for now.
-    pub fn set_back(
-        &self,
-        client_key: &ClientKey,
-        endpoint: Endpoint,
-        setback: &Setback,
-        now: Timestamp,
-    ) {
-        let site = self.shared.site(client_key);
-        self.shared.set_back(&site, endpoint, &[], setback, now);
+        let (site, setback) = (self.shared.site(client_key), Setback::exhausted(throttle));
+        self.shared.set_back(&site, endpoint, &[], &setback, now);
     }
 
     /// The site has spoken (a new secret, another address): what waited for that waits no more.

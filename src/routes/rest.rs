@@ -187,10 +187,9 @@ async fn read(public: &Public, caller: &Caller) -> Result<Response<Body>, Reject
     if answer.status() == StatusCode::TOO_MANY_REQUESTS
         && let Some(throttle) = throttle(answer.status(), answer.headers(), now)
     {
-        let setback = Setback::exhausted(throttle);
         public
             .spool
-            .set_back(&link.client_key, call.endpoint(), &setback, now);
+            .exhausted(&link.client_key, call.endpoint(), throttle, now);
     }
     if answer.status().is_redirection() {
         return Err(Reject::new(
@@ -274,6 +273,17 @@ struct Prepared {
     product: Option<String>,
 }
 
+impl Prepared {
+    fn without_body(call: JiraCall) -> Self {
+        Self {
+            call,
+            body: Bytes::new(),
+            size: Size::default(),
+            product: None,
+        }
+    }
+}
+
 fn prepare(
     public: &Public,
     link: &Link,
@@ -314,25 +324,18 @@ fn prepare(
         {
             Err(BodyError::ForeignId)
         }
-        JiraCall::DeleteBranch { repository, branch } => Ok(Prepared {
-            call: JiraCall::DeleteBranch {
-                repository: if link.keep_ids {
-                    repository
-                } else {
-                    namespace::id_in(&link.namespace, &repository)
-                },
+        JiraCall::DeleteBranch { repository, branch } => {
+            let repository = if link.keep_ids {
+                repository
+            } else {
+                namespace::id_in(&link.namespace, &repository)
+            };
+            Ok(Prepared::without_body(JiraCall::DeleteBranch {
+                repository,
                 branch,
-            },
-            body: Bytes::new(),
-            size: Size::default(),
-            product: None,
-        }),
-        call => Ok(Prepared {
-            call,
-            body: Bytes::new(),
-            size: Size::default(),
-            product: None,
-        }),
+            }))
+        }
+        call => Ok(Prepared::without_body(call)),
     }
 }
 
