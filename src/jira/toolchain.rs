@@ -72,6 +72,12 @@ pub fn put_in(link: &Link, mut entry: Value) -> Option<Value> {
     Some(entry)
 }
 
+/// A list of an instance in the words of the app.
+pub fn put_all_in(link: &Link, list: Vec<Value>) -> Vec<Value> {
+    let entries = list.into_iter();
+    entries.filter_map(|entry| put_in(link, entry)).collect()
+}
+
 /// Whose repository an id of ours is, and what the instance calls it.
 pub fn owner<'a>(
     links: &'a [std::sync::Arc<Link>],

@@ -16,7 +16,7 @@ use ring::digest::{SHA256, digest};
 
 use super::{
     Public,
-    toolchain::{Bound, site, target},
+    toolchain::{Bound, asked, target},
 };
 use crate::{
     domain::{CONNECT_PATH, LifecycleEventKind, Link, LinkId},
@@ -48,8 +48,7 @@ pub(super) fn route(
     arrival: &Arrival,
 ) -> Result<Response<Full<Bytes>>, Reject> {
     let (head, _) = request.into_parts();
-    let target = target(public, &head, None)?;
-    let mut asking = site(public, &head, &target, arrival, Bound::ToRequestOrUser)?;
+    let (target, mut asking) = asked(public, &head, None, arrival, Bound::ToRequestOrUser)?;
     let issue = Issue::of(&target);
     match asking.links.as_slice() {
         [] => Err(Reject {

@@ -27,8 +27,7 @@ pub(super) async fn workspaces(
     arrival: &Arrival,
 ) -> Result<Response<Full<Bytes>>, Reject> {
     let (head, _) = request.into_parts();
-    let target = target(public, &head, None)?;
-    let asking = site(public, &head, &target, arrival, Bound::ToRequest)?;
+    let (target, asking) = asked(public, &head, None, arrival, Bound::ToRequest)?;
     let (search, deadline) = (
         target.query("searchQuery").unwrap_or_default(),
         public.search_deadline(),
@@ -38,9 +37,7 @@ pub(super) async fn workspaces(
             .asker
             .workspaces(link, &asking.installation, search, deadline)
             .await;
-        list.into_iter()
-            .filter_map(|entry| toolchain::put_in(link, entry))
-            .collect()
+        toolchain::put_all_in(link, list)
     }));
     let slice = Slice::of(target.query("page"), target.query("limit").or(Some("100")));
     json(
@@ -56,8 +53,7 @@ pub(super) async fn repositories(
     arrival: &Arrival,
 ) -> Result<Response<Full<Bytes>>, Reject> {
     let (head, _) = request.into_parts();
-    let target = target(public, &head, None)?;
-    let asking = site(public, &head, &target, arrival, Bound::ToRequest)?;
+    let (target, asking) = asked(public, &head, None, arrival, Bound::ToRequest)?;
     let (search, deadline) = (
         target.query("searchQuery").unwrap_or_default(),
         public.search_deadline(),
@@ -68,11 +64,7 @@ pub(super) async fn repositories(
             public
                 .asker
                 .repositories(link, &asking.installation, search, slice.end(), deadline);
-        found
-            .await
-            .into_iter()
-            .filter_map(|entry| toolchain::put_in(link, entry))
-            .collect()
+        toolchain::put_all_in(link, found.await)
     }));
     json(
         StatusCode::OK,
@@ -109,8 +101,7 @@ pub(super) async fn associate(
     )
     .await?;
     let form = is_form(&head.headers).then(|| String::from_utf8_lossy(&body).into_owned());
-    let target = target(public, &head, form.as_deref())?;
-    let asking = site(public, &head, &target, arrival, Bound::ToRequest)?;
+    let (target, asking) = asked(public, &head, form.as_deref(), arrival, Bound::ToRequest)?;
     let id = match target.query("id") {
         Some(id) => id.to_owned(),
         None => match parse_json::<Wanted>(&body)?.id {
@@ -170,8 +161,21 @@ pub(super) fn target(public: &Public, head: &Parts, form: Option<&str>) -> Resul
     public.target(&whole, TokenKind::Request)
 }
 
+/// What is asked, and by whom, by Jira's token.
+pub(super) fn asked(
+    public: &Public,
+    head: &Parts,
+    form: Option<&str>,
+    arrival: &Arrival,
+    bound: Bound,
+) -> Result<(Target, Asking), Reject> {
+    let target = target(public, head, form)?;
+    let asking = site(public, head, &target, arrival, bound)?;
+    Ok((target, asking))
+}
+
 /// Who asks, by Jira's token.
-pub(super) fn site(
+fn site(
     public: &Public,
     head: &Parts,
     target: &Target,
