@@ -7,7 +7,6 @@ mod spool;
 
 use std::{net::SocketAddr, sync::Arc};
 
-use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -18,11 +17,11 @@ use zeroize::Zeroizing;
 
 use crate::{
     body::Body,
-    client::Client,
     config::LimitsConfig,
-    domain::{Actor, AuditEntry, InstallationState, InstancePolicy, LinkState},
+    domain::{Actor, AuditEntry, InstallationState, LinkState},
     exchange::{Arrival, Labels, json, observe, typed},
     jwt::Signer,
+    linking::Linker,
     metrics::Metrics,
     reject::{Reject, RejectKind},
     rotation::KeyRotation,
@@ -52,14 +51,10 @@ pub struct AdminParts {
     pub signer: Arc<Signer>,
     /// Replaces keys.
     pub rotation: Arc<KeyRotation>,
-    /// Who may be linked.
-    pub policy: Arc<ArcSwap<InstancePolicy>>,
+    /// Makes and changes links.
+    pub linker: Arc<Linker>,
     /// What waits for Jira.
     pub spool: Spool,
-    /// Looks names up as a delivery would.
-    pub client: Client,
-    /// Nobody is linked to ourselves.
-    pub app_base_url: String,
     /// How much, how long.
     pub limits: LimitsConfig,
     /// Shown, and counted in.

@@ -1,5 +1,9 @@
 //! Making, ending and repeating links: the rules that hold between the records, each inside one transaction.
 
+mod linker;
+
+pub use linker::Linker;
+
 use jiff::Timestamp;
 
 use crate::{

@@ -20,6 +20,7 @@ use crate::{
     gitlab::{KeyFetches, Patience, ask::Asker, deliver::Courier},
     jira::{Forwarder, Recogniser},
     jwt::{InstallKeys, Signer, crypto, install_keys::KeyNews, lifecycle::LifecycleVerifier},
+    linking::Linker,
     metrics::Metrics,
     reconcile::{Reconciler, realign},
     rotation::{KeyRotation, RotateError},
@@ -229,15 +230,20 @@ impl Relay {
             metrics: Arc::clone(&metrics),
         };
         let public = Public::new(&config, public).map_err(internal)?;
+        let linker = Arc::new(Linker {
+            store: store.clone(),
+            policy: Arc::clone(&policy),
+            client: client.clone(),
+            app_base_url: config.app_base_url(),
+            request_timeout: config.limits.request_timeout,
+        });
         let admin = Admin::new(AdminParts {
             token,
             store: store.clone(),
             signer,
             rotation: Arc::clone(&rotation),
-            policy: Arc::clone(&policy),
+            linker,
             spool,
-            client: client.clone(),
-            app_base_url: config.app_base_url(),
             limits: config.limits,
             metrics: Arc::clone(&metrics),
         })

@@ -1,7 +1,5 @@
 //! `/api/v1/links`: which instances an installation is linked to, and how that goes.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
@@ -11,21 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{AdminParts, parameter};
 use crate::{
-    domain::{
-        AuditEntry, CONNECT_PATH, ClientKey, InstanceUrl, Link, LinkId, LinkMode,
-        instance_policy::PolicyError, instance_url::InstanceUrlError, link::DeliveryProblem,
-    },
+    domain::{AuditEntry, ClientKey, InstanceUrl, Link, LinkId, LinkMode, link::DeliveryProblem},
     exchange::{Arrival, json, parse_json, read_body},
     linking::{self, LinkRefusal, NewLink},
     reject::{Reject, RejectKind},
     store::Transaction,
 };
-
-/// How long a caller waits for the outcome of a first delivery, at most. An attempt may take longer; it goes on.
-const OUTCOME_PATIENCE_MAX: Duration = Duration::from_secs(10);
-
-/// How long a name may take to be looked up before a link is made without knowing its address.
-const LOOKUP_PATIENCE: Duration = Duration::from_secs(3);
 
 /// A link as operators see it. Never a secret.
 #[derive(Serialize)]
@@ -115,16 +104,6 @@ pub(super) async fn create(
         )
     })?;
     let instance_url = InstanceUrl::parse(&body.instance_url)?;
-    if format!("{instance_url}{CONNECT_PATH}") == admin.app_base_url {
-        return Err(Reject::new(
-            RejectKind::Malformed,
-            "instance_is_relay",
-            "calls to this address come back to the relay itself",
-            "link an address under which the GitLab itself answers /-/jira_connect",
-        ));
-    }
-    admin.policy.load().check(&instance_url)?;
-    check_address(admin, &instance_url).await?;
     let wish = NewLink {
         client_key,
         instance_url,
@@ -132,13 +111,9 @@ pub(super) async fn create(
         keep_ids: body.keep_ids,
     };
     let audit = AdminParts::audit_entry(arrival, "link_created");
-    let now = arrival.now;
-    let link = admin
-        .store
-        .transact(move |transaction| linking::create(transaction, wish, audit, now))
-        .await?;
+    let link = admin.linker.create(wish, audit, arrival.now).await?;
     arrival.notes.link(&link);
-    let link = outcome(admin, link).await;
+    let link = admin.linker.outcome(link).await;
     json(StatusCode::CREATED, &view(&link))
 }
 
@@ -184,7 +159,7 @@ pub(super) async fn resend(
 ) -> Result<Response<Full<Bytes>>, Reject> {
     let action = "link_resend_requested";
     let link = change(admin, id, arrival, action, linking::resend).await?;
-    let link = outcome(admin, link).await;
+    let link = admin.linker.outcome(link).await;
     json(StatusCode::OK, &view(&link))
 }
 
@@ -200,43 +175,10 @@ async fn change(
     let _ = arrival.notes.link.set(id);
     let audit = AdminParts::audit_entry(arrival, action);
     let now = arrival.now;
-    let changed = admin
-        .store
-        .transact(move |transaction| rule(transaction, id, audit, now));
-    Ok(changed.await?)
-}
-
-/// Waits until the reconciler has made an attempt at what the link wants now, or for long enough.
-async fn outcome(admin: &AdminParts, wanted: Link) -> Link {
-    let mut changes = admin.store.link_changes();
-    let mut latest = wanted;
-    let attempted = async {
-        loop {
-            changes.borrow_and_update();
-            match admin.store.link(latest.id) {
-                Some(link) => latest = link.as_ref().clone(),
-                None => return,
-            }
-            if latest.is_settled() || latest.attempts > 0 || changes.changed().await.is_err() {
-                return;
-            }
-        }
-    };
-    let patience = OUTCOME_PATIENCE_MAX.min(admin.limits.request_timeout / 2);
-    // If that is not enough the answer says "pending"; GET tells how it went on.
-    let _ = tokio::time::timeout(patience, attempted).await;
-    latest
-}
-
-/// Refuses a name that points to an address which would not be dialled. A name that can't be looked up now is
-/// left to the deliveries.
-async fn check_address(admin: &AdminParts, instance_url: &InstanceUrl) -> Result<(), Reject> {
-    let port = if instance_url.is_https() { 443 } else { 80 };
-    let lookup = admin.client.blocked_address(instance_url.host(), port);
-    match tokio::time::timeout(LOOKUP_PATIENCE, lookup).await {
-        Ok(Some(address)) => Err(PolicyError::NotPublic(address).into()),
-        _ => Ok(()),
-    }
+    admin
+        .linker
+        .change(move |transaction| rule(transaction, id, audit, now))
+        .await
 }
 
 fn parse_id(text: &str) -> Result<LinkId, Reject> {
@@ -279,36 +221,5 @@ fn view(link: &Link) -> View<'_> {
             done_at: purge.done_at,
             last_error: purge.last_error.as_ref(),
         }),
-    }
-}
-
-impl From<InstanceUrlError> for Reject {
-    fn from(error: InstanceUrlError) -> Self {
-        Self::new(
-            RejectKind::Malformed,
-            "instance_url_malformed",
-            error.to_string(),
-            "give the address that people use for the GitLab, like https://gitlab.example.com or https://example.com/gitlab",
-        )
-    }
-}
-
-impl From<PolicyError> for Reject {
-    fn from(error: PolicyError) -> Self {
-        let (code, hint) = match error {
-            PolicyError::NotHttps(_) => (
-                "instance_not_https",
-                "use https, or set instances.dangerous_allow_http",
-            ),
-            PolicyError::NotListed(_) => (
-                "instance_not_allowed",
-                "add it to instances.allow and send SIGHUP",
-            ),
-            PolicyError::NotPublic(_) => (
-                "instance_address_not_public",
-                "if that is right, set instances.dangerous_allow_private_addresses",
-            ),
-        };
-        Self::new(RejectKind::Forbidden, code, error.to_string(), hint)
     }
 }
