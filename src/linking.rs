@@ -4,7 +4,7 @@ mod linker;
 
 pub use linker::Linker;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     domain::{
@@ -110,12 +110,7 @@ pub fn create(
         return Err(LinkRefusal::IdsTaken);
     }
     let secret = SharedSecret::generate()?;
-    let purging = |link: &&std::sync::Arc<Link>| {
-        link.purge
-            .as_ref()
-            .is_some_and(|purge| purge.done_at.is_none())
-    };
-    if let Some(link) = same.filter(purging) {
+    if let Some(link) = same.filter(|link| !link.can_be_taken_back(now)) {
         return Err(LinkRefusal::BeingPurged(link.id));
     }
     let link = match same {
@@ -173,19 +168,44 @@ pub fn purge(
     now: Timestamp,
 ) -> Result<Link, LinkRefusal> {
     let mut link = known(transaction, id)?;
-    if link.keep_ids || link.mode == LinkMode::Direct {
+    if !link.is_marked() {
         return Err(LinkRefusal::Unmarked);
     }
     if link.purge.is_none() {
         link.purge = Some(Purge {
             namespace: link.namespace.clone(),
             requested_at: now,
+            not_before: None,
             done_at: None,
             last_error: None,
         });
         transaction.replace_link(link);
     }
     remove(transaction, id, audit, now)
+}
+
+/// Wants a link gone as [`remove`] or [`purge`] do, but leaves a person some time to think better of it: neither is
+/// the instance told nor anything deleted before.
+pub fn remove_after(
+    transaction: &mut Transaction<'_>,
+    id: LinkId,
+    with_data: bool,
+    reflection: SignedDuration,
+    audit: AuditEntry,
+    now: Timestamp,
+) -> Result<Link, LinkRefusal> {
+    let was_wanted = !known(transaction, id)?.remove;
+    let rule = if with_data { purge } else { remove };
+    let mut link = rule(transaction, id, audit, now)?;
+    if was_wanted && transaction.link(id).is_some() {
+        let start = now.saturating_add(reflection).unwrap_or(Timestamp::MAX);
+        link.next_attempt_at = link.next_attempt_at.max(start);
+        if let Some(purge) = &mut link.purge {
+            purge.not_before = Some(start);
+        }
+        transaction.replace_link(link.clone());
+    }
+    Ok(link)
 }
 
 /// Everything that the link wrote is deleted.

@@ -13,6 +13,9 @@ use super::{ClientKey, InstanceUrl, LifecycleEventKind, SharedSecret, secret::No
 /// without the record dereferences nil (500), one without our URL cannot verify us (401).
 pub const REFUSED_REMOVALS_UNTIL_GONE: u32 = 5;
 
+/// A deletion that begins this soon is not taken back any more: it may begin before that is saved.
+const TAKE_BACK_MARGIN: SignedDuration = SignedDuration::from_secs(1);
+
 /// Replaced secrets of a link that are still recognised. An attempt that timed out may have reached the
 /// instance, so more than one can be in use there.
 const RETIRED_SECRETS_MAX: usize = 3;
@@ -83,6 +86,9 @@ pub struct Purge {
     pub namespace: Namespace,
     /// When it was asked for.
     pub requested_at: Timestamp,
+    /// Until then it can be taken back.
+    #[serde(default)]
+    pub not_before: Option<Timestamp>,
     /// When Jira had taken the last deletion.
     pub done_at: Option<Timestamp>,
     /// Why the last try failed.
@@ -300,6 +306,22 @@ impl Link {
             && !purging
             && self.is_settled()
             && self.desired.event == LifecycleEventKind::Uninstalled
+    }
+
+    /// What it writes can be told from other data in Jira, and so be deleted.
+    pub fn is_marked(&self) -> bool {
+        self.mode == LinkMode::Relay && !self.keep_ids
+    }
+
+    /// Whether its removal can still be taken back: the record is there, and nothing of its data is being deleted.
+    pub fn can_be_taken_back(&self, now: Timestamp) -> bool {
+        let deleting = self.purge.as_ref().is_some_and(|purge| {
+            let begun = purge
+                .not_before
+                .is_none_or(|start| after(now, TAKE_BACK_MARGIN) >= start);
+            purge.done_at.is_none() && begun
+        });
+        self.remove && !deleting
     }
 
     /// What a person should see.

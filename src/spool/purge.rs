@@ -38,12 +38,7 @@ impl Purges {
             .retain(|link, _| shared.store.link(*link).is_some());
         let links = shared.store.links().into_iter();
         let wanted = links.filter(|link| link.purge.as_ref().is_some_and(|p| p.done_at.is_none()));
-        self.wanted = wanted
-            .map(|link| {
-                lock(&shared.site(&link.client_key)).close(link.id);
-                link.id
-            })
-            .collect();
+        self.wanted = wanted.map(|link| link.id).collect();
     }
 
     /// Starts those that are due, and returns for how long none is.
@@ -53,7 +48,16 @@ impl Purges {
             let Some(link) = shared.store.link(*id) else {
                 continue;
             };
+            let start = match &link.purge {
+                Some(purge) if purge.done_at.is_none() => purge.not_before,
+                // Taken back since.
+                _ => continue,
+            };
             if self.under_way.values().any(|under_way| under_way == id) {
+                continue;
+            }
+            if let Some(start) = start.filter(|start| *start > now) {
+                pause = pause.min(super::until(start, now));
                 continue;
             }
             if let Some((_, not_before)) = self.setbacks.get(&link.id)
@@ -66,7 +70,8 @@ impl Purges {
             // closed, so nothing more is sent from it.
             let site = shared.site(&link.client_key);
             let (paused, quiet) = {
-                let site = lock(&site);
+                let mut site = lock(&site);
+                site.close(link.id);
                 (site.paused_until(now), site.is_quiet(link.id))
             };
             let app_hold = shared.app.load_full().filter(|hold| hold.holds(now));
