@@ -18,6 +18,7 @@ use hyper_util::{
 };
 use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer};
 
+use crate::domain::address;
 use connector::Connector;
 pub use connector::{DialError, TlsFault};
 
@@ -135,6 +136,16 @@ impl Client {
             _ => None,
         }
     }
+}
+
+/// Whether a host has an address outside of the public Internet. One that can't be resolved has none.
+pub async fn is_private(host: &str, port: u16) -> bool {
+    let addresses = connector::resolve(host, port, true).await;
+    addresses.is_ok_and(|addresses| {
+        addresses
+            .iter()
+            .any(|address| !address::is_public(address.ip()))
+    })
 }
 
 /// Reads the rest of an answer.

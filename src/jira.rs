@@ -1,6 +1,7 @@
 //! The Jira side: what the app says of itself, the lifecycle calls that Jira makes, and what instances want of Jira:
 //! whose call it is, whether it is passed on, under which ids, and what Jira said.
 
+pub mod admins;
 pub mod calls;
 pub mod deliver;
 pub mod descriptor;
@@ -15,6 +16,7 @@ pub mod split;
 pub mod toolchain;
 pub mod touches;
 
+pub use admins::Admins;
 pub use deliver::{Delivered, Setback};
 pub use forward::Forwarder;
 pub use recognise::Recogniser;

@@ -22,6 +22,19 @@ pub struct Reject {
     pub hint: String,
     /// For the log only.
     pub internal: Option<String>,
+    /// What the caller gets in place of the usual body.
+    pub instead: Option<Box<Instead>>,
+}
+
+/// The body of a refusal for somebody who can't read the usual one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instead {
+    /// Its type.
+    pub content_type: &'static str,
+    /// It.
+    pub body: Bytes,
+    /// `Content-Security-Policy`, for a page.
+    pub policy: Option<HeaderValue>,
 }
 
 /// In an answer's extensions: instead of it, the connection is closed.
@@ -45,6 +58,8 @@ pub enum RejectKind {
     MethodNotAllowed,
     /// At odds with what is there.
     Conflict,
+    /// Understood, but it can't be done; GitLab's number for it.
+    Unprocessable,
     /// A body over a size limit.
     TooLarge,
     /// Address and headers over a size limit.
@@ -57,7 +72,7 @@ pub enum RejectKind {
     Unavailable,
     /// Not now, to a caller that only tries again when its connection breaks: it gets no answer at all.
     PushedBack,
-    /// Jira did not do its part.
+    /// Jira, or an instance, did not do its part.
     BadGateway,
     /// Our fault.
     Internal,
@@ -77,6 +92,7 @@ impl Reject {
             message: message.into(),
             hint: hint.into(),
             internal: None,
+            instead: None,
         }
     }
 
@@ -122,6 +138,7 @@ impl Reject {
             RejectKind::NotFound => StatusCode::NOT_FOUND,
             RejectKind::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             RejectKind::Conflict => StatusCode::CONFLICT,
+            RejectKind::Unprocessable => StatusCode::UNPROCESSABLE_ENTITY,
             RejectKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             RejectKind::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             RejectKind::TooSlow => StatusCode::REQUEST_TIMEOUT,
@@ -158,6 +175,18 @@ impl Reject {
         *response.status_mut() = self.status();
         let json = HeaderValue::from_static("application/json");
         response.headers_mut().insert(header::CONTENT_TYPE, json);
+        if let Some(instead) = &self.instead {
+            *response.body_mut() = Full::from(instead.body.clone());
+            let content_type = HeaderValue::from_static(instead.content_type);
+            response
+                .headers_mut()
+                .insert(header::CONTENT_TYPE, content_type);
+            if let Some(policy) = &instead.policy {
+                response
+                    .headers_mut()
+                    .insert(header::CONTENT_SECURITY_POLICY, policy.clone());
+            }
+        }
         let mut insert = |name, value| {
             let value = HeaderValue::from_static(value);
             response.headers_mut().insert(name, value);

@@ -10,8 +10,11 @@ use super::{ClientKey, Link, LinkId};
 pub struct AuditEntry {
     /// When.
     pub at: Timestamp,
-    /// Who: `jira`, `admin`, `relay`.
+    /// Who: `jira`, `jira_admin`, `admin`, `relay`.
     pub actor: Actor,
+    /// Which Jira account, if it was a person in Jira.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account_id: Option<String>,
     /// What: `installation_created`, `link_removed`, ...
     pub action: String,
     /// Which installation.
@@ -34,6 +37,8 @@ pub struct AuditEntry {
 pub enum Actor {
     /// A signed lifecycle call.
     Jira,
+    /// A Jira admin, through the page inside Jira.
+    JiraAdmin,
     /// Whoever holds the admin token.
     Admin,
     /// The relay by itself.
@@ -46,6 +51,7 @@ impl AuditEntry {
         Self {
             at,
             actor,
+            account_id: None,
             action: action.to_owned(),
             client_key: None,
             link_id: None,

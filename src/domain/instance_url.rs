@@ -76,6 +76,25 @@ impl InstanceUrl {
         })
     }
 
+    /// Reads an address as people give it to a browser or copy it from there: the scheme may be missing (GitLab's own
+    /// proxy forgives that too), and what GitLab has behind its own address is cut off.
+    pub fn from_typed(text: &str) -> Result<Self, InstanceUrlError> {
+        let text = text.trim();
+        let text = text.split(['?', '#']).next().unwrap_or_default();
+        // GitLab keeps "/-/" for itself: no group, project or sub-path has a part of that name.
+        let text = text.split("/-/").next().unwrap_or_default();
+        let text = text.trim_end_matches('/');
+        let text = ["/users/sign_in", "/dashboard", "/admin", "/explore"]
+            .iter()
+            .find_map(|page| text.strip_suffix(page))
+            .unwrap_or(text);
+        if text.contains("://") {
+            Self::parse(text)
+        } else {
+            Self::parse(&format!("https://{text}"))
+        }
+    }
+
     /// The URL as text, without trailing slash.
     pub fn as_str(&self) -> &str {
         &self.text
@@ -198,6 +217,35 @@ mod tests {
                 (stored, origin, path, host)
             );
             assert_eq!(InstanceUrl::parse(url.as_str()), Ok(url.clone()), "stable");
+        }
+    }
+
+    #[test]
+    fn reads_what_people_copy_from_a_browser() {
+        for (typed, expected) in [
+            (" gitlab.example.com/ ", "https://gitlab.example.com"),
+            ("GitLab.example.com:8443", "https://gitlab.example.com:8443"),
+            (
+                "https://example.com/gitlab/users/sign_in?x=1",
+                "https://example.com/gitlab",
+            ),
+            (
+                "https://example.com/gitlab/-/profile#a",
+                "https://example.com/gitlab",
+            ),
+            ("http://10.0.0.1/dashboard", "http://10.0.0.1"),
+        ] {
+            let url = InstanceUrl::from_typed(typed).expect(typed);
+            assert_eq!(url.as_str(), expected);
+        }
+        for bad in [
+            "",
+            "/",
+            "two words",
+            "ftp://gitlab.example.com",
+            "javascript:alert(1)",
+        ] {
+            assert!(InstanceUrl::from_typed(bad).is_err(), "{bad}");
         }
     }
 

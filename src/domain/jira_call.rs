@@ -1,4 +1,5 @@
-//! What we ask of Jira: the calls that a GitLab makes, and the deletion of one link's data.
+//! What we ask of Jira: the calls that a GitLab makes, and what we want to know or have done
+//! ourselves.
 
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +47,8 @@ pub enum JiraCall {
         /// Whom.
         account_id: String,
     },
+    /// `POST /rest/api/3/permissions/check`: what a Jira user may do, asked in the body. Only we ask for that.
+    Permissions,
 }
 
 /// What a rate limit of Jira's is counted under: one method on one family of paths. Also a metric label.
@@ -59,6 +62,8 @@ pub enum Endpoint {
     DeleteMarked(Family),
     /// `GET /rest/api/3/user`.
     User,
+    /// `POST /rest/api/3/permissions/check`.
+    Permissions,
 }
 
 /// The property that names a link's namespace on everything it writes. Jira allows neither `:` nor a leading `_` in
@@ -125,6 +130,7 @@ impl JiraCall {
             Self::DeleteBranch { .. } => Endpoint::DeleteBranch,
             Self::DeleteMarked { family, .. } => Endpoint::DeleteMarked(*family),
             Self::User { .. } => Endpoint::User,
+            Self::Permissions => Endpoint::Permissions,
         }
     }
 
@@ -133,7 +139,7 @@ impl JiraCall {
         match self {
             Self::Submit(family) | Self::DeleteMarked { family, .. } => Some(*family),
             Self::DeleteBranch { .. } => Some(Family::Devinfo),
-            Self::User { .. } => None,
+            Self::User { .. } | Self::Permissions => None,
         }
     }
 
@@ -145,7 +151,7 @@ impl JiraCall {
 
     /// Whether it changes nothing.
     pub fn is_read(&self) -> bool {
-        matches!(self, Self::User { .. })
+        matches!(self, Self::User { .. } | Self::Permissions)
     }
 }
 
@@ -157,6 +163,7 @@ impl Endpoint {
             Self::DeleteBranch => "delete_branch",
             Self::DeleteMarked(_) => "delete_marked",
             Self::User => "user",
+            Self::Permissions => "permissions",
         }
     }
 }

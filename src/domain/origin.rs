@@ -115,6 +115,11 @@ impl JiraSites {
         Ok(Self { extra })
     }
 
+    /// What the operator listed.
+    pub fn listed(&self) -> &[String] {
+        &self.extra
+    }
+
     /// Whether the operator listed this very address.
     pub fn is_listed(&self, site: &JiraBaseUrl) -> bool {
         self.extra.contains(&site.0)

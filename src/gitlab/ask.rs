@@ -13,7 +13,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use quick_cache::sync::Cache;
 use serde_json::Value;
@@ -23,6 +23,7 @@ use tokio::{
     time::Instant,
 };
 
+use super::deliver::DeliveryError;
 use crate::{
     client::{Client, Destination},
     clock,
@@ -62,9 +63,9 @@ const ANSWER_MAX_BYTES: usize = 1024 * 1024;
 
 /// Asks instances; cheap to clone.
 #[derive(Clone)]
-pub struct Asker(Arc<Inner>);
+pub struct Asker(pub(super) Arc<Inner>);
 
-struct Inner {
+pub(super) struct Inner {
     client: Client,
     policy: Arc<ArcSwap<InstancePolicy>>,
     metrics: Arc<Metrics>,
@@ -97,7 +98,7 @@ pub enum Question {
 }
 
 /// Why an instance did not answer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum AskError {
     /// 404: there is no such thing.
     #[error("the instance does not know it")]
@@ -105,9 +106,26 @@ pub enum AskError {
     /// It does not take our token.
     #[error("the instance refused the question ({0})")]
     Refused(StatusCode),
-    /// Anything else.
+    /// It answered, but not in JSON.
+    #[error("what the instance answered is no JSON")]
+    NoJson,
+    /// It did not answer in the time that there is.
+    #[error("the instance did not answer in time")]
+    Late,
+    /// It did not answer at all.
     #[error("the instance did not answer: {0}")]
-    Failed(String),
+    Failed(#[from] DeliveryError),
+}
+
+/// One call to an instance below its `/-/jira_connect`, signed with the link's secret.
+pub(super) struct Asking<'a> {
+    pub(super) method: Method,
+    pub(super) path: &'a str,
+    pub(super) parameters: &'a [(&'a str, &'a str)],
+    /// The Jira user on whose behalf it is made.
+    pub(super) account_id: Option<&'a str>,
+    /// JSON, or nothing.
+    pub(super) body: String,
 }
 
 #[derive(Clone)]
@@ -205,7 +223,7 @@ impl Asker {
         let asked = self.0.fetch(link, installation, &question);
         tokio::time::timeout_at(deadline, asked)
             .await
-            .unwrap_or_else(|_| Err(AskError::Failed("it took too long".to_owned())))
+            .unwrap_or(Err(AskError::Late))
     }
 
     /// A fresh answer, or one of lately.
@@ -295,7 +313,7 @@ impl Inner {
             Ok(_) => "answered",
             Err(AskError::Unknown) => "unknown",
             Err(AskError::Refused(_)) => "refused",
-            Err(AskError::Failed(_)) => "failed",
+            Err(AskError::NoJson | AskError::Late | AskError::Failed(_)) => "failed",
         };
         self.metrics
             .questions
@@ -310,11 +328,6 @@ impl Inner {
         installation: &Installation,
         question: &Question,
     ) -> Result<Value, AskError> {
-        let failed = |error: &dyn std::fmt::Display| AskError::Failed(error.to_string());
-        self.policy
-            .load()
-            .check(&link.instance_url)
-            .map_err(|error| failed(&error))?;
         let (page, limit);
         let (method, path, parameters) = match question {
             Question::Workspaces { search } => (
@@ -336,21 +349,49 @@ impl Inner {
             }
             Question::Associate { .. } => (Method::POST, "/repositories/associate", Vec::new()),
         };
-        let base_path = format!("{}{CONNECT_PATH}", link.instance_url.path());
-        let target =
-            AgreedTarget::new(&base_path, path, &parameters).map_err(|error| failed(&error))?;
-        let key = SharedKey::new(held_secret(link, installation));
-        let qsh = target.qsh(method.as_str());
-        let token = key.sign(link.client_key.as_str(), &qsh, None, clock::now());
-        let mut authorization =
-            HeaderValue::try_from(format!("JWT {token}")).map_err(|error| failed(&error))?;
-        authorization.set_sensitive(true);
         let body = match question {
             Question::Associate { id } => serde_json::json!({ "id": id }).to_string(),
             _ => String::new(),
         };
+        let asking = Asking {
+            method,
+            path,
+            parameters: &parameters,
+            account_id: None,
+            body,
+        };
+        let answer = self.exchange(link, installation, asking).await?;
+        match answer.status() {
+            StatusCode::OK => serde_json::from_slice(answer.body()).map_err(|_| AskError::NoJson),
+            StatusCode::NOT_FOUND => Err(AskError::Unknown),
+            status => Err(AskError::Refused(status)),
+        }
+    }
+
+    /// One signed call to an instance, and whatever it answers.
+    pub(super) async fn exchange(
+        &self,
+        link: &Link,
+        installation: &Installation,
+        asking: Asking<'_>,
+    ) -> Result<Response<Bytes>, DeliveryError> {
+        self.policy.load().check(&link.instance_url)?;
+        let base_path = format!("{}{CONNECT_PATH}", link.instance_url.path());
+        let target = AgreedTarget::new(&base_path, asking.path, asking.parameters)
+            .map_err(|_| DeliveryError::Address)?;
+        let key = SharedKey::new(held_secret(link, installation));
+        let qsh = target.qsh(asking.method.as_str());
+        let token = key.sign(
+            link.client_key.as_str(),
+            &qsh,
+            asking.account_id,
+            clock::now(),
+        );
+        let mut authorization =
+            HeaderValue::try_from(format!("JWT {token}")).map_err(|_| DeliveryError::Address)?;
+        authorization.set_sensitive(true);
         let mut request = Request::builder()
-            .method(method)
+            .method(asking.method)
             .uri(format!(
                 "{}{}",
                 link.instance_url.origin(),
@@ -358,14 +399,13 @@ impl Inner {
             ))
             .header(header::ACCEPT, "application/json")
             .header(header::AUTHORIZATION, authorization);
-        if !body.is_empty() {
+        if !asking.body.is_empty() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
         let request = request
-            .body(Full::new(Bytes::from(body)))
-            .map_err(|error| failed(&error))?;
-        let answer = self
-            .client
+            .body(Full::new(Bytes::from(asking.body)))
+            .map_err(|_| DeliveryError::Address)?;
+        self.client
             .send(
                 Destination::Named,
                 request,
@@ -373,18 +413,12 @@ impl Inner {
                 ANSWER_MAX_BYTES,
             )
             .await
-            .map_err(|error| failed(&error))?;
-        match answer.status() {
-            StatusCode::OK => serde_json::from_slice(answer.body())
-                .map_err(|_| AskError::Failed("what came is no JSON".to_owned())),
-            StatusCode::NOT_FOUND => Err(AskError::Unknown),
-            status => Err(AskError::Refused(status)),
-        }
+            .map_err(DeliveryError::Send)
     }
 }
 
 /// What the instance most likely holds: the newest secret that it confirmed.
-fn held_secret<'a>(link: &'a Link, installation: &'a Installation) -> &'a SharedSecret {
+pub(super) fn held_secret<'a>(link: &'a Link, installation: &'a Installation) -> &'a SharedSecret {
     match link.mode {
         LinkMode::Direct => &installation.shared_secret,
         LinkMode::Relay => link.confirmed_secret(),

@@ -4,11 +4,18 @@
 //! its proxy URL is wrong, or it could not verify what it got. All instances fetch the same key, so a fetch is
 //! proof only for an attempt that no other one overlapped.
 
-use std::{collections::VecDeque, net::IpAddr, sync::Mutex};
+use std::{
+    collections::{HashMap, VecDeque},
+    net::IpAddr,
+    sync::Mutex,
+};
 
 use tokio::time::Instant;
 
 use crate::domain::KeyId;
+
+/// Probes under way at once.
+const BAITS_MAX: usize = 256;
 
 /// Fetches remembered; the oldest make room.
 const REMEMBERED: usize = 4096;
@@ -41,11 +48,20 @@ pub struct Attempt<'a> {
     others_at_start: bool,
 }
 
+/// A kid that exists only to see whether one instance comes for it.
+#[derive(Debug)]
+pub struct Bait<'a> {
+    fetches: &'a KeyFetches,
+    kid: KeyId,
+}
+
 #[derive(Debug, Default)]
 struct Seen {
     fetches: VecDeque<Fetch>,
     attempts_started: u64,
     attempts_under_way: usize,
+    /// Kids of probes, and who came for them.
+    baits: HashMap<KeyId, Option<IpAddr>>,
 }
 
 #[derive(Clone, Debug)]
@@ -68,6 +84,27 @@ impl KeyFetches {
                 at: Instant::now(),
             });
         });
+    }
+
+    /// Lays out a kid that nobody else knows; it is gone when the value is dropped. `None` if too many are out.
+    pub fn bait(&self) -> Option<Bait<'_>> {
+        let kid = KeyId::generate();
+        let room = self.with(|seen| {
+            let room = seen.baits.len() < BAITS_MAX;
+            if room {
+                seen.baits.insert(kid.clone(), None);
+            }
+            room
+        });
+        room.then_some(Bait { fetches: self, kid })
+    }
+
+    /// Somebody asks for a key that is not ours. Returns whether it was a bait.
+    pub fn bite(&self, kid: &KeyId, peer: IpAddr) -> bool {
+        self.with(|seen| {
+            let bait = seen.baits.get_mut(kid);
+            bait.map(|bitten| *bitten = Some(peer)).is_some()
+        })
     }
 
     /// An attempt begins; it ends when the value is dropped.
@@ -116,6 +153,25 @@ impl Attempt<'_> {
     }
 }
 
+impl Bait<'_> {
+    /// The kid to put into a token.
+    pub fn kid(&self) -> &KeyId {
+        &self.kid
+    }
+
+    /// Who came for it.
+    pub fn bitten_by(&self) -> Option<IpAddr> {
+        self.fetches
+            .with(|seen| seen.baits.get(&self.kid).copied().flatten())
+    }
+}
+
+impl Drop for Bait<'_> {
+    fn drop(&mut self) {
+        self.fetches.with(|seen| seen.baits.remove(&self.kid));
+    }
+}
+
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         self.fetches.with(|seen| seen.attempts_under_way -= 1);
@@ -125,6 +181,21 @@ impl Drop for Attempt<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bait_is_bitten_by_whoever_was_shown_it() {
+        let (fetches, peer) = (KeyFetches::default(), IpAddr::from([10, 0, 0, 1]));
+        let (bait, other) = (
+            fetches.bait().expect("bait"),
+            fetches.bait().expect("another"),
+        );
+        assert!(fetches.bite(bait.kid(), peer));
+        assert_eq!(bait.bitten_by(), Some(peer));
+        assert_eq!(other.bitten_by(), None);
+        let kid = bait.kid().clone();
+        drop(bait);
+        assert!(!fetches.bite(&kid, peer), "it is gone");
+    }
 
     #[test]
     fn a_fetch_is_proof_for_an_attempt_that_was_alone() {

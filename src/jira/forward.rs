@@ -139,6 +139,7 @@ impl Forwarder {
         authorization.set_sensitive(true);
         let mut uri = site.origin.clone().into_parts();
         uri.path_and_query = Some(target.path_and_query.clone());
+        let has_body = !body.is_empty();
         let mut request = Request::new(Full::new(body));
         *request.uri_mut() = Uri::from_parts(uri).map_err(unsendable)?;
         *request.method_mut() = method(call);
@@ -148,7 +149,7 @@ impl Forwarder {
         headers.insert(header::ACCEPT, json.clone());
         headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
         // Jira answers 403 to a GET with a body (Atlassian CHANGE-2328), and a DELETE needs none.
-        if let JiraCall::Submit(_) = call {
+        if has_body {
             headers.insert(header::CONTENT_TYPE, json);
         }
         let started = Instant::now();
@@ -229,6 +230,9 @@ impl Forwarder {
                 "/rest/api/3/user",
                 &[("accountId", account_id), ("expand", "groups")],
             ),
+            JiraCall::Permissions => {
+                SignedTarget::new("POST", "/rest/api/3/permissions/check", &[])
+            }
         }
     }
 }
@@ -245,7 +249,7 @@ impl SignedTarget {
 
 fn method(call: &JiraCall) -> Method {
     match call {
-        JiraCall::Submit(_) => Method::POST,
+        JiraCall::Submit(_) | JiraCall::Permissions => Method::POST,
         JiraCall::DeleteBranch { .. } | JiraCall::DeleteMarked { .. } => Method::DELETE,
         JiraCall::User { .. } => Method::GET,
     }

@@ -21,7 +21,9 @@ pub fn touches(call: &JiraCall, body: &[u8]) -> Touches {
             entities: vec![(hash(&["branches", repository, branch]), None)],
             ..Touches::default()
         },
-        JiraCall::DeleteMarked { .. } | JiraCall::User { .. } => Touches::default(),
+        JiraCall::DeleteMarked { .. } | JiraCall::User { .. } | JiraCall::Permissions => {
+            Touches::default()
+        }
     }
 }
 

@@ -192,6 +192,11 @@ impl Rule {
 }
 
 impl Qsh {
+    /// The fixed text of a token that is bound to no request.
+    pub fn context() -> Self {
+        Self(CONTEXT.to_owned())
+    }
+
     /// Hashes a canonical form.
     pub fn of(canonical: &str) -> Self {
         Self(hex_digest(canonical.as_bytes()))

@@ -13,7 +13,7 @@ use super::{UnverifiedToken, VerifyError, qsh::Qsh};
 use crate::domain::SharedSecret;
 
 /// Life of a token. Atlassian advises three minutes at the most.
-const TOKEN_LIFE_SECS: i64 = 180;
+pub const TOKEN_LIFE_SECS: i64 = 180;
 
 /// `{"alg":"HS256","typ":"JWT"}`
 const HEADER: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9";

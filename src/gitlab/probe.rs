@@ -1,0 +1,364 @@
+//! Whether an instance is ready to be linked: what GitLab's own page makes a person tick off, looked up instead.
+//!
+//! Every check asks the instance what any stranger may ask, sends no secret and changes nothing there, so it can be
+//! made before there is a link.
+
+use std::{sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{
+    KeyFetches,
+    deliver::{DeliveryError, audiences},
+};
+use crate::{
+    client::{Client, Destination},
+    domain::{CONNECT_PATH, InstancePolicy, InstanceUrl, KeyId},
+    jwt::qsh::AgreedTarget,
+};
+
+/// A person waits.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+const ANSWER_MAX_BYTES: usize = 64 * 1024;
+
+/// Looks at instances; cheap to clone.
+#[derive(Clone)]
+pub struct Prober {
+    /// Dials.
+    pub client: Client,
+    /// Who may be dialled.
+    pub policy: Arc<ArcSwap<InstancePolicy>>,
+    /// Knows who came for a key.
+    pub key_fetches: Arc<KeyFetches>,
+    /// Our origin: what a browser names in `Origin`.
+    pub public_url: Arc<str>,
+    /// What an instance should have as its Jira Connect Proxy URL.
+    pub proxy_url: Arc<str>,
+    /// Where an instance's OAuth application should lead back to.
+    pub redirect_uri: Arc<str>,
+}
+
+/// What can be looked up, in the order in which it makes sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Check {
+    /// Something answers at the address.
+    Reachable,
+    /// It is a GitLab with the Connect endpoints.
+    Gitlab,
+    /// Our address is its Jira Connect Proxy URL.
+    ProxyUrl,
+    /// It comes to us for public keys.
+    PublicKey,
+    /// It has an OAuth application, so that people can sign in to link groups.
+    OauthApplication,
+}
+
+/// How a check ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// As it should be.
+    Ok,
+    /// The link will work, something else will not.
+    Warn,
+    /// The link will not work.
+    Fail,
+    /// It can't be told.
+    Unknown,
+}
+
+/// What a check found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// How it ended.
+    pub verdict: Verdict,
+    /// Stable name.
+    pub code: &'static str,
+    /// One sentence.
+    pub message: String,
+    /// What to do, if anything.
+    pub hint: Option<String>,
+}
+
+impl Prober {
+    /// Makes one check.
+    pub async fn look(&self, instance: &InstanceUrl, check: Check, now: Timestamp) -> Finding {
+        if let Err(error) = self.policy.load().check(instance) {
+            return self.no_answer(&DeliveryError::Policy(error));
+        }
+        let found = match check {
+            Check::Reachable => self.reachable(instance).await,
+            Check::Gitlab => self.gitlab(instance).await,
+            Check::ProxyUrl => self.proxy_url(instance).await,
+            Check::PublicKey => self.public_key(instance, now).await,
+            Check::OauthApplication => self.oauth_application(instance).await,
+        };
+        found.unwrap_or_else(|error| self.no_answer(&error))
+    }
+
+    /// Any answer will do that is not a gateway's or a signpost.
+    async fn reachable(&self, instance: &InstanceUrl) -> Result<Finding, DeliveryError> {
+        let answer = self.application_id(instance).await?;
+        Ok(match answer.status().as_u16() {
+            300..=399 => {
+                let location = answer.headers().get(header::LOCATION);
+                let location = location.and_then(|location| location.to_str().ok());
+                let location: String = location.unwrap_or("elsewhere").chars().take(255).collect();
+                Finding::fail(
+                    "redirected",
+                    format!("the address redirects to {location}"),
+                    "give the address that it really has",
+                )
+            }
+            status @ 502..=504 => Finding::fail(
+                "instance_unavailable",
+                format!("what stands before the instance answers {status}"),
+                "the instance is down or starting: try again later",
+            ),
+            _ => Finding::ok("reachable", "the relay reaches it"),
+        })
+    }
+
+    /// Every GitLab describes itself as an app, to anybody (GitLab `app_descriptor_controller.rb`); no other program
+    /// uses that key. The versions before signed installs can't work with us.
+    async fn gitlab(&self, instance: &InstanceUrl) -> Result<Finding, DeliveryError> {
+        let answer = self.get(instance, "/app_descriptor").await?;
+        let descriptor: Value = match answer.status() {
+            StatusCode::OK => serde_json::from_slice(answer.body()).unwrap_or_default(),
+            _ => Value::Null,
+        };
+        let key = descriptor.get("key").and_then(Value::as_str);
+        let is_gitlab = key.is_some_and(|key| key.starts_with("gitlab-jira-connect-"));
+        let signed = descriptor.pointer("/apiMigrations/signed-install");
+        Ok(if !is_gitlab {
+            Finding::fail(
+                "not_gitlab",
+                "there is no GitLab at this address, or something before it hides /-/jira_connect",
+                "check host and sub-path; a reverse proxy must let /-/jira_connect through",
+            )
+        } else if signed.and_then(Value::as_bool) == Some(true) {
+            Finding::ok("gitlab", "it is a GitLab")
+        } else {
+            Finding::fail(
+                "gitlab_too_old",
+                "it is a GitLab older than 15.7",
+                "update it",
+            )
+        })
+    }
+
+    /// GitLab lets exactly the origin in its setting read the application id from a browser (GitLab
+    /// `config/application.rb`); before, it named the setting's text to everybody, and before that `*`.
+    async fn proxy_url(&self, instance: &InstanceUrl) -> Result<Finding, DeliveryError> {
+        let proxy_url = &self.proxy_url;
+        let hint = format!(
+            "in GitLab: Admin area, Settings, General, GitLab for Jira App; set Jira Connect Proxy URL to exactly {proxy_url}"
+        );
+        if *proxy_url != self.public_url {
+            return Ok(Finding::unknown(
+                "proxy_url_unknown",
+                "it can't be seen from outside which Jira Connect Proxy URL it has",
+                &hint,
+            ));
+        }
+        let answer = self.application_id(instance).await?;
+        let allowed = answer.headers().get(header::ACCESS_CONTROL_ALLOW_ORIGIN);
+        Ok(match allowed.and_then(|origin| origin.to_str().ok()) {
+            Some(origin) if *origin == **proxy_url => {
+                Finding::ok("proxy_url", "its Jira Connect Proxy URL is this relay")
+            }
+            Some("*") => Finding::unknown(
+                "proxy_url_unknown",
+                "this old GitLab does not show which Jira Connect Proxy URL it has",
+                &hint,
+            ),
+            Some(other) => {
+                let other: String = other.chars().take(255).collect();
+                Finding::fail(
+                    "proxy_url_other",
+                    format!("its Jira Connect Proxy URL is {other}"),
+                    &hint,
+                )
+            }
+            None => Finding::fail(
+                "proxy_url_missing",
+                "its Jira Connect Proxy URL is not this relay",
+                &hint,
+            ),
+        })
+    }
+
+    /// Shows it a token with a kid that nobody else knows, and looks whether it comes for the key. The key does not
+    /// exist and nothing is signed, so whatever else the instance does, it refuses.
+    async fn public_key(
+        &self,
+        instance: &InstanceUrl,
+        now: Timestamp,
+    ) -> Result<Finding, DeliveryError> {
+        let Some(bait) = self.key_fetches.bait() else {
+            return Ok(Finding::unknown(
+                "too_many_checks",
+                "too many instances are being checked at the moment",
+                "try again in a minute",
+            ));
+        };
+        let target = target(instance, "/events/installed")?;
+        let token = unsigned_token(instance, bait.kid(), &target, now);
+        let form = form_urlencoded::Serializer::new(String::new())
+            .append_pair("clientKey", PROBE_CLIENT_KEY)
+            .append_pair("eventType", "installed")
+            .append_pair("jwt", &token)
+            .finish();
+        let request = Request::post(format!("{}{}", instance.origin(), target.path_and_query()))
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(Full::new(Bytes::from(form)))
+            .map_err(|_| DeliveryError::Address)?;
+        let answer = self.send(request).await;
+        if bait.bitten_by().is_some() {
+            return Ok(Finding::ok(
+                "public_key",
+                "it fetches public keys from this relay",
+            ));
+        }
+        let status = answer?.status();
+        Ok(if status == StatusCode::UNAUTHORIZED {
+            Finding::fail(
+                "public_key_not_fetched",
+                "it does not come to this relay for public keys",
+                format!(
+                    "its Jira Connect Proxy URL must be {}, and it must be able to reach that address",
+                    self.proxy_url
+                ),
+            )
+        } else {
+            Finding::fail(
+                "events_refused",
+                format!("it answers {status} where GitLab takes events from Jira"),
+                "let the relay POST to /-/jira_connect/events, and check host and sub-path",
+            )
+        })
+    }
+
+    async fn oauth_application(&self, instance: &InstanceUrl) -> Result<Finding, DeliveryError> {
+        let answer = self.application_id(instance).await?;
+        let found: Value = serde_json::from_slice(answer.body()).unwrap_or_default();
+        let id = found.get("application_id").and_then(Value::as_str);
+        if answer.status() == StatusCode::OK && id.is_some_and(|id| !id.trim().is_empty()) {
+            return Ok(Finding::ok(
+                "oauth_application",
+                "it has an OAuth application to sign in with",
+            ));
+        }
+        Ok(Finding {
+            verdict: Verdict::Warn,
+            code: "oauth_application_missing",
+            message: "it has no OAuth application, so nobody can sign in to link groups".to_owned(),
+            hint: Some(format!(
+                "in GitLab: Admin area, Applications; redirect URI {}, scope api, neither trusted nor confidential; then enter its id under Settings, General, GitLab for Jira App",
+                self.redirect_uri
+            )),
+        })
+    }
+
+    async fn application_id(
+        &self,
+        instance: &InstanceUrl,
+    ) -> Result<Response<Bytes>, DeliveryError> {
+        self.get(instance, "/oauth_application_id").await
+    }
+
+    async fn get(
+        &self,
+        instance: &InstanceUrl,
+        path: &str,
+    ) -> Result<Response<Bytes>, DeliveryError> {
+        let target = target(instance, path)?;
+        let request = Request::builder()
+            .method(Method::GET)
+            .uri(format!("{}{}", instance.origin(), target.path_and_query()))
+            .header(header::ACCEPT, "application/json")
+            .header(header::ORIGIN, &*self.public_url)
+            .body(Full::default())
+            .map_err(|_| DeliveryError::Address)?;
+        self.send(request).await
+    }
+
+    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, DeliveryError> {
+        self.client
+            .send(Destination::Named, request, PATIENCE, ANSWER_MAX_BYTES)
+            .await
+            .map_err(DeliveryError::Send)
+    }
+
+    fn no_answer(&self, error: &DeliveryError) -> Finding {
+        Finding::fail(error.code(), error.to_string(), error.hint(&self.proxy_url))
+    }
+}
+
+/// No site has it: nothing can come of a probe.
+const PROBE_CLIENT_KEY: &str = "jira-connect-proxy-probe";
+
+fn target(instance: &InstanceUrl, path: &str) -> Result<AgreedTarget, DeliveryError> {
+    AgreedTarget::new(&format!("{}{CONNECT_PATH}", instance.path()), path, &[])
+        .map_err(|_| DeliveryError::Address)
+}
+
+/// GitLab reads header and claims before it comes for the key (GitLab `lib/atlassian/jira_connect/jwt/asymmetric.rb`).
+fn unsigned_token(
+    instance: &InstanceUrl,
+    kid: &KeyId,
+    target: &AgreedTarget,
+    now: Timestamp,
+) -> String {
+    let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let header = serde_json::json!({ "alg": "RS256", "typ": "JWT", "kid": kid.as_str() });
+    let claims = serde_json::json!({
+        "iss": PROBE_CLIENT_KEY,
+        "aud": audiences(instance),
+        "qsh": target.qsh("POST").as_str(),
+        "iat": now.as_second(),
+        "exp": now.as_second().saturating_add(60),
+    });
+    let signature = URL_SAFE_NO_PAD.encode([0_u8; 384]);
+    format!("{}.{}.{signature}", part(&header), part(&claims))
+}
+
+impl Finding {
+    /// All is well.
+    pub fn ok(code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            verdict: Verdict::Ok,
+            code,
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    /// It must be mended.
+    pub fn fail(code: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self {
+            verdict: Verdict::Fail,
+            code,
+            message: message.into(),
+            hint: Some(hint.into()),
+        }
+    }
+
+    fn unknown(code: &'static str, message: &str, hint: &str) -> Self {
+        Self {
+            verdict: Verdict::Unknown,
+            code,
+            message: message.to_owned(),
+            hint: Some(hint.to_owned()),
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Whether a Jira user may change anything: Jira itself is asked.
+//!
+//! A context token proves who somebody is and says nothing of rights, and the condition `user_is_admin` of the page's
+//! module only hides it. Groups are no proof either: "site-admins" and "org-admins" are names, and Jira admins need not
+//! be in them. So the permission itself is asked for (Jira REST v3, `POST /rest/api/3/permissions/check`), with the
+//! app's own token, which may ask about anybody.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::StatusCode;
+use jiff::Timestamp;
+use quick_cache::sync::Cache;
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use super::Forwarder;
+use crate::{
+    client::read_answer,
+    domain::{ClientKey, Installation, JiraCall},
+    reject::{Reject, RejectKind},
+};
+
+/// A page asks every few seconds, and rights change seldom. Who was just made an admin should not wait long.
+const ADMIN_FOR: Duration = Duration::from_secs(60);
+const NO_ADMIN_FOR: Duration = Duration::from_secs(10);
+
+/// Users whose rights are remembered.
+const USERS_MAX: usize = 10_000;
+
+const ANSWER_MAX_BYTES: usize = 64 * 1024;
+
+/// Tells Jira admins from others.
+pub struct Admins {
+    forwarder: Arc<Forwarder>,
+    known: Cache<(ClientKey, String), (bool, Instant)>,
+}
+
+/// Why somebody may change nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotProven {
+    /// The token names nobody. Asked without an account, Jira would answer for the app itself.
+    #[error("the token names no Jira user")]
+    Nobody,
+    /// Jira says no.
+    #[error("you are not an administrator of this Jira site")]
+    NoAdmin,
+    /// Jira says nothing.
+    #[error("Jira could not be asked whether you are an administrator")]
+    Unknown(String),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Permissions {
+    #[serde(default)]
+    global_permissions: Vec<String>,
+}
+
+impl Admins {
+    /// Asks through the forwarder.
+    pub fn new(forwarder: Arc<Forwarder>) -> Self {
+        Self {
+            forwarder,
+            known: Cache::new(USERS_MAX),
+        }
+    }
+
+    /// Succeeds for an administrator of the site.
+    pub async fn prove(
+        &self,
+        installation: &Arc<Installation>,
+        account_id: Option<&str>,
+        now: Timestamp,
+    ) -> Result<(), NotProven> {
+        let account_id = account_id
+            .filter(|account_id| !account_id.is_empty())
+            .ok_or(NotProven::Nobody)?;
+        let user = (installation.client_key.clone(), account_id.to_owned());
+        let known = self.known.get(&user).filter(|(is_admin, since)| {
+            since.elapsed() < if *is_admin { ADMIN_FOR } else { NO_ADMIN_FOR }
+        });
+        let is_admin = match known {
+            Some((is_admin, _)) => is_admin,
+            None => {
+                let is_admin = self.ask(installation, account_id, now).await?;
+                self.known.insert(user, (is_admin, Instant::now()));
+                is_admin
+            }
+        };
+        if is_admin {
+            Ok(())
+        } else {
+            Err(NotProven::NoAdmin)
+        }
+    }
+
+    async fn ask(
+        &self,
+        installation: &Arc<Installation>,
+        account_id: &str,
+        now: Timestamp,
+    ) -> Result<bool, NotProven> {
+        let unknown = |error: &dyn std::fmt::Display| NotProven::Unknown(error.to_string());
+        let question = serde_json::json!({
+            "accountId": account_id,
+            "globalPermissions": ["ADMINISTER"],
+        });
+        let answer = self
+            .forwarder
+            .call(
+                installation,
+                &JiraCall::Permissions,
+                Bytes::from(question.to_string()),
+                now,
+            )
+            .await
+            .map_err(|error| unknown(&error))?;
+        match answer.status() {
+            StatusCode::OK => {}
+            // There is no such user on this site.
+            StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND => return Ok(false),
+            status => return Err(unknown(&format!("Jira answered {status}"))),
+        }
+        let answer = read_answer(answer, ANSWER_MAX_BYTES);
+        let answer = tokio::time::timeout(self.forwarder.timeout(), answer)
+            .await
+            .map_err(|error| unknown(&error))?
+            .map_err(|error| unknown(&error))?;
+        let permissions: Permissions = serde_json::from_slice(answer.body())
+            .map_err(|_| unknown(&"what Jira answered is no list of permissions"))?;
+        let granted = permissions.global_permissions;
+        Ok(granted.iter().any(|permission| permission == "ADMINISTER"))
+    }
+}
+
+impl From<NotProven> for Reject {
+    fn from(reason: NotProven) -> Self {
+        let message = reason.to_string();
+        match reason {
+            NotProven::Nobody | NotProven::NoAdmin => Self::new(
+                RejectKind::Forbidden,
+                "not_jira_admin",
+                message,
+                "ask somebody with the global permission \"Administer Jira\"",
+            ),
+            NotProven::Unknown(cause) => Self {
+                internal: Some(cause),
+                ..Self::new(
+                    RejectKind::Unavailable,
+                    "jira_unavailable",
+                    message,
+                    "try again in a minute; nothing was changed",
+                )
+            },
+        }
+    }
+}
