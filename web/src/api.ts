@@ -1,0 +1,226 @@
+// The relay's API for this page.
+
+import type { Boot } from "./boot.ts";
+import { type Host, HostError } from "./host.ts";
+import { texts } from "./texts.ts";
+
+export type LinkState = "pending" | "connected" | "failing" | "removing";
+
+export interface Cause {
+  code: string;
+  message: string;
+  hint: string | null;
+  /** The request's id, which finds its line in the relay's log. */
+  id: string | null;
+}
+
+export interface Link {
+  id: string;
+  instance_url: string;
+  state: LinkState;
+  gitlab_version: string | null;
+  last_seen_at: string | null;
+  created_at: string;
+  attempts: number;
+  next_attempt_at: string | null;
+  last_error: (Cause & { at: string }) | null;
+  purge: { state: "pending" | "done"; last_error: Cause | null } | null;
+  can_purge: boolean;
+  can_undo: boolean;
+}
+
+export interface Links {
+  site: string;
+  may_change: boolean;
+  reason: Cause | null;
+  links: Link[];
+}
+
+export interface LinkedGroup {
+  id: number;
+  name: string;
+  full_name: string;
+  description: string | null;
+  avatar_url: string | null;
+  created_at: string | null;
+}
+
+export const CHECKS = [
+  "address",
+  "reachable",
+  "gitlab",
+  "proxy_url",
+  "public_key",
+  "oauth_application",
+] as const;
+export type Check = (typeof CHECKS)[number];
+
+export interface CheckResult extends Cause {
+  check: Check;
+  instance_url: string;
+  verdict: "ok" | "warn" | "fail" | "unknown";
+}
+
+export interface SignIn {
+  application_id: string;
+  authorize_url: string;
+  token_url: string;
+  api_url: string;
+  redirect_uri: string;
+  scope: string;
+  private_network: boolean;
+}
+
+export interface ContextToken {
+  token: string;
+  expires_at: string;
+}
+
+/** Why a call to the relay gave nothing; the relay's own words where it had a say. */
+export class RelayError extends Error implements Cause {
+  readonly code: string;
+  readonly hint: string | null;
+  readonly id: string | null;
+
+  constructor(cause: Cause) {
+    super(cause.message);
+    this.code = cause.code;
+    this.hint = cause.hint;
+    this.id = cause.id;
+  }
+}
+
+export interface Api {
+  links(): Promise<Links>;
+  add(instanceUrl: string): Promise<Link>;
+  remove(linkId: string, purge: boolean): Promise<Link>;
+  resend(linkId: string): Promise<Link>;
+  check(instanceUrl: string, check: Check): Promise<CheckResult>;
+  groups(linkId: string): Promise<LinkedGroup[]>;
+  unlinkGroup(linkId: string, groupId: number): Promise<void>;
+  signIn(linkId: string): Promise<SignIn>;
+  contextToken(linkId: string): Promise<ContextToken>;
+}
+
+// Above the relay's own deadlines, so that its explanation arrives rather than ours.
+const ANSWER_MAX_MS = 60_000;
+
+export function relayApi(boot: Boot, host: Host, onSessionExpired: () => void): Api {
+  const links = `${boot.base}/links`;
+  const of = (linkId: string) => `${links}/${encodeURIComponent(linkId)}`;
+
+  async function call<T>(method: string, path: string, body?: object): Promise<T> {
+    try {
+      try {
+        return await callOnce<T>(method, path, body);
+      } catch (error) {
+        if (!isTokenError(error)) {
+          throw error;
+        }
+        return await callOnce<T>(method, path, body);
+      }
+    } catch (error) {
+      if (isTokenError(error)) {
+        onSessionExpired();
+      }
+      throw error;
+    }
+  }
+
+  async function callOnce<T>(method: string, path: string, body?: object): Promise<T> {
+    const token = await host.token();
+    const headers: Record<string, string> = { Authorization: `JWT ${token}` };
+    if (body) {
+      headers["Content-Type"] = "application/json";
+    }
+    const abort = new AbortController();
+    const timer = setTimeout(() => abort.abort(), ANSWER_MAX_MS);
+    try {
+      const response = await fetch(path, {
+        method,
+        headers,
+        body: body ? JSON.stringify(body) : null,
+        credentials: "omit",
+        cache: "no-store",
+        signal: abort.signal,
+      });
+      const text = await response.text();
+      if (!response.ok) {
+        throw refusal(response.status, text);
+      }
+      return (text ? JSON.parse(text) : undefined) as T;
+    } catch (error) {
+      throw error instanceof RelayError ? error : silence(error);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  return {
+    links: () => call("GET", links),
+    add: (instance_url) => call("POST", links, { instance_url }),
+    remove: (linkId, purge) => call("DELETE", of(linkId) + (purge ? "?purge=true" : "")),
+    resend: (linkId) => call("POST", `${of(linkId)}/resend`),
+    check: (instance_url, check) => call("POST", `${links}/check`, { instance_url, check }),
+    groups: async (linkId) =>
+      (await call<{ groups: LinkedGroup[] }>("GET", `${of(linkId)}/groups`)).groups,
+    unlinkGroup: (linkId, groupId) => call("DELETE", `${of(linkId)}/groups/${groupId}`),
+    signIn: (linkId) => call("POST", `${of(linkId)}/sign_in`),
+    contextToken: (linkId) => call("POST", `${of(linkId)}/context_token`),
+  };
+}
+
+/** What is known about any failure, in the form that the page shows. */
+export function causeOf(error: unknown): Cause {
+  if (error instanceof RelayError) {
+    return explained({ ...error, message: error.message });
+  }
+  if (error instanceof HostError) {
+    return { code: error.failure, ...texts.hostFailures[error.failure], id: null };
+  }
+  return { code: "page_failed", ...texts.pageFailed(String(error)), id: null };
+}
+
+/** The relay's words, or better ones for a Jira admin. */
+export function explained<T extends Cause>(cause: T): T {
+  const { message, hint } = { ...cause, ...texts.relayErrors[cause.code] };
+  return { ...cause, message: capitalised(message), hint: hint && capitalised(hint) };
+}
+
+// The relay's sentences also stand behind a colon in its log, so they start small.
+function capitalised(text: string) {
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
+
+function isTokenError(error: unknown) {
+  return (
+    error instanceof HostError || (error instanceof RelayError && error.code.startsWith("token_"))
+  );
+}
+
+function refusal(status: number, text: string): RelayError {
+  try {
+    const { code, message, hint = null, id = null } = JSON.parse(text).error;
+    return new RelayError({ code, message, hint, id });
+  } catch {
+    // A load balancer in front of the relay answers in its own words, usually HTML.
+    return new RelayError({
+      code: "answer_not_understood",
+      ...texts.notUnderstood(status),
+      id: null,
+    });
+  }
+}
+
+function silence(error: unknown): RelayError {
+  if (error instanceof SyntaxError) {
+    return new RelayError({ code: "answer_not_understood", ...texts.notUnderstood(200), id: null });
+  }
+  const timedOut = error instanceof DOMException && error.name === "AbortError";
+  if (timedOut) {
+    return new RelayError({ code: "relay_timed_out", ...texts.relayTimedOut, id: null });
+  }
+  return navigator.onLine
+    ? new RelayError({ code: "relay_unreachable", ...texts.relayUnreachable, id: null })
+    : new RelayError({ code: "offline", ...texts.offline, id: null });
+}

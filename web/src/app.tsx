@@ -1,0 +1,81 @@
+// The page from the outside in: Jira must answer, then the session must hold, then the work begins.
+
+import { useCallback, useEffect, useState } from "preact/hooks";
+import { type Api, type Cause, causeOf, relayApi } from "./api.ts";
+import type { Boot } from "./boot.ts";
+import { Button } from "./components/button.tsx";
+import { SectionMessage } from "./components/section_message.tsx";
+import { Loading } from "./components/spinner.tsx";
+import { Workspace } from "./components/workspace.tsx";
+import { connectHost, type Host, retryHostScript } from "./host.ts";
+import { texts } from "./texts.ts";
+
+export function App({ boot }: { boot: Boot }) {
+  const [host, setHost] = useState<Host | null>(null);
+  const [api, setApi] = useState<Api | null>(null);
+  const [failure, setFailure] = useState<Cause | null>(null);
+  const [expired, setExpired] = useState(false);
+
+  const connect = useCallback(async () => {
+    setFailure(null);
+    try {
+      const connected = await connectHost();
+      setApi(relayApi(boot, connected, () => setExpired(true)));
+      setHost(connected);
+    } catch (error) {
+      setFailure(causeOf(error));
+    }
+  }, [boot]);
+
+  useEffect(() => {
+    connect();
+  }, [connect]);
+
+  const retry = () => {
+    retryHostScript();
+    connect();
+  };
+
+  if (failure) {
+    return (
+      <Notice title={failure.message} text={failure.hint} action={texts.tryAgain} onAct={retry} />
+    );
+  }
+  if (!host || !api) {
+    return <Loading text={texts.connecting} />;
+  }
+  if (expired) {
+    return (
+      <Notice
+        title={texts.sessionExpiredTitle}
+        text={texts.sessionExpired}
+        action={texts.reloadPage}
+        onAct={host.reload}
+      />
+    );
+  }
+  return <Workspace boot={boot} host={host} api={api} />;
+}
+
+interface NoticeProps {
+  title: string;
+  text: string | null;
+  action: string;
+  onAct: () => void;
+}
+
+function Notice({ title, text, action, onAct }: NoticeProps) {
+  return (
+    <main class="page">
+      <h1>{texts.appName}</h1>
+      <SectionMessage
+        appearance="warning"
+        title={title}
+        alert
+        actions={<Button onClick={onAct}>{action}</Button>}
+      >
+        <p>{text}</p>
+      </SectionMessage>
+    </main>
+  );
+}

@@ -1,0 +1,284 @@
+import { useCallback, useEffect, useRef, useState } from "preact/hooks";
+import { type Api, type Cause, type ContextToken, causeOf, type Link } from "../api.ts";
+import { rescueFocus } from "../focus.ts";
+import { GitlabError, type GitlabSession, type Group, type GroupPage } from "../gitlab.ts";
+import { useLinkedGroups } from "../linked_groups.ts";
+import { forSeveral } from "../several.ts";
+import { texts } from "../texts.ts";
+import { Button } from "./button.tsx";
+import { Failure } from "./failure.tsx";
+import { GroupRow } from "./group_row.tsx";
+import { Lozenge } from "./lozenge.tsx";
+import { type Outcome, Outcomes } from "./outcomes.tsx";
+import { Pagination } from "./pagination.tsx";
+import { Progress } from "./progress.tsx";
+import { Loading } from "./spinner.tsx";
+import { Unreachable } from "./unreachable.tsx";
+
+interface GroupPickerProps {
+  api: Api;
+  link: Link;
+  session: GitlabSession;
+  onSignOut: () => void;
+  /** GitLab no longer takes the access token. */
+  onEnded: () => void;
+}
+
+const DEBOUNCE_MS = 300;
+const SEARCH_MIN_CHARS = 3;
+const CONTEXT_TOKEN_MIN_LEFT_MS = 60_000;
+
+export function GroupPicker({ api, link, session, onSignOut, onEnded }: GroupPickerProps) {
+  const alreadyLinked = useLinkedGroups(api, link.id, true);
+  const [typed, setTyped] = useState("");
+  const [query, setQuery] = useState({ search: "", page: 1 });
+  // The last answer stays in sight, and the focus on its controls, while the next one is on its way.
+  const [found, setFound] = useState<GroupPage | null>(null);
+  const [loading, setLoading] = useState(true);
+  const [problem, setProblem] = useState<Cause | "unreachable" | null>(null);
+  const [tries, setTries] = useState(0);
+  const [selected, setSelected] = useState<ReadonlyMap<string, Group>>(new Map());
+  const [justLinked, setJustLinked] = useState<ReadonlySet<string>>(new Set());
+  const [progress, setProgress] = useState<{ done: number; total: number } | null>(null);
+  const [outcomes, setOutcomes] = useState<Outcome[]>([]);
+  const contextToken = useContextToken(api, link.id);
+  const searchField = useRef<HTMLInputElement>(null);
+
+  useEffect(() => {
+    searchField.current?.focus();
+  }, []);
+
+  const search = typed.trim();
+  const tooShort = search.length > 0 && search.length < SEARCH_MIN_CHARS;
+
+  useEffect(() => {
+    if (tooShort) {
+      return undefined;
+    }
+    const timer = setTimeout(
+      () => setQuery((before) => (before.search === search ? before : { search, page: 1 })),
+      DEBOUNCE_MS,
+    );
+    return () => clearTimeout(timer);
+  }, [search, tooShort]);
+
+  // biome-ignore lint/correctness/useExhaustiveDependencies: `tries` asks the same once more.
+  useEffect(() => {
+    const abort = new AbortController();
+    setLoading(true);
+    setProblem(null);
+    const show = (page: GroupPage | null) => {
+      setFound(page);
+      setLoading(false);
+    };
+    session.groups(query.search, query.page, abort.signal).then(show, (error) => {
+      if (abort.signal.aborted) {
+        return;
+      }
+      show(null);
+      if (isOver(error)) {
+        onEnded();
+      } else {
+        setProblem(isUnreachable(error) ? "unreachable" : causeOfGitlab(error));
+      }
+    });
+    return () => abort.abort();
+  }, [session, query, tries]);
+
+  const linkedNames = new Set(alreadyLinked.linked?.map(({ full_name }) => full_name));
+  const isLinked = ({ full_name }: Group) =>
+    linkedNames.has(full_name) || justLinked.has(full_name);
+  const elsewhere = [...selected.values()].filter(
+    ({ id }) => !found?.groups.some((group) => group.id === id),
+  );
+
+  const select = (group: Group, on: boolean) => {
+    const next = new Map(selected);
+    on ? next.set(group.full_path, group) : next.delete(group.full_path);
+    setSelected(next);
+  };
+
+  const linkSelected = async () => {
+    const chosen = [...selected.values()];
+    if (chosen.length === 0) {
+      return;
+    }
+    setOutcomes([]);
+    let done = 0;
+    let over = false;
+    setProgress({ done, total: chosen.length });
+    await forSeveral(chosen, async ({ full_name, full_path }) => {
+      try {
+        await session.link(full_path, await contextToken());
+        setJustLinked((before) => new Set(before).add(full_name));
+        setSelected((before) => without(before, full_path));
+        setOutcomes((before) => [...before, { name: full_name, cause: null }]);
+      } catch (error) {
+        if (isOver(error)) {
+          over = true;
+          return "stop";
+        }
+        setOutcomes((before) => [...before, { name: full_name, cause: causeOfGitlab(error) }]);
+      }
+      done += 1;
+      setProgress({ done, total: chosen.length });
+      return "go_on";
+    });
+    setProgress(null);
+    rescueFocus();
+    if (over) {
+      onEnded();
+    }
+  };
+
+  return (
+    <section aria-label={texts.linkGroups}>
+      <div class="signed-in">
+        <p>{texts.signedInAs(session.user.name, session.user.username)}</p>
+        <Button appearance="link" onClick={onSignOut}>
+          {texts.signOut}
+        </Button>
+      </div>
+      <div class="field">
+        <label for="search-groups">{texts.searchGroups}</label>
+        <input
+          ref={searchField}
+          id="search-groups"
+          class="text-field"
+          type="search"
+          autoComplete="off"
+          aria-describedby="search-groups-hint"
+          value={typed}
+          onInput={(event) => setTyped(event.currentTarget.value)}
+        />
+        <p class="field-hint" id="search-groups-hint">
+          {session.user.is_admin ? texts.searchHintAdmin : texts.searchHint}
+        </p>
+      </div>
+      {progress && <Progress text={texts.linking(progress.done, progress.total)} {...progress} />}
+      {!progress && (
+        <Outcomes
+          outcomes={outcomes}
+          summary={texts.linkDone}
+          failedTitle={texts.linkFailedTitle}
+          failedText={texts.linkFailedText}
+        />
+      )}
+      {problem === "unreachable" && (
+        <>
+          <Unreachable instanceUrl={link.instance_url} privateNetwork={false} />
+          <Button onClick={() => setTries(tries + 1)}>{texts.tryAgain}</Button>
+        </>
+      )}
+      {problem && problem !== "unreachable" && (
+        <Failure
+          cause={problem}
+          actions={<Button onClick={() => setTries(tries + 1)}>{texts.tryAgain}</Button>}
+        />
+      )}
+      {alreadyLinked.failure && (
+        <p class="subtle">{texts.linkedUnknown(alreadyLinked.failure.message)}</p>
+      )}
+      {loading && !found && <Loading text={texts.groupsLoadingList} />}
+      {found && (
+        <>
+          <p class="assistive" role="status">
+            {tooShort
+              ? texts.searchTooShort
+              : loading
+                ? texts.groupsLoadingList
+                : `${texts.groupsFound(found.total)} ${texts.pageOf(found.page, found.totalPages)}`}
+          </p>
+          {found.groups.length === 0 && (
+            <p class="subtle">{query.search ? texts.noGroupsFound : texts.noGroupsAtAll}</p>
+          )}
+          <ul class="rows" aria-busy={loading}>
+            {found.groups.map((group) => (
+              <GroupRow
+                key={group.id}
+                name={group.full_name}
+                description={group.description}
+                aside={
+                  isLinked(group) && <Lozenge appearance="success">{texts.alreadyLinked}</Lozenge>
+                }
+                selection={{
+                  checked: isLinked(group) || selected.has(group.full_path),
+                  disabled: isLinked(group) || progress !== null,
+                  onChange: (on) => select(group, on),
+                }}
+              />
+            ))}
+          </ul>
+          <Pagination found={found} onPage={(page) => setQuery({ search: query.search, page })} />
+        </>
+      )}
+      <div class="action-bar">
+        <div class="action-bar-text">
+          <p role="status">{texts.selectedCount(selected.size)}</p>
+          {elsewhere.length > 0 && (
+            <p class="subtle">
+              {texts.alsoSelected(
+                elsewhere.map(({ full_name }) => full_name).join(texts.listSeparator),
+              )}
+            </p>
+          )}
+        </div>
+        {selected.size > 0 && !progress && (
+          <Button appearance="subtle" onClick={() => setSelected(new Map())}>
+            {texts.clearSelection}
+          </Button>
+        )}
+        <Button
+          appearance="primary"
+          disabled={selected.size === 0}
+          busy={progress !== null}
+          onClick={linkSelected}
+        >
+          {texts.linkCount(selected.size)}
+        </Button>
+      </div>
+    </section>
+  );
+}
+
+/** One context token for many groups until it is nearly over, asked for once however many wait for it. */
+function useContextToken(api: Api, linkId: string) {
+  const current = useRef<Promise<ContextToken> | null>(null);
+  return useCallback(async () => {
+    const asked = current.current ?? api.contextToken(linkId);
+    current.current = asked;
+    try {
+      const { token, expires_at } = await asked;
+      if (Date.parse(expires_at) - Date.now() >= CONTEXT_TOKEN_MIN_LEFT_MS) {
+        return token;
+      }
+    } catch (error) {
+      if (current.current === asked) {
+        current.current = null;
+      }
+      throw error;
+    }
+    if (current.current === asked) {
+      current.current = api.contextToken(linkId);
+    }
+    return (await current.current).token;
+  }, [api, linkId]);
+}
+
+function causeOfGitlab(error: unknown): Cause {
+  return error instanceof GitlabError
+    ? { code: error.failure, message: error.message, hint: null, id: null }
+    : causeOf(error);
+}
+
+function isOver(error: unknown) {
+  return error instanceof GitlabError && error.failure === "signed_out";
+}
+
+function isUnreachable(error: unknown) {
+  return error instanceof GitlabError && error.failure === "unreachable";
+}
+
+function without<V>(map: ReadonlyMap<string, V>, key: string): ReadonlyMap<string, V> {
+  return new Map([...map].filter(([other]) => other !== key));
+}

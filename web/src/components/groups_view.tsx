@@ -1,0 +1,220 @@
+import { useState } from "preact/hooks";
+import { addressOf } from "../address.ts";
+import { type Api, causeOf, type Link, type LinkedGroup } from "../api.ts";
+import { rescueFocus } from "../focus.ts";
+import { useLinkedGroups } from "../linked_groups.ts";
+import { forSeveral } from "../several.ts";
+import { texts } from "../texts.ts";
+import { BackButton } from "./back_button.tsx";
+import { Button } from "./button.tsx";
+import { Checkbox } from "./checkbox.tsx";
+import { EmptyState } from "./empty_state.tsx";
+import { Failure } from "./failure.tsx";
+import { GroupRow } from "./group_row.tsx";
+import { Heading } from "./heading.tsx";
+import { type Outcome, Outcomes } from "./outcomes.tsx";
+import { Progress } from "./progress.tsx";
+import { Loading } from "./spinner.tsx";
+import { Time } from "./time.tsx";
+import { UnlinkDialog } from "./unlink_dialog.tsx";
+
+interface GroupsViewProps {
+  api: Api;
+  link: Link;
+  mayChange: boolean;
+  onBack: () => void;
+  onLinkGroups: () => void;
+}
+
+export function GroupsView({ api, link, mayChange, onBack, onLinkGroups }: GroupsViewProps) {
+  const groups = useLinkedGroups(api, link.id, true);
+  const address = addressOf(link.instance_url);
+  const { linked, failure, reload } = groups;
+
+  return (
+    <>
+      <BackButton onClick={onBack}>{texts.backToInstances}</BackButton>
+      <header class="page-header">
+        <div class="page-header-titles">
+          <Heading takeFocus>{texts.groupsTitle(address)}</Heading>
+          <p class="subtle">{texts.groupsText}</p>
+        </div>
+        {mayChange && linked && linked.length > 0 && (
+          <Button appearance="primary" onClick={onLinkGroups}>
+            {texts.linkGroups}
+          </Button>
+        )}
+      </header>
+      {failure && (
+        <Failure
+          cause={failure}
+          actions={
+            <>
+              <Button onClick={reload}>{texts.tryAgain}</Button>
+              {mayChange && (
+                <Button appearance="subtle" onClick={onLinkGroups}>
+                  {texts.linkGroups}
+                </Button>
+              )}
+            </>
+          }
+        />
+      )}
+      {!failure && !linked && <Loading text={texts.groupsLoadingList} />}
+      {linked && (
+        <Linked
+          api={api}
+          linkId={link.id}
+          linked={linked}
+          mayChange={mayChange}
+          onUnlinked={groups.drop}
+          onLinkGroups={onLinkGroups}
+        />
+      )}
+    </>
+  );
+}
+
+interface LinkedProps {
+  api: Api;
+  linkId: string;
+  linked: LinkedGroup[];
+  mayChange: boolean;
+  onUnlinked: (groupId: number) => void;
+  onLinkGroups: () => void;
+}
+
+function Linked({ api, linkId, linked, mayChange, onUnlinked, onLinkGroups }: LinkedProps) {
+  const [filter, setFilter] = useState("");
+  const [selected, setSelected] = useState<ReadonlySet<number>>(new Set());
+  const [confirming, setConfirming] = useState(false);
+  const [progress, setProgress] = useState<{ done: number; total: number } | null>(null);
+  const [outcomes, setOutcomes] = useState<Outcome[]>([]);
+
+  const wanted = filter.trim().toLowerCase();
+  const shown = linked.filter(({ full_name }) => full_name.toLowerCase().includes(wanted));
+  const chosen = linked.filter(({ id }) => selected.has(id));
+  const shownChosen = shown.filter(({ id }) => selected.has(id)).length;
+
+  const select = (ids: number[], on: boolean) => {
+    const next = new Set(selected);
+    for (const id of ids) {
+      on ? next.add(id) : next.delete(id);
+    }
+    setSelected(next);
+  };
+
+  const unlink = async () => {
+    setConfirming(false);
+    setOutcomes([]);
+    let done = 0;
+    setProgress({ done, total: chosen.length });
+    await forSeveral(chosen, async ({ id, full_name }) => {
+      try {
+        await api.unlinkGroup(linkId, id);
+        onUnlinked(id);
+        setSelected((before) => new Set([...before].filter((other) => other !== id)));
+        setOutcomes((before) => [...before, { name: full_name, cause: null }]);
+      } catch (error) {
+        setOutcomes((before) => [...before, { name: full_name, cause: causeOf(error) }]);
+      }
+      done += 1;
+      setProgress({ done, total: chosen.length });
+      return "go_on";
+    });
+    setProgress(null);
+    rescueFocus();
+  };
+
+  const results = !progress && (
+    <Outcomes
+      outcomes={outcomes}
+      summary={texts.unlinkDone}
+      failedTitle={texts.unlinkFailedTitle}
+      failedText={null}
+    />
+  );
+
+  if (linked.length === 0) {
+    return (
+      <>
+        {results}
+        <EmptyState title={texts.noGroupsTitle} text={texts.noGroupsText}>
+          {mayChange && (
+            <Button appearance="primary" onClick={onLinkGroups}>
+              {texts.linkGroups}
+            </Button>
+          )}
+        </EmptyState>
+      </>
+    );
+  }
+  return (
+    <section aria-label={texts.linkedGroups}>
+      <div class="toolbar">
+        <input
+          class="text-field"
+          type="search"
+          aria-label={texts.filterGroups}
+          placeholder={texts.filterGroups}
+          value={filter}
+          onInput={(event) => setFilter(event.currentTarget.value)}
+        />
+        <p class="subtle" role="status">
+          {texts.groupsLinked(linked.length)}
+        </p>
+      </div>
+      {progress && <Progress text={texts.unlinking(progress.done, progress.total)} {...progress} />}
+      {results}
+      {shown.length === 0 && <p class="subtle">{texts.filterNone}</p>}
+      {mayChange && shown.length > 0 && (
+        <div class="selection-bar">
+          <Checkbox
+            label={texts.selectAll}
+            checked={shownChosen === shown.length}
+            indeterminate={shownChosen > 0 && shownChosen < shown.length}
+            disabled={progress !== null}
+            onChange={(on) =>
+              select(
+                shown.map(({ id }) => id),
+                on,
+              )
+            }
+          />
+          <Button
+            appearance="default"
+            disabled={chosen.length === 0}
+            busy={progress !== null}
+            onClick={() => setConfirming(true)}
+          >
+            {texts.unlink(chosen.length)}
+          </Button>
+        </div>
+      )}
+      <ul class="rows">
+        {shown.map((group) => (
+          <GroupRow
+            key={group.id}
+            name={group.full_name}
+            description={group.description}
+            aside={group.created_at && <Time at={group.created_at} say={texts.linkedSince} />}
+            {...(mayChange && {
+              selection: {
+                checked: selected.has(group.id),
+                disabled: progress !== null,
+                onChange: (on) => select([group.id], on),
+              },
+            })}
+          />
+        ))}
+      </ul>
+      {confirming && (
+        <UnlinkDialog
+          names={chosen.map(({ full_name }) => full_name)}
+          onClose={() => setConfirming(false)}
+          onConfirm={unlink}
+        />
+      )}
+    </section>
+  );
+}

@@ -1,0 +1,200 @@
+import { useState } from "preact/hooks";
+import { addressOf } from "../address.ts";
+import { type Api, type Cause, causeOf, explained, type Link } from "../api.ts";
+import { rescueFocus } from "../focus.ts";
+import { useWatchedGroups } from "../linked_groups.ts";
+import { texts } from "../texts.ts";
+import { Button } from "./button.tsx";
+import { Failure } from "./failure.tsx";
+import { GroupsCount } from "./groups_count.tsx";
+import { Lozenge } from "./lozenge.tsx";
+import { SectionMessage } from "./section_message.tsx";
+import { Time } from "./time.tsx";
+
+interface InstanceCardProps {
+  api: Api;
+  link: Link;
+  mayChange: boolean;
+  onChange: (link: Link, announcement: string) => void;
+  onRemove: () => void;
+  onManageGroups: () => void;
+  onLinkGroups: () => void;
+}
+
+const APPEARANCES = {
+  pending: "information",
+  connected: "success",
+  failing: "danger",
+  removing: "default",
+} as const;
+
+export function InstanceCard({
+  api,
+  link,
+  mayChange,
+  onChange,
+  onRemove,
+  onManageGroups,
+  onLinkGroups,
+}: InstanceCardProps) {
+  const address = addressOf(link.instance_url);
+  const hasGroups = link.state === "connected" || link.state === "failing";
+  const groups = useWatchedGroups(api, link.id, hasGroups);
+  // The relay speaks to a connected instance only when something changes, so this is how one shows that it is down.
+  const silence = link.state === "connected" ? instanceFault(groups.failure) : null;
+  const shownState = silence ? "failing" : link.state;
+  const [busy, setBusy] = useState(false);
+  const [failure, setFailure] = useState<Cause | null>(null);
+
+  const act = async (call: () => Promise<Link>, announcement: string) => {
+    setBusy(true);
+    setFailure(null);
+    try {
+      onChange(await call(), announcement);
+    } catch (error) {
+      setFailure(causeOf(error));
+    } finally {
+      setBusy(false);
+      rescueFocus();
+    }
+  };
+
+  const tryAgain = mayChange && (
+    <Button
+      label={texts.tryAgainOf(address)}
+      busy={busy}
+      onClick={() => act(() => api.resend(link.id), texts.resent(address))}
+    >
+      {texts.tryAgain}
+    </Button>
+  );
+  const undo = mayChange && link.can_undo && (
+    <Button
+      label={texts.undoOf(address)}
+      busy={busy}
+      onClick={() => act(() => api.add(link.instance_url), texts.undone(address))}
+    >
+      {texts.undo}
+    </Button>
+  );
+  const noneLinked = groups.linked?.length === 0;
+
+  return (
+    <li class="card">
+      <div class="card-main">
+        <div class="card-titles">
+          <h2>{address}</h2>
+          <Lozenge appearance={APPEARANCES[shownState]}>{texts.states[shownState]}</Lozenge>
+        </div>
+        <ul class="meta">
+          <li>
+            {link.gitlab_version
+              ? texts.gitlabVersion(link.gitlab_version)
+              : texts.gitlabVersionUnknown}
+          </li>
+          <li>
+            {link.last_seen_at ? (
+              <Time at={link.last_seen_at} say={texts.lastActivity} />
+            ) : (
+              texts.noActivity
+            )}
+          </li>
+          {hasGroups && (
+            <li>
+              <GroupsCount groups={groups} />
+            </li>
+          )}
+        </ul>
+      </div>
+      <div class="button-row card-actions">
+        {hasGroups &&
+          (!mayChange ? (
+            <Button label={texts.viewGroupsOf(address)} onClick={onManageGroups}>
+              {texts.viewGroups}
+            </Button>
+          ) : noneLinked ? (
+            <Button label={texts.linkGroupsOf(address)} onClick={onLinkGroups}>
+              {texts.linkGroups}
+            </Button>
+          ) : (
+            <Button label={texts.manageGroupsOf(address)} onClick={onManageGroups}>
+              {texts.manageGroups}
+            </Button>
+          ))}
+        {mayChange && link.state !== "removing" && (
+          <Button appearance="subtle" label={texts.removeOf(address)} onClick={onRemove}>
+            {texts.remove}
+          </Button>
+        )}
+      </div>
+      {link.state === "failing" && (
+        <Failure
+          cause={explained(
+            link.last_error ?? {
+              code: "",
+              message: texts.failingUnknown,
+              hint: null,
+              id: null,
+            },
+          )}
+          alert={false}
+          actions={tryAgain}
+        >
+          <Attempts link={link} />
+        </Failure>
+      )}
+      {silence && (
+        <Failure
+          cause={silence}
+          alert={false}
+          actions={
+            silence.code === "instance_secret" ? (
+              tryAgain
+            ) : (
+              <Button label={texts.checkAgainOf(address)} onClick={groups.reload}>
+                {texts.checkAgain}
+              </Button>
+            )
+          }
+        />
+      )}
+      {link.state === "pending" && (
+        <SectionMessage
+          appearance="information"
+          title={texts.connectingTitle}
+          actions={link.attempts > 0 && tryAgain}
+        >
+          <p>{link.last_error ? explained(link.last_error).message : texts.connectingText}</p>
+          <Attempts link={link} />
+        </SectionMessage>
+      )}
+      {link.state === "removing" && (
+        <SectionMessage appearance="information" title={texts.removingTitle} actions={undo}>
+          <p>{link.can_undo ? texts.removingSoon : texts.removingTelling}</p>
+          {link.purge && <p>{texts.removingPurge[link.can_undo ? "wanted" : link.purge.state]}</p>}
+          {link.last_error && <p>{explained(link.last_error).message}</p>}
+          {link.purge?.last_error && <p>{explained(link.purge.last_error).message}</p>}
+        </SectionMessage>
+      )}
+      {failure && <Failure cause={failure} />}
+    </li>
+  );
+}
+
+// What lies between the browser and the relay says nothing of the instance.
+const NOT_OF_THE_INSTANCE =
+  /^(token_|relay_|offline$|answer_not_understood$|script_|not_framed$|page_)/;
+
+function instanceFault(failure: Cause | null): Cause | null {
+  return failure && !NOT_OF_THE_INSTANCE.test(failure.code) ? failure : null;
+}
+
+function Attempts({ link }: { link: Link }) {
+  return (
+    <p class="subtle">
+      {link.attempts > 0 && texts.attempts(link.attempts)}{" "}
+      {link.last_error && <Time at={link.last_error.at} say={texts.failedAt} />}{" "}
+      {link.next_attempt_at && <Time at={link.next_attempt_at} say={texts.nextAttempt} />}
+    </p>
+  );
+}

@@ -1,0 +1,110 @@
+import { useState } from "preact/hooks";
+import { addressOf } from "../address.ts";
+import { type Api, explained, type Link, type Links } from "../api.ts";
+import type { Boot } from "../boot.ts";
+import { texts } from "../texts.ts";
+import { AddDialog } from "./add_dialog.tsx";
+import { Button } from "./button.tsx";
+import { Failure } from "./failure.tsx";
+import { FirstUse } from "./first_use.tsx";
+import { Heading } from "./heading.tsx";
+import { InstanceCard } from "./instance_card.tsx";
+import { RemoveDialog } from "./remove_dialog.tsx";
+
+interface InstancesViewProps {
+  api: Api;
+  boot: Boot;
+  answer: Links;
+  takeFocus: boolean;
+  onChange: (link: Link, announcement: string) => void;
+  onRefresh: () => void;
+  onManageGroups: (linkId: string) => void;
+  onLinkGroups: (linkId: string) => void;
+}
+
+export function InstancesView({
+  api,
+  boot,
+  answer,
+  takeFocus,
+  onChange,
+  onRefresh,
+  onManageGroups,
+  onLinkGroups,
+}: InstancesViewProps) {
+  const [adding, setAdding] = useState(false);
+  const [removing, setRemoving] = useState<Link | null>(null);
+  const { site, links, may_change: mayChange, reason } = answer;
+
+  return (
+    <>
+      <header class="page-header">
+        <div class="page-header-titles">
+          <Heading takeFocus={takeFocus}>{texts.appName}</Heading>
+          {links.length > 0 && <p class="subtle">{texts.instancesIntro(addressOf(site))}</p>}
+        </div>
+        {mayChange && (
+          <Button appearance="primary" onClick={() => setAdding(true)}>
+            {texts.addInstance}
+          </Button>
+        )}
+      </header>
+      {!mayChange && reason && (
+        <Failure
+          cause={explained(reason)}
+          appearance="information"
+          title={texts.readOnlyTitle}
+          alert={false}
+          actions={
+            reason.code !== "not_jira_admin" && (
+              <Button onClick={onRefresh}>{texts.tryAgain}</Button>
+            )
+          }
+        />
+      )}
+      {links.length === 0 ? (
+        <FirstUse boot={boot} />
+      ) : (
+        <section aria-label={texts.instancesHeading}>
+          <ul class="cards">
+            {links.map((link) => (
+              <InstanceCard
+                key={link.id}
+                api={api}
+                link={link}
+                mayChange={mayChange}
+                onChange={onChange}
+                onRemove={() => setRemoving(link)}
+                onManageGroups={() => onManageGroups(link.id)}
+                onLinkGroups={() => onLinkGroups(link.id)}
+              />
+            ))}
+          </ul>
+        </section>
+      )}
+      {adding && (
+        <AddDialog
+          api={api}
+          boot={boot}
+          onClose={() => setAdding(false)}
+          onAdded={(link) => {
+            setAdding(false);
+            onChange(link, texts.added(addressOf(link.instance_url)));
+          }}
+        />
+      )}
+      {removing && (
+        <RemoveDialog
+          api={api}
+          site={site}
+          link={removing}
+          onClose={() => setRemoving(null)}
+          onRemoved={(link) => {
+            setRemoving(null);
+            onChange(link, texts.removed(addressOf(link.instance_url)));
+          }}
+        />
+      )}
+    </>
+  );
+}

@@ -1,0 +1,84 @@
+import { useState } from "preact/hooks";
+import { addressOf } from "../address.ts";
+import type { Api, Link } from "../api.ts";
+import type { Boot } from "../boot.ts";
+import { rescueFocus } from "../focus.ts";
+import type { GitlabSession } from "../gitlab.ts";
+import type { Host } from "../host.ts";
+import { texts } from "../texts.ts";
+import { BackButton } from "./back_button.tsx";
+import { Button } from "./button.tsx";
+import { GroupPicker } from "./group_picker.tsx";
+import { Heading } from "./heading.tsx";
+import { SectionMessage } from "./section_message.tsx";
+import { SignInPanel } from "./sign_in_panel.tsx";
+
+interface LinkGroupsViewProps {
+  api: Api;
+  boot: Boot;
+  host: Host;
+  link: Link;
+  sessions: Map<string, GitlabSession>;
+  onBack: () => void;
+}
+
+export function LinkGroupsView({ api, boot, host, link, sessions, onBack }: LinkGroupsViewProps) {
+  const [session, setSession] = useState(sessions.get(link.id) ?? null);
+  const [ended, setEnded] = useState(false);
+  const address = addressOf(link.instance_url);
+  const mayCall = boot.origins.includes(new URL(link.instance_url).origin);
+
+  const signedIn = (opened: GitlabSession) => {
+    sessions.set(link.id, opened);
+    setEnded(false);
+    setSession(opened);
+  };
+  const signOut = () => {
+    sessions.delete(link.id);
+    setSession(null);
+    rescueFocus();
+  };
+
+  return (
+    <>
+      <BackButton onClick={onBack}>{texts.backToGroups}</BackButton>
+      <header class="page-header">
+        <div class="page-header-titles">
+          <Heading takeFocus>{texts.linkTitle(address)}</Heading>
+          <p class="subtle">{texts.linkText}</p>
+        </div>
+      </header>
+      {!mayCall && (
+        <SectionMessage
+          appearance="information"
+          title={texts.needsReloadTitle}
+          actions={
+            <Button appearance="primary" onClick={host.reload}>
+              {texts.reloadPage}
+            </Button>
+          }
+        >
+          <p>{texts.needsReload(address)}</p>
+        </SectionMessage>
+      )}
+      {mayCall && !session && (
+        <>
+          {ended && <SectionMessage appearance="warning" title={texts.gitlabSignedOut} alert />}
+          <SignInPanel api={api} link={link} onSignedIn={signedIn} />
+        </>
+      )}
+      {mayCall && session && (
+        <GroupPicker
+          api={api}
+          link={link}
+          session={session}
+          onSignOut={signOut}
+          onEnded={() => {
+            setEnded(true);
+            signOut();
+          }}
+        />
+      )}
+    </>
+  );
+}

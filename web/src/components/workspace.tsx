@@ -1,0 +1,110 @@
+import { useRef, useState } from "preact/hooks";
+import type { Api } from "../api.ts";
+import type { Boot } from "../boot.ts";
+import type { GitlabSession } from "../gitlab.ts";
+import type { Host } from "../host.ts";
+import { useLinks } from "../links.ts";
+import { useOnline } from "../online.ts";
+import { texts } from "../texts.ts";
+import { Button } from "./button.tsx";
+import { Failure } from "./failure.tsx";
+import { GroupsView } from "./groups_view.tsx";
+import { InstancesView } from "./instances_view.tsx";
+import { LinkGroupsView } from "./link_groups_view.tsx";
+import { SectionMessage } from "./section_message.tsx";
+import { Loading } from "./spinner.tsx";
+
+type View = { name: "instances" } | { name: "groups" | "link_groups"; linkId: string };
+
+export function Workspace({ boot, host, api }: { boot: Boot; host: Host; api: Api }) {
+  const list = useLinks(api);
+  const online = useOnline();
+  const [view, setView] = useState<View>({ name: "instances" });
+  const [navigated, setNavigated] = useState(false);
+  const [announcement, setAnnouncement] = useState("");
+  // Sign-ins live as long as the page, and in its memory only.
+  const sessions = useRef(new Map<string, GitlabSession>());
+
+  const go = (to: View) => {
+    setNavigated(true);
+    setView(to);
+  };
+
+  const { answer, failure, refresh } = list;
+  const link = "linkId" in view ? answer?.links.find(({ id }) => id === view.linkId) : undefined;
+
+  return (
+    <main class="page">
+      <div class="assistive" role="status">
+        {announcement}
+      </div>
+      {!online && (
+        <SectionMessage appearance="warning" title={texts.offlineTitle} alert>
+          <p>{texts.offlineBanner}</p>
+        </SectionMessage>
+      )}
+      {failure && online && answer && (
+        <Failure
+          cause={failure}
+          appearance="warning"
+          title={texts.staleTitle}
+          actions={<Button onClick={refresh}>{texts.tryAgain}</Button>}
+        />
+      )}
+      {!answer && failure && (
+        <>
+          <h1>{texts.appName}</h1>
+          {online && (
+            <Failure
+              cause={failure}
+              actions={<Button onClick={refresh}>{texts.tryAgain}</Button>}
+            />
+          )}
+        </>
+      )}
+      {!answer && !failure && (
+        <>
+          <h1>{texts.appName}</h1>
+          <Loading text={texts.loading} />
+          <div class="skeleton" aria-hidden="true" />
+          <div class="skeleton" aria-hidden="true" />
+        </>
+      )}
+      {answer &&
+        (link && view.name === "groups" ? (
+          <GroupsView
+            key={link.id}
+            api={api}
+            link={link}
+            mayChange={answer.may_change}
+            onBack={() => go({ name: "instances" })}
+            onLinkGroups={() => go({ name: "link_groups", linkId: link.id })}
+          />
+        ) : link && view.name === "link_groups" ? (
+          <LinkGroupsView
+            key={link.id}
+            api={api}
+            boot={boot}
+            host={host}
+            link={link}
+            sessions={sessions.current}
+            onBack={() => go({ name: "groups", linkId: link.id })}
+          />
+        ) : (
+          <InstancesView
+            api={api}
+            boot={boot}
+            answer={answer}
+            takeFocus={navigated}
+            onChange={(changed, said) => {
+              list.put(changed);
+              setAnnouncement(said);
+            }}
+            onRefresh={refresh}
+            onManageGroups={(linkId) => go({ name: "groups", linkId })}
+            onLinkGroups={(linkId) => go({ name: "link_groups", linkId })}
+          />
+        ))}
+    </main>
+  );
+}

@@ -1,0 +1,60 @@
+// The groups of an instance that are linked to this Jira site. The relay asks the instance.
+
+import { useCallback, useEffect, useState } from "preact/hooks";
+import { type Api, type Cause, causeOf, type LinkedGroup } from "./api.ts";
+
+export interface LinkedGroups {
+  linked: LinkedGroup[] | null;
+  failure: Cause | null;
+  reload(): Promise<void>;
+  /** Drops one that was just unlinked. */
+  drop(groupId: number): void;
+}
+
+export function useLinkedGroups(api: Api, linkId: string, wanted: boolean): LinkedGroups {
+  const [linked, setLinked] = useState<LinkedGroup[] | null>(null);
+  const [failure, setFailure] = useState<Cause | null>(null);
+
+  const reload = useCallback(async () => {
+    try {
+      setLinked(await api.groups(linkId));
+      setFailure(null);
+    } catch (error) {
+      setFailure(causeOf(error));
+    }
+  }, [api, linkId]);
+
+  const drop = useCallback((groupId: number) => {
+    setLinked((groups) => groups?.filter(({ id }) => id !== groupId) ?? null);
+  }, []);
+
+  useEffect(() => {
+    if (wanted) {
+      reload();
+    }
+  }, [reload, wanted]);
+
+  return { linked, failure, reload, drop };
+}
+
+const LOOK_MS = 60_000;
+const LOOK_FAILED_MS = 15_000;
+
+/** The same, looked at again and again: it is what tells whether an instance still answers. */
+export function useWatchedGroups(api: Api, linkId: string, wanted: boolean): LinkedGroups {
+  const groups = useLinkedGroups(api, linkId, wanted);
+  const { reload, failure } = groups;
+  useEffect(() => {
+    if (!wanted) {
+      return;
+    }
+    const look = () => {
+      if (!document.hidden) {
+        reload();
+      }
+    };
+    const timer = setInterval(look, failure ? LOOK_FAILED_MS : LOOK_MS);
+    return () => clearInterval(timer);
+  }, [reload, wanted, failure]);
+  return groups;
+}

@@ -1,0 +1,10 @@
+import { render } from "preact";
+import { App } from "./app.tsx";
+import { readBoot } from "./boot.ts";
+
+const root = document.getElementById("app");
+if (root) {
+  const boot = readBoot(root);
+  root.replaceChildren();
+  render(<App boot={boot} />, root);
+}

@@ -1,0 +1,356 @@
+// Every text that the page says, for translators. What differs by number or name is a function.
+
+import type { Check } from "./api.ts";
+import type { HostFailure } from "./host.ts";
+import type { LocalNetworkAccess } from "./local_network.ts";
+import type { SignInFailure } from "./sign_in.ts";
+
+/** The language of these texts, for dates and numbers beside them. */
+export const LANGUAGE = "en";
+
+interface Explanation {
+  message: string;
+  hint: string | null;
+}
+
+const number = (n: number) => n.toLocaleString(LANGUAGE);
+const groups = (n: number) => (n === 1 ? "1 group" : `${number(n)} groups`);
+
+export const texts = {
+  appName: "GitLab for Jira",
+  loading: "Loading…",
+  close: "Close",
+  cancel: "Cancel",
+  tryAgain: "Try again",
+  reloadPage: "Reload page",
+  copy: "Copy",
+  copyOf: (label: string) => `Copy ${label}`,
+  copied: "Copied",
+  requestId: "Request ID",
+  listSeparator: ", ",
+
+  // The page as a whole
+
+  connecting: "Connecting to Jira…",
+  hostFailures: {
+    script_missing: {
+      message: "Jira did not answer",
+      hint: "The script that connects this page to Jira, from connect-cdn.atl-paas.net, did not load. Check your connection, and whether an ad blocker, a browser extension or your company's network blocks that address. Then try again.",
+    },
+    not_framed: {
+      message: "This page works only inside Jira",
+      hint: "In Jira, choose Apps, Manage your apps, GitLab for Jira, Configure. If you are there already, reload the page.",
+    },
+    token_missing: {
+      message: "Jira did not confirm who you are",
+      hint: "Your session in Jira has probably ended. Reload the page and log in to Jira again.",
+    },
+  } satisfies Record<HostFailure, Explanation>,
+  sessionExpiredTitle: "Your session has expired",
+  sessionExpired:
+    "Nothing that was already saved is lost. Reload the page to continue; Jira may ask you to log in.",
+  offlineTitle: "You are offline",
+  offlineBanner:
+    "What you see may be out of date. The page tries again by itself when you are online.",
+  staleTitle: "The list could not be updated",
+  pageFailed: (detail: string): Explanation => ({
+    message: "Something on this page went wrong",
+    hint: `Reload the page. If it happens again, tell the people who run the relay: ${detail}`,
+  }),
+  notUnderstood: (status: number): Explanation => ({
+    message: `The relay's answer was not understood (HTTP ${status})`,
+    hint: "Something between your browser and the relay, for example a load balancer, answered in its place. Try again in a minute; then tell the people who run the relay.",
+  }),
+  relayTimedOut: {
+    message: "The relay did not answer in time",
+    hint: "Try again. If it happens again, tell the people who run the relay.",
+  },
+  relayUnreachable: {
+    message: "The relay cannot be reached",
+    hint: "The server behind this page did not answer. The page keeps trying. If it goes on, tell the people who run the relay.",
+  },
+  offline: {
+    message: "You are offline",
+    hint: "Check your connection. The page tries again by itself when you are online.",
+  },
+  // Codes of the relay that a Jira admin can be told more about than the relay's own words do.
+  relayErrors: {
+    not_jira_admin: {
+      message: "Only Jira administrators can change this",
+      hint: "To change the instances or their groups, ask a Jira administrator of this site.",
+    },
+    instance_not_allowed: {
+      message: "The relay is not allowed to connect to this address",
+      hint: "The people who run the relay have limited which GitLab instances may be linked. Ask them to allow this one.",
+    },
+  } as Record<string, Explanation | undefined>,
+  readOnlyTitle: "You can look, but not change anything",
+
+  // Instances
+
+  instancesIntro: (site: string) =>
+    `GitLab instances that show their development information in ${site}.`,
+  instancesHeading: "Instances",
+  addInstance: "Add GitLab instance",
+  states: {
+    pending: "Connecting",
+    connected: "Connected",
+    failing: "Needs attention",
+    removing: "Removing",
+  },
+  gitlabVersion: (version: string) => `GitLab ${version}`,
+  gitlabVersionUnknown: "GitLab version not known yet",
+  lastActivity: (ago: string) => `Last activity ${ago}`,
+  noActivity: "No activity yet",
+  groupsLoading: "Counting groups…",
+  groupsLinked: (n: number) => (n === 0 ? "No groups linked" : `${groups(n)} linked`),
+  groupsUnknown: "Groups unknown",
+  linkGroups: "Link groups",
+  linkGroupsOf: (address: string) => `Link groups of ${address}`,
+  manageGroups: "Manage groups",
+  manageGroupsOf: (address: string) => `Manage groups of ${address}`,
+  viewGroups: "View groups",
+  viewGroupsOf: (address: string) => `View groups of ${address}`,
+  remove: "Remove",
+  removeOf: (address: string) => `Remove ${address}`,
+  tryAgainOf: (address: string) => `Try again to connect ${address}`,
+  undo: "Undo",
+  undoOf: (address: string) => `Undo the removal of ${address}`,
+  connectingTitle: "Waiting for the instance",
+  connectingText:
+    "The relay has told the instance about this Jira site and waits until it accepts. This usually takes a few seconds.",
+  nextAttempt: (when: string) => `Next attempt ${when}.`,
+  attempts: (n: number) => (n === 1 ? "1 attempt so far." : `${number(n)} attempts so far.`),
+  failedAt: (when: string) => `Last failure ${when}.`,
+  failingUnknown: "The instance does not accept the connection",
+  removingTitle: "Being removed",
+  removingSoon: "The instance will be told in a few seconds. Until then you can undo this.",
+  removingTelling: "The instance is being told. The relay tries until it has heard.",
+  removingPurge: {
+    wanted: "Its development information will be deleted from Jira.",
+    pending: "Its development information is being deleted from Jira.",
+    done: "Its development information has been deleted from Jira.",
+  },
+  added: (address: string) => `${address} was added.`,
+  removed: (address: string) => `${address} is being removed.`,
+  undone: (address: string) => `${address} stays.`,
+  resent: (address: string) => `The relay tried again to connect ${address}.`,
+
+  // First use, and what must be set up
+
+  firstUseTitle: "Connect your first GitLab instance",
+  firstUseText:
+    "See branches, commits, merge requests, pipelines and deployments of your self-managed GitLab in Jira issues. Three steps:",
+  stepSetUp: "Set up your GitLab instance",
+  stepSetUpText: "A GitLab administrator does this once per instance.",
+  stepAdd: "Add it here",
+  stepAddText: "You type its address. The relay checks that everything is ready and connects it.",
+  stepLink: "Link groups",
+  stepLinkText:
+    "You sign in to GitLab and choose the groups whose development information Jira shows.",
+  setUpSummary: "What must be set up in GitLab first?",
+  setUpProxyUrl:
+    "In GitLab, as an administrator, go to Admin area, Settings, General, GitLab for Jira App. Enter as Jira Connect Proxy URL:",
+  proxyUrlLabel: "Jira Connect Proxy URL",
+  setUpOauth:
+    "Go to Admin area, Applications, and add an application that is not trusted and not confidential, has the scope api, and this redirect URI:",
+  redirectUriLabel: "Redirect URI",
+  setUpApplicationId:
+    "Enter the application's ID as Jira Connect Application ID, below the proxy URL, and save.",
+
+  // Adding
+
+  addTitle: "Add GitLab instance",
+  addUrlLabel: "Address of the GitLab instance",
+  addUrlHint: "As you see it in your browser, for example https://gitlab.example.com",
+  check: "Check",
+  checkAgain: "Check again",
+  checkAgainOf: (address: string) => `Check ${address} again`,
+  willLink: (url: string) => `We will link ${url}`,
+  checklist: "Checks",
+  checkNames: {
+    address: "The address can be linked",
+    reachable: "The relay reaches the instance",
+    gitlab: "It is GitLab 15.7 or later",
+    proxy_url: "Its Jira Connect Proxy URL is the relay's address",
+    public_key: "It fetches the relay's public key",
+    oauth_application: "Its OAuth application is set, to link groups",
+  } satisfies Record<Check, string>,
+  verdicts: {
+    pending: "Checking…",
+    waiting: "Not checked yet",
+    ok: "Passed",
+    warn: "Warning",
+    fail: "Failed",
+    unknown: "Could not be checked",
+  },
+  checksDone: (failed: number) =>
+    failed === 0
+      ? "All checks are done."
+      : failed === 1
+        ? "All checks are done. 1 needs attention."
+        : `All checks are done. ${number(failed)} need attention.`,
+  addAnyway: "Add anyway",
+  addAnywayText:
+    "You can add the instance now. It stays “Needs attention” until what failed is set right.",
+  addConfirm: "Add instance",
+  urlMissing: "Enter the address of the GitLab instance.",
+
+  // Removing
+
+  removeTitle: (address: string) => `Remove ${address}?`,
+  removeText: (site: string) =>
+    `The instance is told that it is no longer connected, its groups are unlinked from ${site}, and it sends nothing more.`,
+  removeKeeps: "Development information that Jira already shows stays, unless you delete it too.",
+  removeKeepsAlways: "Development information that Jira already shows stays.",
+  removePurge: "Also delete its development information from Jira",
+  removeConfirm: "Remove instance",
+
+  // Groups of an instance
+
+  backToInstances: "Back to instances",
+  backToGroups: "Back to linked groups",
+  groupsTitle: (address: string) => `Groups of ${address}`,
+  linkTitle: (address: string) => `Link groups of ${address}`,
+  linkedGroups: "Linked groups",
+  linkText:
+    "Jira shows the development information of the groups that you link, and of their subgroups and projects.",
+  groupsText:
+    "Jira shows the development information of these groups, and of their subgroups and projects.",
+  noGroupsTitle: "No groups are linked yet",
+  noGroupsText: "Link a group, and Jira shows the development information of its projects.",
+  filterGroups: "Filter linked groups",
+  filterNone: "No linked group matches the filter.",
+  linkedSince: (when: string) => `Linked ${when}`,
+  selectAll: "Select all",
+  selectedCount: (n: number) => `${groups(n)} selected`,
+  clearSelection: "Clear selection",
+  unlink: (n: number) => (n === 0 ? "Unlink" : `Unlink ${groups(n)}`),
+  unlinkTitle: (n: number) => `Unlink ${groups(n)}?`,
+  unlinkText: (n: number) =>
+    n === 1
+      ? "GitLab stops sending development information of this group to Jira. What Jira already shows stays."
+      : "GitLab stops sending development information of these groups to Jira. What Jira already shows stays.",
+  andMore: (n: number) => `and ${number(n)} more`,
+  unlinking: (done: number, total: number) => `Unlinking ${number(done)} of ${number(total)}…`,
+  unlinkDone: (done: number, failed: number) =>
+    failed === 0
+      ? `${groups(done)} unlinked.`
+      : `${groups(done)} unlinked, ${number(failed)} could not be unlinked.`,
+  unlinkFailedTitle: "Some groups could not be unlinked",
+
+  // Signing in to an instance
+
+  needsReloadTitle: "Reload the page once",
+  needsReload: (address: string) =>
+    `${address} was added after this page was opened, so your browser does not let the page talk to it yet. Reload the page, then choose “Link groups” again.`,
+  signInTitle: "Sign in to GitLab",
+  signInText: (address: string) =>
+    `A window of ${address} opens, where you sign in and allow access. You need at least the Maintainer role in the groups that you want to link.`,
+  signInPrivacy:
+    "Your GitLab access stays in this browser tab. The relay and Jira never see it, and it is forgotten when you leave this page.",
+  signIn: "Sign in to GitLab",
+  signInPreparing: "Asking the instance how to sign in…",
+  signInWaiting: "Finish signing in in the other window.",
+  signInFinishing: "Signing in…",
+  signedInAs: (name: string, username: string) => `Signed in as ${name} (@${username})`,
+  signOut: "Sign out",
+  signInFailures: {
+    no_web_crypto: {
+      message: "Your browser cannot sign in safely here",
+      hint: "Signing in needs the browser's cryptography, which it offers only on https pages. The people who run the relay must serve it by https.",
+    },
+    popup_blocked: {
+      message: "Your browser blocked the sign-in window",
+      hint: "Allow pop-up windows for this page in your browser's address bar, then try again.",
+    },
+    popup_closed: {
+      message: "The sign-in window was closed",
+      hint: "You were not signed in. Try again and allow access in the window that opens.",
+    },
+    denied: {
+      message: "Access was denied in GitLab",
+      hint: "Groups can be linked only if you allow access. Try again and choose Authorize.",
+    },
+    state_mismatch: {
+      message: "The answer did not belong to this sign-in",
+      hint: "It was ignored for your safety. Close other sign-in windows and try again.",
+    },
+    failed: {
+      message: "GitLab refused the sign-in",
+      hint: "Ask a GitLab administrator to check the OAuth application: not confidential, not trusted, scope api, and the redirect URI exactly as shown under “What must be set up in GitLab first?”.",
+    },
+  } satisfies Record<SignInFailure, Explanation>,
+  tokenRefused: (detail: string) =>
+    `GitLab did not accept the sign-in (${detail}). A GitLab administrator can check that the OAuth application is not confidential and has the right redirect URI.`,
+  gitlabSignedOut: "Your sign-in to GitLab has ended. Sign in again.",
+  instanceUnreachable: "Your browser got no answer from the instance.",
+  answerStatus: (status: number) => `GitLab answered with HTTP ${status}.`,
+
+  // An instance that the browser does not reach
+
+  unreachableTitle: (address: string) => `Your browser does not reach ${address}`,
+  unreachableCauses: "The browser does not tell this page why. Possible causes, likely ones first:",
+  causeLocalNetwork:
+    "The instance is in a private network, and your browser guards private networks (Chrome and Edge 142 or later: Local Network Access).",
+  causeDown: "The instance is down, or reachable only through a VPN that you are not connected to.",
+  causeCertificate:
+    "Your browser does not trust the instance's certificate. Open the instance in a new tab to see.",
+  causeMixed: "The instance uses http while this page uses https; browsers block that.",
+  causeCors:
+    "A proxy or firewall in front of the instance removes the CORS headers of /api/ and /oauth/token that GitLab sends.",
+  openInstance: "Open the instance in a new tab",
+  localNetwork: {
+    granted:
+      "Your browser allows this page to reach your local network, so look at the other causes.",
+    denied:
+      "Your browser denies this page access to your local network. Select the icon beside the address bar, allow “Local network access” for this page and reload. If you cannot, your company manages it: its browser administrator can add the relay's address to the policy LocalNetworkAccessAllowedForUrls.",
+    prompt:
+      "Your browser will ask whether this page may access your local network. Choose Allow. If no question appears, your browser's administrator can add the relay's address to the policy LocalNetworkAccessAllowedForUrls.",
+    not_delegated:
+      "Jira does not pass the permission for your local network on to this page, so you cannot allow it yourself. Your browser's administrator can enable the policy LocalNetworkAccessPermissionsPolicyDefaultEnabled (Chrome and Edge 146 or later), and add the addresses of your Jira site and of the relay to LocalNetworkAccessAllowedForUrls. Until then, another browser may work.",
+    unknown:
+      "This browser does not say whether it guards your local network. If it asks whether this page may access it, choose Allow.",
+  } satisfies Record<LocalNetworkAccess, string>,
+  privateNetworkTitle: "This instance is in a private network",
+  privateNetworkText:
+    "Your browser must be in that network too, for example through a VPN, and must let this page reach it.",
+
+  // Choosing groups to link
+
+  searchGroups: "Search groups",
+  searchHint: "Groups in which you have at least the Maintainer role. Type at least 3 characters.",
+  searchHintAdmin: "As a GitLab administrator you see all groups. Type at least 3 characters.",
+  searchTooShort: "Type at least 3 characters to search.",
+  groupsLoadingList: "Loading groups…",
+  groupsFound: (n: number | null) => (n === null ? "Many groups found." : `${groups(n)} found.`),
+  noGroupsFound: "No group matches the search.",
+  noGroupsAtAll: "There is no group in which you have at least the Maintainer role.",
+  alreadyLinked: "Linked",
+  linkedUnknown: (cause: string) => `Which groups are linked already is not known: ${cause}`,
+  pageOf: (page: number, pages: number | null) =>
+    pages === null ? `Page ${number(page)}` : `Page ${number(page)} of ${number(pages)}`,
+  pages: "Pages",
+  previousPage: "Previous",
+  nextPage: "Next",
+  alsoSelected: (names: string) => `Also selected: ${names}`,
+  linkCount: (n: number) => (n === 0 ? "Link groups" : `Link ${groups(n)}`),
+  linking: (done: number, total: number) => `Linking ${number(done)} of ${number(total)}…`,
+  linkDone: (done: number, failed: number) =>
+    failed === 0
+      ? `${groups(done)} linked. Jira shows their development information in a few minutes.`
+      : `${groups(done)} linked, ${number(failed)} could not be linked.`,
+  linkFailedTitle: "Some groups could not be linked",
+  linkFailedText: "They are still selected, so that you can try again.",
+  groupFailure: (name: string, cause: string) => `${name}: ${cause}`,
+};
+
+// The OAuth callback page's, apart so that its script holds only these.
+export const callbackTexts = {
+  signedIn: "You are signed in",
+  notSignedIn: "You are not signed in",
+  closeWindow: "You can close this window and go back to Jira.",
+  noOpener: "This window lost its connection to Jira",
+  startAgain:
+    "Close this window, go back to Jira and sign in again. If it happens again, the GitLab instance or a proxy in front of it sends a Cross-Origin-Opener-Policy header, which cuts the connection; its administrator can remove that header from /oauth/authorize.",
+};
