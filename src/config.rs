@@ -45,6 +45,8 @@ pub struct Config {
     pub instances: InstancesConfig,
     /// `[spool]`
     pub spool: SpoolConfig,
+    /// `[page]`
+    pub page: PageConfig,
     /// `[keys] rotate_days`
     pub rotate_keys_after: SignedDuration,
     /// `[limits]`
@@ -175,6 +177,15 @@ pub struct SpoolConfig {
     pub retry_min: Duration,
     /// Longest such pause.
     pub retry_max: Duration,
+}
+
+/// `[page]`
+#[derive(Clone, Debug)]
+pub struct PageConfig {
+    /// Atlassian's script, absolute.
+    pub ap_js_url: String,
+    /// Origins that may frame the page beside Jira's own.
+    pub frame_ancestors: Vec<String>,
 }
 
 /// `[limits]`

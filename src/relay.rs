@@ -17,14 +17,14 @@ use crate::{
     config::Config,
     domain::{InstancePolicy, InstanceUrl},
     forget,
-    gitlab::{KeyFetches, Patience, ask::Asker, deliver::Courier},
-    jira::{Forwarder, Recogniser},
+    gitlab::{Asker, KeyFetches, Patience, Prober, deliver::Courier},
+    jira::{Admins, Forwarder, Recogniser},
     jwt::{InstallKeys, Signer, crypto, install_keys::KeyNews, lifecycle::LifecycleVerifier},
     linking::Linker,
     metrics::Metrics,
     reconcile::{Reconciler, realign},
     rotation::{KeyRotation, RotateError},
-    routes::{Public, PublicParts},
+    routes::{self, Public, PublicParts},
     secret_file::{self, SecretFileError},
     server::Server,
     sightings::{self, Sighting, Sightings},
@@ -216,8 +216,26 @@ impl Relay {
         );
         let (sightings, sighted) = Sightings::new();
         let sightings = Arc::new(sightings);
+        let linker = Arc::new(Linker {
+            store: store.clone(),
+            policy: Arc::clone(&policy),
+            client: client.clone(),
+            app_base_url: config.app_base_url(),
+            request_timeout: config.limits.request_timeout,
+        });
+        let prober = Prober {
+            client: client.clone(),
+            policy: Arc::clone(&policy),
+            key_fetches: Arc::clone(&key_fetches),
+            public_url: Arc::clone(&public_url),
+            proxy_url: config.proxy_url().into(),
+            redirect_uri: routes::redirect_uri(&config).into(),
+        };
         let public = PublicParts {
             policy: Arc::clone(&policy),
+            linker: Arc::clone(&linker),
+            prober,
+            admins: Admins::new(Arc::clone(&forwarder)),
             store: store.clone(),
             verifier,
             signer: Arc::clone(&signer),
@@ -230,13 +248,6 @@ impl Relay {
             metrics: Arc::clone(&metrics),
         };
         let public = Public::new(&config, public).map_err(internal)?;
-        let linker = Arc::new(Linker {
-            store: store.clone(),
-            policy: Arc::clone(&policy),
-            client: client.clone(),
-            app_base_url: config.app_base_url(),
-            request_timeout: config.limits.request_timeout,
-        });
         let admin = Admin::new(AdminParts {
             token,
             store: store.clone(),

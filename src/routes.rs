@@ -2,11 +2,18 @@
 //!
 //! Jira, instances and browsers speak to this. [`Public::serve`] observes, the handlers do.
 
+mod assets;
 mod branches;
+mod caller;
+mod installations;
 mod lifecycle;
+mod links;
+mod page;
 mod public_keys;
 mod rest;
 mod toolchain;
+
+pub use page::redirect_uri;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -15,16 +22,17 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use matchit::Router;
+use matchit::{Params, Router};
 
 use crate::{
     body::Body,
     config::{Config, LimitsConfig},
     domain::{InstancePolicy, LifecycleEventKind},
     exchange::{Arrival, Labels, observe, typed},
-    gitlab::{KeyFetches, ask::Asker},
-    jira::{Forwarder, Recogniser, calls, descriptor::descriptor},
+    gitlab::{Asker, KeyFetches, Prober},
+    jira::{Admins, Forwarder, Recogniser, calls, descriptor::descriptor},
     jwt::{self, Signer, TokenKind, VerifyError, lifecycle::LifecycleVerifier, request::Audiences},
+    linking::Linker,
     metrics::Metrics,
     reject::Reject,
     sightings::Sightings,
@@ -48,6 +56,7 @@ pub struct Public {
     secret_grace: jiff::SignedDuration,
     limits: LimitsConfig,
     bodies: rest::BodyRoom,
+    pages: page::Pages,
     parts: PublicParts,
 }
 
@@ -55,6 +64,12 @@ pub struct Public {
 pub struct PublicParts {
     /// Who may be linked.
     pub policy: Arc<ArcSwap<InstancePolicy>>,
+    /// Makes and changes links.
+    pub linker: Arc<Linker>,
+    /// Looks whether an instance is ready.
+    pub prober: Prober,
+    /// Tells who may change anything.
+    pub admins: Admins,
     /// What is known.
     pub store: Store,
     /// Believes Atlassian.
@@ -87,15 +102,31 @@ impl std::ops::Deref for Public {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Route {
+    Asset,
     Descriptor,
     Event(LifecycleEventKind),
+    Installations,
+    Links(links::Resource),
     Logo,
+    OauthCallback,
+    Page,
     PublicKey,
     Associate,
     BranchNew,
     BranchStart,
     Repositories,
     Workspaces,
+}
+
+/// Why the public listener can't be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum PublicError {
+    /// Of the table of addresses.
+    #[error(transparent)]
+    Route(#[from] matchit::InsertError),
+    /// Of the page's files.
+    #[error("the page's files are not whole: {0}")]
+    Assets(#[from] std::io::Error),
 }
 
 /// Where instances call us as if we were Jira. Outside of the table: its paths are `jira::calls`' to know.
@@ -105,8 +136,10 @@ impl Public {
     /// Sets up the table of addresses.
     ///
     /// # Errors
-    /// Two addresses that exclude each other: `public.base_path` can't do that.
-    pub fn new(config: &Config, parts: PublicParts) -> Result<Self, matchit::InsertError> {
+    /// Two addresses that exclude each other: `public.base_path` can't do that. A bundle that is not whole.
+    pub fn new(config: &Config, parts: PublicParts) -> Result<Self, PublicError> {
+        use links::Resource;
+
         let mut router = Router::new();
         for (path, route) in [
             ("app_descriptor.json", Route::Descriptor),
@@ -119,7 +152,22 @@ impl Public {
                 "events/uninstalled",
                 Route::Event(LifecycleEventKind::Uninstalled),
             ),
+            ("assets/{name}", Route::Asset),
+            ("installations", Route::Installations),
+            ("links", Route::Links(Resource::All)),
+            ("links/check", Route::Links(Resource::Check)),
+            ("links/{id}", Route::Links(Resource::One)),
+            (
+                "links/{id}/context_token",
+                Route::Links(Resource::ContextToken),
+            ),
+            ("links/{id}/groups", Route::Links(Resource::Groups)),
+            ("links/{id}/groups/{group}", Route::Links(Resource::Group)),
+            ("links/{id}/resend", Route::Links(Resource::Resend)),
+            ("links/{id}/sign_in", Route::Links(Resource::SignIn)),
             ("logo.svg", Route::Logo),
+            ("oauth_callbacks", Route::OauthCallback),
+            ("subscriptions", Route::Page),
             ("public_keys/{*kid}", Route::PublicKey),
             ("branches/new", Route::BranchNew),
             ("branches/route", Route::BranchStart),
@@ -144,6 +192,7 @@ impl Public {
             secret_grace: config.jira.secret_grace,
             limits: config.limits,
             bodies: rest::BodyRoom::default(),
+            pages: page::Pages::new(config, assets::Assets::load()?),
             parts,
         })
     }
@@ -160,9 +209,7 @@ impl Public {
         let path = request.uri().path().to_owned();
         let matched = self.router.at(&path).ok();
         let route = matched.as_ref().map(|m| *m.value);
-        let kid = matched
-            .and_then(|m| m.params.get("kid").map(str::to_owned))
-            .unwrap_or_default();
+        let params = matched.map(|m| m.params);
         let labels = Labels {
             listener: LISTENER,
             route: route.map_or("none", Route::label),
@@ -178,7 +225,10 @@ impl Public {
             |request, arrival| {
                 Box::pin(async move {
                     match route {
-                        Some(route) => this.handle(route, &kid, request, &arrival).await,
+                        Some(route) => {
+                            let params = params.unwrap_or_default();
+                            this.handle(route, &params, request, &arrival).await
+                        }
                         None => Err(Reject {
                             // Without its query, which may hold a token.
                             internal: Some(request.uri().path().chars().take(200).collect()),
@@ -227,34 +277,41 @@ impl Public {
     async fn handle(
         &self,
         route: Route,
-        kid: &str,
+        params: &Params<'_, '_>,
         request: Request<Incoming>,
         arrival: &Arrival,
     ) -> Result<Response<Full<Bytes>>, Reject> {
+        let param = |name| params.get(name).unwrap_or_default();
         match (route, request.method()) {
             (Route::Event(kind), &Method::POST) => {
                 lifecycle::receive(self, kind, request, arrival).await
             }
             (Route::Associate, &Method::POST) => toolchain::associate(self, request, arrival).await,
             (Route::Event(_) | Route::Associate, _) => Err(Reject::method_not_allowed("POST")),
+            (Route::Installations, _) => installations::serve(self, request, arrival).await,
+            (Route::Links(resource), _) => {
+                let (id, group) = (param("id"), param("group"));
+                links::serve(self, resource, id, group, request, arrival).await
+            }
             (_, method) if !matches!(*method, Method::GET | Method::HEAD) => {
                 Err(Reject::method_not_allowed("GET"))
             }
             (Route::Descriptor, _) => cacheable(
-                "public",
-                300,
+                "public, max-age=300",
                 typed(StatusCode::OK, "application/json", self.descriptor.clone()),
             ),
+            (Route::Asset, _) => page::asset(self, param("name"), request.headers()),
+            (Route::OauthCallback, _) => page::oauth_callback(self),
+            (Route::Page, _) => page::subscriptions(self, request, arrival),
             (Route::Logo, _) => cacheable(
-                "public",
-                86_400,
+                "public, max-age=86400",
                 typed(StatusCode::OK, "image/svg+xml", LOGO),
             ),
             (Route::BranchNew, _) => branches::new(self, request),
             (Route::BranchStart, _) => branches::route(self, request, arrival),
             (Route::Repositories, _) => toolchain::repositories(self, request, arrival).await,
             (Route::Workspaces, _) => toolchain::workspaces(self, request, arrival).await,
-            (Route::PublicKey, _) => public_keys::serve(self, kid, arrival).await,
+            (Route::PublicKey, _) => public_keys::serve(self, param("kid"), arrival).await,
         }
     }
 }
@@ -262,10 +319,15 @@ impl Public {
 impl Route {
     fn label(self) -> &'static str {
         match self {
+            Self::Asset => "assets",
             Self::Descriptor => "app_descriptor",
             Self::Event(LifecycleEventKind::Installed) => "events/installed",
             Self::Event(LifecycleEventKind::Uninstalled) => "events/uninstalled",
+            Self::Installations => "installations",
+            Self::Links(resource) => resource.label(),
             Self::Logo => "logo",
+            Self::OauthCallback => "oauth_callbacks",
+            Self::Page => "subscriptions",
             Self::PublicKey => "public_keys",
             Self::Associate => "repositories/associate",
             Self::BranchNew => "branches/new",
@@ -282,16 +344,14 @@ fn path_and_query(head: &Parts) -> &str {
     target.map_or("/", |target| target.as_str())
 }
 
-/// `who` may keep it: `public` or `private`.
+/// Others may keep it, as this value of `Cache-Control` says.
 fn cacheable(
-    who: &str,
-    seconds: u32,
+    control: &'static str,
     response: Result<Response<Full<Bytes>>, Reject>,
 ) -> Result<Response<Full<Bytes>>, Reject> {
     let mut response = response?;
-    let value = HeaderValue::from_str(&format!("{who}, max-age={seconds}"));
     response
         .headers_mut()
-        .insert(header::CACHE_CONTROL, value.map_err(Reject::internal)?);
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static(control));
     Ok(response)
 }

@@ -7,7 +7,7 @@ use url::Url;
 
 use super::{
     AdminConfig, AppConfig, Checks, Config, InstancesConfig, JiraConfig, LimitsConfig, LogConfig,
-    PLACEHOLDER_URL, PublicConfig, SpoolConfig, StoreConfig, TlsFiles,
+    PLACEHOLDER_URL, PageConfig, PublicConfig, SpoolConfig, StoreConfig, TlsFiles,
     raw::{self, RawConfig},
 };
 use crate::domain::{
@@ -24,6 +24,14 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
     let policy = policy(&raw.instances, checks, &mut warnings);
     let install_keys_url = base_address(&raw.jira.install_keys_url)
         .map_err(|what| checks.add("jira.install_keys_url", what))
+        .ok();
+    let ap_js_url = base_address(&raw.page.ap_js_url)
+        .map_err(|what| checks.add("page.ap_js_url", what))
+        .ok();
+    let frame_ancestors = JiraSites::new(&raw.page.frame_ancestors)
+        .map_err(|(origin, error)| {
+            checks.add("page.frame_ancestors", format!("{origin:?}: {error}"));
+        })
         .ok();
     let admin_listen = listen(&raw.admin.listen, "admin.listen", checks);
     checks.at_least(
@@ -171,6 +179,10 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
             max_age: SignedDuration::from_hours(i64::from(raw.spool.max_age_hours)),
             retry_min: millis(raw.spool.retry_min_ms),
             retry_max: millis(raw.spool.retry_max_ms),
+        },
+        page: PageConfig {
+            ap_js_url: ap_js_url?,
+            frame_ancestors: frame_ancestors?.listed().to_vec(),
         },
         rotate_keys_after: SignedDuration::from_hours(24 * i64::from(raw.keys.rotate_days)),
         limits: LimitsConfig {

@@ -21,6 +21,7 @@ pub(super) struct RawConfig {
     pub(super) jira: RawJira,
     pub(super) instances: RawInstances,
     pub(super) spool: RawSpool,
+    pub(super) page: RawPage,
     pub(super) keys: RawKeys,
     pub(super) limits: RawLimits,
     pub(super) log: RawLog,
@@ -102,6 +103,13 @@ pub(super) struct RawSpool {
     pub(super) max_age_hours: u32,
     pub(super) retry_min_ms: u32,
     pub(super) retry_max_ms: u32,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawPage {
+    pub(super) ap_js_url: String,
+    pub(super) frame_ancestors: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -16,7 +16,8 @@ use ring::digest::{SHA256, digest};
 
 use super::{
     Public,
-    toolchain::{Bound, asked, target},
+    caller::{Bound, target},
+    toolchain::asked,
 };
 use crate::{
     domain::{CONNECT_PATH, LifecycleEventKind, Link, LinkId},
@@ -48,7 +49,7 @@ pub(super) fn route(
     arrival: &Arrival,
 ) -> Result<Response<Full<Bytes>>, Reject> {
     let (head, _) = request.into_parts();
-    let (target, mut asking) = asked(public, &head, None, arrival, Bound::ToRequestOrUser)?;
+    let (target, mut asking) = asked(public, &head, None, arrival, Bound::RequestOrUser)?;
     let issue = Issue::of(&target);
     match asking.links.as_slice() {
         [] => Err(Reject {

@@ -16,7 +16,9 @@ use crate::{
 };
 
 /// Keys never change under their kid, but a retired one should be gone soon.
-const CACHEABLE_SECS: u32 = 60;
+///
+/// A shared cache would answer in our place, and we would not see who came for the key.
+const CACHEABLE: &str = "private, max-age=60";
 
 pub(super) async fn serve(
     public: &Public,
@@ -35,6 +37,12 @@ pub(super) async fn serve(
         Reject::not_found("public key of that name")
     };
     let kid = KeyId::parse(unverified_kid).map_err(|_| unknown())?;
+    if public.key_fetches.bite(&kid, arrival.peer.ip()) {
+        count("probe");
+        return Err(Reject::not_found(
+            "key behind a probe: it only shows who asks",
+        ));
+    }
     let pem = match public.signer.public_pem(&kid) {
         Some(pem) => {
             count("ours");
@@ -64,10 +72,8 @@ pub(super) async fn serve(
             Err(_) => return Err(unknown()),
         },
     };
-    // A shared cache would answer in our place, and we would not see who came for the key.
     cacheable(
-        "private",
-        CACHEABLE_SECS,
+        CACHEABLE,
         typed(StatusCode::OK, "text/plain; charset=utf-8", pem),
     )
 }

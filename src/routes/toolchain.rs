@@ -1,6 +1,6 @@
 //! `workspaces/search`, `repositories/search`, `repositories/associate`: Jira asks, the linked instances answer.
 
-use std::{borrow::Cow, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -10,13 +10,16 @@ use hyper::body::Incoming;
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::{Public, path_and_query};
+use super::{
+    Public,
+    caller::{Bound, Caller, caller, target},
+};
 use crate::{
     domain::{Installation, LifecycleEventKind, Link},
     exchange::{Arrival, json, parse_json, read_body},
     gitlab::ask::AskError,
     jira::toolchain::{self, Slice},
-    jwt::{Target, TokenKind, UnverifiedToken, VerifyError, context, request},
+    jwt::Target,
     reject::{Reject, RejectKind},
 };
 
@@ -27,7 +30,7 @@ pub(super) async fn workspaces(
     arrival: &Arrival,
 ) -> Result<Response<Full<Bytes>>, Reject> {
     let (head, _) = request.into_parts();
-    let (target, asking) = asked(public, &head, None, arrival, Bound::ToRequest)?;
+    let (target, asking) = asked(public, &head, None, arrival, Bound::Request)?;
     let (search, deadline) = (
         target.query("searchQuery").unwrap_or_default(),
         public.search_deadline(),
@@ -53,7 +56,7 @@ pub(super) async fn repositories(
     arrival: &Arrival,
 ) -> Result<Response<Full<Bytes>>, Reject> {
     let (head, _) = request.into_parts();
-    let (target, asking) = asked(public, &head, None, arrival, Bound::ToRequest)?;
+    let (target, asking) = asked(public, &head, None, arrival, Bound::Request)?;
     let (search, deadline) = (
         target.query("searchQuery").unwrap_or_default(),
         public.search_deadline(),
@@ -101,7 +104,7 @@ pub(super) async fn associate(
     )
     .await?;
     let form = is_form(&head.headers).then(|| String::from_utf8_lossy(&body).into_owned());
-    let (target, asking) = asked(public, &head, form.as_deref(), arrival, Bound::ToRequest)?;
+    let (target, asking) = asked(public, &head, form.as_deref(), arrival, Bound::Request)?;
     let id = match target.query("id") {
         Some(id) => id.to_owned(),
         None => match parse_json::<Wanted>(&body)?.id {
@@ -141,27 +144,7 @@ pub(super) struct Asking {
     pub(super) links: Vec<Arc<Link>>,
 }
 
-/// What a token must be bound to.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Bound {
-    /// Method, path and query.
-    ToRequest,
-    /// These, or at least tenant and user: for what a browser opens, and changes nothing.
-    ToRequestOrUser,
-}
-
-/// Jira's client may sign a form's fields like a query; then they are part of what is hashed and read.
-pub(super) fn target(public: &Public, head: &Parts, form: Option<&str>) -> Result<Target, Reject> {
-    let came = path_and_query(head);
-    let whole = match form {
-        Some(form) if came.contains('?') => Cow::Owned(format!("{came}&{form}")),
-        Some(form) => Cow::Owned(format!("{came}?{form}")),
-        None => Cow::Borrowed(came),
-    };
-    public.target(&whole, TokenKind::Request)
-}
-
-/// What is asked, and by whom, by Jira's token.
+/// What is asked, and of whom, by Jira's token.
 pub(super) fn asked(
     public: &Public,
     head: &Parts,
@@ -170,42 +153,8 @@ pub(super) fn asked(
     bound: Bound,
 ) -> Result<(Target, Asking), Reject> {
     let target = target(public, head, form)?;
-    let asking = site(public, head, &target, arrival, bound)?;
-    Ok((target, asking))
-}
-
-/// Who asks, by Jira's token.
-fn site(
-    public: &Public,
-    head: &Parts,
-    target: &Target,
-    arrival: &Arrival,
-    bound: Bound,
-) -> Result<Asking, Reject> {
-    let token = UnverifiedToken::find(&head.headers, target.tokens(), None)
-        .map_err(|error| public.unbelieved(TokenKind::Request, error))?;
-    let find = |client_key: &_| public.store.installation(client_key);
-    let proven = request::verify(
-        &token,
-        head.method.as_str(),
-        &public.base_path,
-        target,
-        &public.audiences,
-        find,
-        arrival.now,
-    )
-    .map(|claims| claims.installation);
-    let proven = match proven {
-        Err(VerifyError::ContextToken) if bound == Bound::ToRequestOrUser => {
-            context::verify(&token, &public.audiences, find, arrival.now)
-                .map(|claims| claims.installation)
-        }
-        proven => proven,
-    };
-    let installation = proven.map_err(|error| public.unbelieved(TokenKind::Request, error))?;
-    let client_key = &installation.client_key;
-    let _ = arrival.notes.client_key.set(client_key.clone());
-    let mut links = public.store.links_of(client_key);
+    let Caller { installation, .. } = caller(public, head, &target, None, arrival, bound)?;
+    let mut links = public.store.links_of(&installation.client_key);
     // Who never confirmed anything does not know us.
     let told = |link: &Link| {
         link.acknowledged
@@ -213,10 +162,13 @@ fn site(
     };
     links.retain(|link| link.desired.event == LifecycleEventKind::Installed && told(link));
     links.sort_by_key(|link| (link.created_at, link.id));
-    Ok(Asking {
-        installation,
-        links,
-    })
+    Ok((
+        target,
+        Asking {
+            installation,
+            links,
+        },
+    ))
 }
 
 fn is_form(headers: &HeaderMap) -> bool {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, header};
+use http::{Request, Response, header};
 use http_body_util::Full;
 use jira_connect_proxy::{
     client::Client,
@@ -28,7 +28,24 @@ pub struct FakeInstance {
     state: watch::Sender<State>,
     behaviour: Arc<Mutex<Behaviour>>,
     proxy_url: String,
+    /// What it shows to whoever asks.
+    pub front: Arc<Mutex<Front>>,
     client: Client,
+}
+
+/// What a GitLab shows beside its events: to strangers, and to who signs with a known secret.
+#[derive(Clone, Debug)]
+pub struct Front {
+    /// `app_descriptor`; none if it is no GitLab.
+    pub descriptor: Option<Value>,
+    /// `oauth_application_id`.
+    pub application_id: Option<String>,
+    /// Who may read that from a browser: its Jira Connect Proxy URL.
+    pub allowed_origin: String,
+    /// Groups linked to the site: id of the subscription, full name.
+    pub groups: Vec<(u64, String)>,
+    /// Signed calls: method, path, claims.
+    pub signed: Vec<(String, String, Value)>,
 }
 
 /// What it holds and what it was told.
@@ -77,6 +94,16 @@ impl FakeInstance {
             state: watch::Sender::new(State::default()),
             behaviour: Arc::new(Mutex::new(Behaviour::Honest)),
             proxy_url: proxy_url.to_owned(),
+            front: Arc::new(Mutex::new(Front {
+                descriptor: Some(serde_json::json!({
+                    "key": "gitlab-jira-connect-gitlab.example.com",
+                    "apiMigrations": {"signed-install": true},
+                })),
+                application_id: Some("application".to_owned()),
+                allowed_origin: proxy_url.to_owned(),
+                groups: Vec::new(),
+                signed: Vec::new(),
+            })),
             client: client(),
         };
         instance.go_up().await;
@@ -92,11 +119,16 @@ impl FakeInstance {
     pub async fn go_up(&mut self) {
         let (state, behaviour) = (self.state.clone(), Arc::clone(&self.behaviour));
         let (root, proxy_url) = (self.root.clone(), self.proxy_url.clone());
-        let client = self.client.clone();
+        let (client, front) = (self.client.clone(), Arc::clone(&self.front));
         let server = FakeServer::start_on(self.address, move |request| {
             let (state, behaviour) = (state.clone(), Arc::clone(&behaviour));
             let (root, proxy_url, client) = (root.clone(), proxy_url.clone(), client.clone());
+            let front = Arc::clone(&front);
             async move {
+                let front_answer = show(&request, &root, &mut front.lock().expect("front"), &state);
+                if let Some(answer) = front_answer {
+                    return answer;
+                }
                 let behaviour = behaviour.lock().expect("behaviour").clone();
                 let told = judge(&request, &root, &proxy_url, &client, &behaviour).await;
                 let Some((told, known)) = told else {
@@ -150,6 +182,82 @@ impl FakeInstance {
             _ => panic!("{} never came to: {what}; {:#?}", self.url(), self.state()),
         }
     }
+}
+
+/// Everything but events.
+fn show(
+    request: &Request<Bytes>,
+    root: &str,
+    front: &mut Front,
+    state: &watch::Sender<State>,
+) -> Option<Response<Bytes>> {
+    let path = request.uri().path();
+    let path = path.strip_prefix(&format!("{root}/-/jira_connect/"))?;
+    let json = |value: Value| answer(200, value.to_string());
+    Some(match path {
+        "app_descriptor" => front
+            .descriptor
+            .clone()
+            .map_or_else(|| answer(404, ""), json),
+        "oauth_application_id" => {
+            let id = front.application_id.as_ref();
+            let mut shown = id.map_or_else(
+                || answer(404, ""),
+                |id| json(serde_json::json!({"application_id": id})),
+            );
+            // rack-cors: byte by byte, and nothing at all for others.
+            let origin = request.headers().get(header::ORIGIN);
+            if let Some(origin) = origin.filter(|origin| *origin == front.allowed_origin.as_str()) {
+                let headers = shown.headers_mut();
+                headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+            }
+            shown
+        }
+        path if path.starts_with("subscriptions") => {
+            let Some(claims) = signed_by(request, &state.borrow()) else {
+                return Some(answer(403, ""));
+            };
+            let method = request.method().to_string();
+            front.signed.push((method, path.to_owned(), claims));
+            let id = path.strip_prefix("subscriptions/");
+            match id.map(|id| id.parse::<u64>().expect("id")) {
+                None => json(
+                    serde_json::json!({"subscriptions": front.groups.iter().map(|(id, name)| {
+                    serde_json::json!({
+                        "created_at": "2026-11-01T00:00:00Z",
+                        "unlink_path": format!("{root}/-/jira_connect/subscriptions/{id}"),
+                        "group": {"name": name, "full_name": name, "avatar_url": null, "description": ""},
+                    })
+                }).collect::<Vec<_>>()}),
+                ),
+                Some(id) if front.groups.iter().any(|(known, _)| *known == id) => {
+                    front.groups.retain(|(known, _)| *known != id);
+                    json(serde_json::json!({"success": true}))
+                }
+                Some(_) => answer(404, ""),
+            }
+        }
+        _ => return None,
+    })
+}
+
+/// The claims of a token that one of the known secrets signed.
+fn signed_by(request: &Request<Bytes>, state: &State) -> Option<Value> {
+    let token = request
+        .headers()
+        .get(header::AUTHORIZATION)?
+        .to_str()
+        .ok()?;
+    let token = token.strip_prefix("JWT ")?;
+    let mut validation = Validation::new(Algorithm::HS256);
+    validation.validate_aud = false;
+    state.installations.iter().find_map(|(client_key, known)| {
+        let key = DecodingKey::from_secret(known.shared_secret.as_bytes());
+        let claims = jsonwebtoken::decode::<Value>(token, &key, &validation)
+            .ok()?
+            .claims;
+        (claims["iss"] == client_key.as_str()).then_some(claims)
+    })
 }
 
 /// GitLab's order: token, key from the proxy, signature, audience, issuer, hash, record.

@@ -103,12 +103,25 @@ function user({ query }) {
   return { status: 200, body };
 }
 
+// Protocol: Jira Cloud REST v3, "Get bulk permissions". An app may ask about any
+// user; whoever names nobody is told about the caller, and this app may do all.
+function permissionsCheck({ text }) {
+  const { accountId, globalPermissions = [] } = parseBulk(text);
+  if (accountId === UNKNOWN_ACCOUNT) throw new Refused(400, "no such user");
+  const held = accountId === PLAIN_ACCOUNT ? [] : ["ADMINISTER"];
+  return {
+    status: 200,
+    body: { projectPermissions: [], globalPermissions: held.filter((name) => globalPermissions.includes(name)) },
+  };
+}
+
 const [devinfo, ...flat] = families;
 const routes = [
   ...families.flatMap(familyRoutes),
   ...devinfoRoutes(devinfo),
   ...flat.flatMap(oneRoutes),
   ["GET", "/rest/api/3/user", user],
+  ["POST", "/rest/api/3/permissions/check", permissionsCheck],
 ].map(([method, path, handle]) => ({ method, path, pattern: pattern(path), handle }));
 
 // {route, segments}, or nothing when there is no such endpoint.

@@ -348,10 +348,11 @@ pub async fn admin(
 
 /// Every answer has an id, only headers that we know of, no secret, and errors have one shape.
 pub fn checked(answer: Response<Bytes>) -> Response<Bytes> {
-    const KNOWN: [&str; 16] = [
+    const KNOWN: [&str; 18] = [
         "allow",
         "cache-control",
         "connection",
+        "content-encoding",
         "content-length",
         "content-security-policy",
         "content-type",
@@ -362,6 +363,7 @@ pub fn checked(answer: Response<Bytes>) -> Response<Bytes> {
         "retry-after",
         "set-cookie",
         "transfer-encoding",
+        "vary",
         "www-authenticate",
         "x-content-type-options",
         "x-request-id",

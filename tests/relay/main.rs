@@ -24,6 +24,7 @@ mod keys;
 mod lifecycle;
 mod links;
 mod operating;
+mod page;
 mod process;
 mod rest;
 mod spool;

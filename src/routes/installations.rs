@@ -1,0 +1,214 @@
+//! `GET` and `PUT installations`: the one instance of a site, as a GitLab that is the proxy shows and changes it, for
+//! tools that know no other way (GitLab `installations_controller.rb`).
+//!
+//! GitLab knows one instance per site. Of several the oldest is shown, and none is changed: that needs the page.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, request::Parts};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{
+    Public,
+    caller::{Bound, Caller, caller, target},
+    links::audit,
+};
+use crate::{
+    domain::{InstanceUrl, Link, LinkId, LinkMode},
+    exchange::{self, Arrival, parse_json, read_body},
+    linking::{self, NewLink},
+    reject::{Instead, Reject, RejectKind},
+};
+
+/// What GitLab answers to somebody who is no admin of the site.
+const NOT_ADMIN: &str = "The Jira user is not a site or organization administrator. Check the permissions in Jira and try again.";
+
+#[derive(Deserialize)]
+struct Wish {
+    jwt: Option<String>,
+    installation: Wanted,
+}
+
+#[derive(Deserialize)]
+struct Wanted {
+    instance_url: Option<String>,
+}
+
+/// Answers either call.
+pub(super) async fn serve(
+    public: &Public,
+    request: Request<Incoming>,
+    arrival: &Arrival,
+) -> Result<Response<Full<Bytes>>, Reject> {
+    let (head, body) = request.into_parts();
+    match head.method {
+        Method::GET | Method::HEAD => {
+            let caller = who(public, &head, None, arrival)?;
+            answer(
+                links(public, &caller)
+                    .first()
+                    .map(|link| &link.instance_url),
+            )
+        }
+        Method::PUT => {
+            let limits = &public.limits;
+            let (max, deadline) = (limits.body_max_bytes, limits.receive_timeout);
+            let body = read_body(body, &head.headers, max, deadline).await?;
+            let wish: Wish = parse_json(&body)?;
+            let caller = who(public, &head, wish.jwt.as_deref(), arrival)?;
+            let changed = change(public, &caller, wish.installation.instance_url, arrival).await;
+            answer(changed.map_err(in_gitlabs_words)?.as_ref())
+        }
+        _ => Err(Reject::method_not_allowed("GET or PUT")),
+    }
+}
+
+fn who(
+    public: &Public,
+    head: &Parts,
+    body_token: Option<&str>,
+    arrival: &Arrival,
+) -> Result<Caller, Reject> {
+    let target = target(public, head, None)?;
+    let bound = Bound::RequestOrUser;
+    caller(public, head, &target, body_token, arrival, bound)
+}
+
+fn links(public: &Public, caller: &Caller) -> Vec<Arc<Link>> {
+    let mut links = public.store.links_of(&caller.installation.client_key);
+    links.retain(|link| !link.remove);
+    links.sort_by_key(|link| (link.created_at, link.id));
+    links
+}
+
+async fn change(
+    public: &Public,
+    caller: &Caller,
+    wanted: Option<String>,
+    arrival: &Arrival,
+) -> Result<Option<InstanceUrl>, Reject> {
+    public
+        .admins
+        .prove(
+            &caller.installation,
+            caller.account_id.as_deref(),
+            arrival.now,
+        )
+        .await?;
+    let wanted = wanted.filter(|url| !url.trim().is_empty());
+    let wanted = wanted
+        .map(|url| InstanceUrl::from_typed(&url))
+        .transpose()?;
+    let links = links(public, caller);
+    let same = |url: &InstanceUrl| links.iter().find(|link| link.instance_url == *url);
+    let old = match links.as_slice() {
+        [] => None,
+        [one] => Some(one.id),
+        _ => match wanted.as_ref().and_then(same) {
+            Some(_) => return Ok(wanted),
+            None => {
+                return Err(unprocessable(
+                    "several_instances",
+                    "Several GitLab instances are connected to this Jira site: add and remove them on the app's page in Jira.",
+                ));
+            }
+        },
+    };
+    match &wanted {
+        Some(url) if same(url).is_some() => return Ok(wanted),
+        Some(url) => install(public, caller, url, arrival).await?,
+        None => {}
+    }
+    // Only now: until the new one is connected, the old one stays.
+    if let Some(old) = old {
+        remove(public, caller, old, arrival).await?;
+    }
+    Ok(wanted)
+}
+
+/// Links the instance; if it can't be told, it is as if nobody had asked.
+async fn install(
+    public: &Public,
+    caller: &Caller,
+    instance_url: &InstanceUrl,
+    arrival: &Arrival,
+) -> Result<(), Reject> {
+    let wish = NewLink {
+        client_key: caller.installation.client_key.clone(),
+        instance_url: instance_url.clone(),
+        mode: LinkMode::Relay,
+        keep_ids: false,
+    };
+    let audit = audit(arrival, caller, "link_created");
+    let link = public.linker.create(wish, audit, arrival.now).await?;
+    arrival.notes.link(&link);
+    let link = public.linker.outcome(link).await;
+    if link.is_settled() {
+        return Ok(());
+    }
+    remove(public, caller, link.id, arrival).await?;
+    let cause = link.last_error.map_or_else(
+        || "It did not answer in time.".to_owned(),
+        |problem| format!("{}: {}.", problem.message, problem.hint),
+    );
+    Err(unprocessable(
+        "not_installed",
+        &format!("Could not be installed on the instance. {cause}"),
+    ))
+}
+
+async fn remove(
+    public: &Public,
+    caller: &Caller,
+    id: LinkId,
+    arrival: &Arrival,
+) -> Result<(), Reject> {
+    let audit = audit(arrival, caller, "link_removal_requested");
+    let now = arrival.now;
+    let removed = public
+        .linker
+        .change(move |transaction| linking::remove(transaction, id, audit, now));
+    removed.await.map(drop)
+}
+
+fn answer(instance_url: Option<&InstanceUrl>) -> Result<Response<Full<Bytes>>, Reject> {
+    let view = json!({ "gitlab_com": instance_url.is_none(), "instance_url": instance_url });
+    exchange::json(StatusCode::OK, &view)
+}
+
+fn unprocessable(code: &'static str, message: &str) -> Reject {
+    Reject::new(RejectKind::Unprocessable, code, message, "")
+}
+
+/// Tools read `errors`, a text or texts by field.
+fn in_gitlabs_words(reject: Reject) -> Reject {
+    let errors = match reject.code {
+        "not_jira_admin" => json!(NOT_ADMIN),
+        "instance_url_malformed"
+        | "instance_not_allowed"
+        | "instance_not_https"
+        | "instance_address_not_public"
+        | "instance_is_relay" => {
+            json!({ "instance_url": [format!("is blocked: {}", reject.message)] })
+        }
+        _ => json!(reject.message),
+    };
+    let kind = match reject.kind {
+        RejectKind::Malformed | RejectKind::Conflict => RejectKind::Unprocessable,
+        RejectKind::Forbidden if reject.code != "not_jira_admin" => RejectKind::Unprocessable,
+        kind => kind,
+    };
+    Reject {
+        kind,
+        instead: Some(Box::new(Instead {
+            content_type: "application/json",
+            body: Bytes::from(json!({ "errors": errors }).to_string()),
+            policy: None,
+        })),
+        ..reject
+    }
+}

@@ -1,0 +1,305 @@
+//! `subscriptions`, `oauth_callbacks`, `assets/...`: the page that Jira admins see inside Jira, and what belongs to it.
+//!
+//! Jira opens the page in a frame, with a signed query (Atlassian's "Understanding JWT for Connect apps"). The document
+//! holds no secret and no name of a person; what it shows it asks for with tokens of `AP.context.getToken()`.
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use maud::{DOCTYPE, Markup, html};
+use serde::Serialize;
+use url::Url;
+
+use super::{
+    Public,
+    assets::{Assets, Entry},
+    caller::{Bound, caller, target},
+};
+use crate::{
+    config::Config,
+    domain::{Installation, LifecycleEventKind, Link},
+    exchange::{Arrival, typed},
+    reject::{Instead, Reject, RejectKind},
+};
+
+const HTML: &str = "text/html; charset=utf-8";
+
+/// Where Jira Cloud is (GitLab's own page has the same two).
+const JIRA_ANCESTORS: &str = "https://*.atlassian.net https://*.jira.com";
+
+/// The pages and what they need to know of the configuration.
+pub(super) struct Pages {
+    pub(super) assets: Assets,
+    base_path: String,
+    /// Origin of the relay.
+    public_url: String,
+    proxy_url: String,
+    /// Where an instance sends a browser back to after it has signed in.
+    redirect_uri: String,
+    ap_js_url: String,
+    /// What Atlassian's script loads of Jira's current theme, and asks apps to let it.
+    themes: String,
+    /// Of every site.
+    ancestors: String,
+}
+
+/// What the page's script starts with.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Boot<'a> {
+    base: &'a str,
+    /// Whom this very document may talk to.
+    origins: &'a [&'a str],
+    proxy_url: &'a str,
+    redirect_uri: &'a str,
+}
+
+impl Pages {
+    pub(super) fn new(config: &Config, assets: Assets) -> Self {
+        let extra = config.jira.sites.listed().iter();
+        let extra = extra.chain(&config.page.frame_ancestors);
+        let mut ancestors = JIRA_ANCESTORS.to_owned();
+        for origin in extra {
+            // Writing to a String does not fail.
+            let _ = write!(ancestors, " {origin}");
+        }
+        Self {
+            assets,
+            base_path: config.public.base_path.clone(),
+            public_url: config.public.url.as_str().to_owned(),
+            proxy_url: config.proxy_url(),
+            redirect_uri: redirect_uri(config),
+            themes: themes(&config.page.ap_js_url),
+            ap_js_url: config.page.ap_js_url.clone(),
+            ancestors,
+        }
+    }
+
+    /// Where the browser comes back to after signing in to an instance.
+    pub(super) fn redirect_uri(&self) -> &str {
+        &self.redirect_uri
+    }
+
+    fn asset(&self, entry: Entry) -> String {
+        format!("{}/assets/{}", self.base_path, self.assets.name(entry))
+    }
+
+    /// Scripts and styles come from our own folder, or as named, and nowhere else; nothing is inline.
+    fn policy(
+        &self,
+        scripts: &str,
+        styles: &str,
+        connect: &str,
+        ancestors: &str,
+    ) -> Result<HeaderValue, Reject> {
+        let assets = format!("{}{}/assets/", self.public_url, self.base_path);
+        let policy = format!(
+            "default-src 'none'; script-src {assets}{scripts}; style-src {assets}{styles}; img-src 'self' data:; \
+             connect-src {connect}; base-uri 'none'; form-action 'none'; frame-ancestors {ancestors}"
+        );
+        HeaderValue::from_str(&policy).map_err(Reject::internal)
+    }
+
+    fn head(&self, title: &str, style: Entry) -> Markup {
+        html! {
+            meta charset="utf-8";
+            meta name="viewport" content="width=device-width, initial-scale=1";
+            meta name="color-scheme" content="light dark";
+            title { (title) }
+            link rel="stylesheet" href=(self.asset(style));
+        }
+    }
+
+    /// A page that only says something.
+    fn notice(&self, title: &str, paragraphs: &[&str], id: Option<&str>) -> Markup {
+        html! {
+            (DOCTYPE)
+            html lang="en" {
+                head { (self.head(title, Entry::ShellStyle)) }
+                body {
+                    main {
+                        h1 { (title) }
+                        @for paragraph in paragraphs {
+                            p { (paragraph) }
+                        }
+                        @if let Some(id) = id {
+                            p class="id" { "Request id " code { (id) } }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The page for one site.
+    fn page(
+        &self,
+        installation: &Installation,
+        links: &[std::sync::Arc<Link>],
+    ) -> Result<Response<Full<Bytes>>, Reject> {
+        let mut origins: Vec<&str> = links
+            .iter()
+            .filter(|link| link.desired.event == LifecycleEventKind::Installed)
+            .map(|link| link.instance_url.origin())
+            .collect();
+        origins.sort_unstable();
+        origins.dedup();
+        let boot = Boot {
+            base: &self.base_path,
+            origins: &origins,
+            proxy_url: &self.proxy_url,
+            redirect_uri: &self.redirect_uri,
+        };
+        let boot = serde_json::to_string(&boot).map_err(Reject::internal)?;
+        let page = html! {
+            (DOCTYPE)
+            html lang="en" {
+                head {
+                    (self.head("GitLab for Jira", Entry::PageStyle))
+                    script async id="ac-iframe-options" src=(self.ap_js_url) data-options="sizeToParent:true" {}
+                    script type="module" src=(self.asset(Entry::PageScript)) {}
+                }
+                body {
+                    div id="app" data-boot=(boot) { p { "Loading…" } }
+                    noscript { p { "This page needs JavaScript." } }
+                }
+            }
+        };
+        let connect = ["'self'"].into_iter().chain(origins);
+        let connect: Vec<&str> = connect.collect();
+        let mut ancestors = self.ancestors.clone();
+        if let Some(origin) = display_origin(installation) {
+            let _ = write!(ancestors, " {origin}");
+        }
+        let policy = self.policy(
+            &format!(" {}", self.ap_js_url),
+            &self.themes,
+            &connect.join(" "),
+            &ancestors,
+        )?;
+        with_policy(typed(StatusCode::OK, HTML, page.into_string())?, policy)
+    }
+
+    /// The same refusal, as a page that may stand in Jira's frame.
+    fn refusal(&self, reject: Reject, title: &str, paragraphs: &[&str], id: &str) -> Reject {
+        let page = self.notice(title, paragraphs, Some(id)).into_string();
+        Reject {
+            instead: Some(Box::new(Instead {
+                content_type: HTML,
+                body: page.into(),
+                policy: self.policy("", "", "'none'", &self.ancestors).ok(),
+            })),
+            ..reject
+        }
+    }
+}
+
+/// Where an instance's OAuth application must lead back to.
+pub fn redirect_uri(config: &Config) -> String {
+    format!("{}/oauth_callbacks", config.app_base_url())
+}
+
+/// The page, for whom Jira sends.
+pub(super) fn subscriptions(
+    public: &Public,
+    request: Request<Incoming>,
+    arrival: &Arrival,
+) -> Result<Response<Full<Bytes>>, Reject> {
+    let (head, _) = request.into_parts();
+    let pages = &public.pages;
+    if head.uri.query().is_none() && !head.headers.contains_key(header::AUTHORIZATION) {
+        let reject = Reject::new(
+            RejectKind::Unauthenticated,
+            "opened_outside_jira",
+            "this page belongs inside Jira",
+            "open it there: Apps, Manage your apps, GitLab for Jira, Get started",
+        );
+        return Err(pages.refusal(
+            reject,
+            "This page lives inside Jira",
+            &[
+                "It shows which GitLab instances are connected to a Jira site, and Jira has to say which site that is.",
+                "In Jira, open Apps, then Manage your apps, choose GitLab for Jira, and select Get started. You must be a Jira administrator.",
+            ],
+            &arrival.id,
+        ));
+    }
+    let proven = target(public, &head, None)
+        .and_then(|target| caller(public, &head, &target, None, arrival, Bound::Request));
+    match proven {
+        Ok(caller) => {
+            let links = public.store.links_of(&caller.installation.client_key);
+            pages.page(&caller.installation, &links)
+        }
+        Err(reject) => {
+            let cause = format!("The relay says: {}.", reject.message);
+            let texts = [
+                "Jira's permission to show it is good for a few minutes only. Reload Jira's page to get a new one.",
+                "If that does not help, give the request id to the operator of this relay.",
+                cause.as_str(),
+            ];
+            Err(pages.refusal(reject, "This page can't be shown", &texts, &arrival.id))
+        }
+    }
+}
+
+/// Where an instance sends the popup back to. Its script hands what came to the page that opened it.
+pub(super) fn oauth_callback(public: &Public) -> Result<Response<Full<Bytes>>, Reject> {
+    let pages = &public.pages;
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                (pages.head("Signing in to GitLab", Entry::ShellStyle))
+                script type="module" src=(pages.asset(Entry::CallbackScript)) {}
+            }
+            body {
+                main {
+                    h1 id="title" { "Signing in…" }
+                    p id="text" {}
+                }
+            }
+        }
+    };
+    let policy = pages.policy("", "", "'none'", "'none'")?;
+    with_policy(typed(StatusCode::OK, HTML, page.into_string())?, policy)
+}
+
+/// One of the page's files.
+pub(super) fn asset(
+    public: &Public,
+    name: &str,
+    headers: &HeaderMap,
+) -> Result<Response<Full<Bytes>>, Reject> {
+    public.pages.assets.serve(name, headers)
+}
+
+fn with_policy(
+    mut response: Response<Full<Bytes>>,
+    policy: HeaderValue,
+) -> Result<Response<Full<Bytes>>, Reject> {
+    response
+        .headers_mut()
+        .insert(header::CONTENT_SECURITY_POLICY, policy);
+    Ok(response)
+}
+
+/// `AP.theming` adds style sheets of its own origin (npm `atlassian-connect-js` 5.3). Whoever gives us the script may
+/// give us these.
+fn themes(ap_js_url: &str) -> String {
+    let Ok(script) = Url::parse(ap_js_url) else {
+        return String::new();
+    };
+    let origin = script.origin().ascii_serialization();
+    format!(" {origin}/themes/ {origin}/surfaces.css")
+}
+
+/// Where users see the site, if that is another address. It is not proven, so only its origin counts, as the URL
+/// standard writes it.
+fn display_origin(installation: &Installation) -> Option<String> {
+    let url = Url::parse(installation.display_url.as_deref()?).ok()?;
+    matches!(url.scheme(), "https" | "http").then(|| url.origin().ascii_serialization())
+}
