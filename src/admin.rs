@@ -4,6 +4,9 @@ mod installations;
 mod keys;
 mod links;
 mod spool;
+mod status;
+
+pub use status::Standing;
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -55,6 +58,8 @@ pub struct AdminParts {
     pub linker: Arc<Linker>,
     /// What waits for Jira.
     pub spool: Spool,
+    /// What it says of itself.
+    pub standing: Standing,
     /// How much, how long.
     pub limits: LimitsConfig,
     /// Shown, and counted in.
@@ -75,6 +80,7 @@ enum Route {
     Ready,
     Spool,
     SpoolRetry,
+    Status,
 }
 
 impl Admin {
@@ -96,6 +102,7 @@ impl Admin {
             ("/api/v1/keys/rotate", Route::KeysRotate),
             ("/api/v1/spool", Route::Spool),
             ("/api/v1/spool/retry", Route::SpoolRetry),
+            ("/api/v1/status", Route::Status),
             ("/api/v1/audit", Route::Audit),
         ] {
             router.insert(path, route)?;
@@ -179,6 +186,7 @@ impl AdminParts {
             (Route::KeysRotate, &Method::POST) => keys::rotate(self, arrival).await,
             (Route::Spool, &Method::GET) => spool::show(self, request.uri().query(), arrival),
             (Route::SpoolRetry, &Method::POST) => spool::retry(self, arrival),
+            (Route::Status, &Method::GET) => status::show(self, arrival).await,
             (Route::Audit, &Method::GET) => self.audit(request.uri().query()).await,
             (route, _) => Err(Reject::method_not_allowed(route.methods())),
         }
@@ -203,6 +211,12 @@ impl AdminParts {
     }
 
     async fn ready(&self, arrival: &Arrival) -> Result<Response<Full<Bytes>>, Reject> {
+        self.check_ready(arrival).await?;
+        typed(StatusCode::OK, "text/plain", "ready\n")
+    }
+
+    /// There is a key to sign with, and the store takes a write.
+    async fn check_ready(&self, arrival: &Arrival) -> Result<(), Reject> {
         if self.signer.active().is_none() {
             return Err(Reject::new(
                 RejectKind::Unavailable,
@@ -211,8 +225,7 @@ impl AdminParts {
                 "look at the log: one is made at start",
             ));
         }
-        self.store.probe(arrival.now).await?;
-        typed(StatusCode::OK, "text/plain", "ready\n")
+        Ok(self.store.probe(arrival.now).await?)
     }
 
     fn metrics(&self) -> Result<Response<Full<Bytes>>, Reject> {
@@ -269,6 +282,7 @@ impl Route {
             Self::Ready => "readyz",
             Self::Spool => "spool",
             Self::SpoolRetry => "spool/retry",
+            Self::Status => "status",
         }
     }
 

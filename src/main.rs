@@ -1,5 +1,6 @@
 //! The program: arguments, configuration, log, runtime, signals, exit codes.
 
+mod cli;
 mod welcome;
 
 use std::{
@@ -9,7 +10,8 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand};
+use clap::Parser as _;
+use cli::{Arguments, Command};
 use jira_connect_proxy::{
     config::{Config, ENV_PREFIX},
     relay::{self, Relay, Reload, StartError},
@@ -21,53 +23,6 @@ use welcome::Welcome;
 /// `EX_USAGE`: configuration or arguments are wrong.
 const EXIT_USAGE: u8 = 64;
 
-/// Relay between one GitLab for Jira Cloud app and many self-managed GitLab instances.
-#[derive(Debug, Parser)]
-#[command(
-    version,
-    after_help = "Examples:
-  jira-connect-proxy                             run with ./proxy.toml, or with the built-in defaults on loopback
-  jira-connect-proxy serve --config proxy.toml   run with this configuration
-  jira-connect-proxy check --config proxy.toml   tell every mistake in it, start nothing
-
-Every setting can also come from the environment:
-  JIRA_CONNECT_PROXY__PUBLIC__URL=https://relay.example.com jira-connect-proxy
-
-Exit codes: 0 clean stop, 64 bad configuration or arguments, 1 anything else."
-)]
-struct Arguments {
-    #[command(subcommand)]
-    command: Option<Command>,
-    #[command(flatten)]
-    source: Source,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Run the relay (the default).
-    ///
-    /// SIGTERM and SIGINT stop it in order. SIGHUP reads `[instances]` and the TLS files again; other
-    /// settings need a restart.
-    Serve,
-    /// Read the configuration, tell every mistake and every warning, start nothing.
-    Check,
-}
-
-#[derive(Debug, Args)]
-struct Source {
-    /// Configuration file; the one at the repository's root is commented and holds every default.
-    ///
-    /// Without it, ./proxy.toml is read if it is there.
-    #[arg(
-        long,
-        short,
-        global = true,
-        value_name = "FILE",
-        env = "JIRA_CONNECT_PROXY_CONFIG"
-    )]
-    config: Option<PathBuf>,
-}
-
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
@@ -77,6 +32,13 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
         }
     };
+    let command = arguments.command.unwrap_or(Command::Serve);
+    if command.prints_itself() {
+        return match cli::print_itself(&command) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&error.into()),
+        };
+    }
     let file = arguments.source.config.or_else(|| {
         let here = PathBuf::from("proxy.toml");
         here.exists().then_some(here)
@@ -88,7 +50,7 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    match arguments.command.unwrap_or(Command::Serve) {
+    match command {
         Command::Check => {
             for warning in &config.warnings {
                 println!("warning: {warning}");
@@ -103,12 +65,22 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error),
         },
+        command => match cli::run(command, &arguments.remote, &config) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => failed(&error),
+        },
     }
 }
 
 /// Says why, and gives the exit code.
 fn failed(error: &anyhow::Error) -> ExitCode {
-    eprintln!("jira-connect-proxy: {error}");
+    // Nobody reads any more (`| head`): that is how it was meant.
+    let io = error.downcast_ref::<std::io::Error>();
+    if io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("jira-connect-proxy: {error:#}");
     match error.downcast_ref::<StartError>() {
         Some(start) if start.is_configuration() => ExitCode::from(EXIT_USAGE),
         _ => ExitCode::FAILURE,

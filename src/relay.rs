@@ -11,7 +11,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use zeroize::Zeroizing;
 
 use crate::{
-    admin::{Admin, AdminParts},
+    admin::{Admin, AdminParts, Standing},
     client::{Client, DialSettings, root_certificates},
     clock,
     config::Config,
@@ -255,6 +255,13 @@ impl Relay {
             rotation: Arc::clone(&rotation),
             linker,
             spool,
+            standing: Standing {
+                started_at: now,
+                public_url: config.public.url.to_string(),
+                public_listen: addresses.public.to_string(),
+                admin_listen: addresses.admin.to_string(),
+                store_path: config.store.path.display().to_string(),
+            },
             limits: config.limits,
             metrics: Arc::clone(&metrics),
         })

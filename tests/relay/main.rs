@@ -16,6 +16,7 @@ mod harness;
 mod stage;
 
 mod chaos;
+mod cli;
 mod crash;
 mod hostile;
 mod isolation;

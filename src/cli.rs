@@ -1,0 +1,274 @@
+//! The command line: what can be said, and the commands that speak to a running relay.
+//!
+//! The store belongs to one process, so every command but `serve` and `check` goes through the admin API of the relay
+//! that runs. What `--json` prints is what that API answers.
+
+mod api;
+mod audit;
+mod installations;
+mod keys;
+mod links;
+mod print;
+mod spool;
+mod status;
+
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+};
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+use jira_connect_proxy::config::Config;
+
+use api::Api;
+
+/// Relay between one GitLab for Jira Cloud app and many self-managed GitLab instances.
+#[derive(Debug, Parser)]
+#[command(
+    name = "jira-connect-proxy",
+    version,
+    after_help = "Examples:
+  jira-connect-proxy                             run with ./proxy.toml, or with the built-in defaults on loopback
+  jira-connect-proxy serve --config proxy.toml   run with this configuration
+  jira-connect-proxy check --config proxy.toml   tell every mistake in it, start nothing
+  jira-connect-proxy status                      how the running relay is
+  jira-connect-proxy links add https://gitlab.example.com
+
+Every setting can also come from the environment:
+  JIRA_CONNECT_PROXY__PUBLIC__URL=https://relay.example.com jira-connect-proxy
+
+Exit codes: 0 success, 64 bad configuration or arguments, 1 anything else."
+)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) source: Source,
+    #[command(flatten)]
+    pub(crate) remote: Remote,
+}
+
+/// Where the settings come from.
+#[derive(Debug, Args)]
+pub(crate) struct Source {
+    /// Configuration file; the one at the repository's root is commented and holds every default.
+    ///
+    /// Without it, ./proxy.toml is read if it is there.
+    #[arg(
+        long,
+        short,
+        global = true,
+        value_name = "FILE",
+        env = "JIRA_CONNECT_PROXY_CONFIG"
+    )]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// How to reach the relay that runs.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Running relay")]
+pub(crate) struct Remote {
+    /// Its admin listener, like `http://127.0.0.1:9090`. Without it, `admin.listen` of the configuration.
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "JIRA_CONNECT_PROXY_ADMIN_URL"
+    )]
+    admin_url: Option<String>,
+    /// File with its admin token. Without it, `admin.token_file` of the configuration.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "JIRA_CONNECT_PROXY_ADMIN_TOKEN_FILE"
+    )]
+    admin_token_file: Option<PathBuf>,
+    /// The admin token itself; only from the environment, because arguments can be seen by every user.
+    #[arg(skip = std::env::var("JIRA_CONNECT_PROXY_ADMIN_TOKEN").ok())]
+    admin_token: Option<String>,
+    /// Print what the admin API answers, for machines.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the relay (the default).
+    ///
+    /// SIGTERM and SIGINT stop it in order. SIGHUP reads `[instances]` and the TLS files again; other
+    /// settings need a restart.
+    #[command(after_help = "Examples:
+  jira-connect-proxy serve
+  jira-connect-proxy serve --config /etc/jira-connect-proxy/proxy.toml")]
+    Serve,
+    /// Read the configuration, tell every mistake and every warning, start nothing.
+    #[command(after_help = "Examples:
+  jira-connect-proxy check
+  jira-connect-proxy check --config /etc/jira-connect-proxy/proxy.toml")]
+    Check,
+    /// Show how the running relay is, on one screen.
+    ///
+    /// Listeners, store, signing key, links by state, what waits for Jira, and what fails. Exits with 1 if the relay
+    /// is not ready.
+    #[command(after_help = "Examples:
+  jira-connect-proxy status
+  jira-connect-proxy status --json
+  jira-connect-proxy status --admin-url http://127.0.0.1:9180")]
+    Status,
+    /// List the Jira sites that have the app.
+    #[command(after_help = "Examples:
+  jira-connect-proxy installations
+  jira-connect-proxy installations --json")]
+    Installations,
+    /// See and change which GitLab instances are linked to which Jira site.
+    #[command(subcommand)]
+    Links(links::Command),
+    /// See and replace the signing keys.
+    #[command(subcommand)]
+    Keys(keys::Command),
+    /// See what waits for Jira, and send it now.
+    #[command(subcommand)]
+    Spool(spool::Command),
+    /// Show who changed what, newest first.
+    #[command(after_help = "Examples:
+  jira-connect-proxy audit
+  jira-connect-proxy audit --limit 1000 --json")]
+    Audit {
+        /// How many entries, 1 to 10000.
+        #[arg(long, default_value_t = 50)]
+        limit: usize,
+    },
+    /// Print a script that completes commands in a shell.
+    #[command(after_help = "Examples:
+  jira-connect-proxy completions bash > /etc/bash_completion.d/jira-connect-proxy
+  jira-connect-proxy completions zsh > ~/.zfunc/_jira-connect-proxy
+  jira-connect-proxy completions fish > ~/.config/fish/completions/jira-connect-proxy.fish")]
+    Completions {
+        /// For which shell.
+        shell: Shell,
+    },
+    /// Print the manual page.
+    #[command(after_help = "Examples:
+  jira-connect-proxy man > /usr/local/share/man/man1/jira-connect-proxy.1")]
+    Man,
+}
+
+impl Command {
+    /// Whether it needs no configuration.
+    pub(crate) fn prints_itself(&self) -> bool {
+        matches!(self, Self::Completions { .. } | Self::Man)
+    }
+}
+
+/// Prints a script or a page about the command line itself.
+pub(crate) fn print_itself(command: &Command) -> io::Result<()> {
+    let mut program = Arguments::command();
+    let mut out = io::stdout().lock();
+    match command {
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut program, "jira-connect-proxy", &mut script);
+            out.write_all(&script)
+        }
+        _ => manual(program, &mut out),
+    }
+}
+
+/// One page with every command: a page for each would have to be found first.
+fn manual(program: clap::Command, out: &mut impl io::Write) -> io::Result<()> {
+    let mut program = program.disable_help_subcommand(true);
+    program.build();
+    let page = clap_mangen::Man::new(program.clone());
+    page.render_title(out)?;
+    page.render_name_section(out)?;
+    page.render_synopsis_section(out)?;
+    page.render_description_section(out)?;
+    page.render_options_section(out)?;
+    writeln!(out, ".SH COMMANDS")?;
+    describe(&program, out)?;
+    page.render_extra_section(out)?;
+    page.render_version_section(out)
+}
+
+fn describe(parent: &clap::Command, out: &mut impl io::Write) -> io::Result<()> {
+    for command in parent
+        .get_subcommands()
+        .filter(|command| !command.is_hide_set())
+    {
+        let page = clap_mangen::Man::new(command.clone());
+        let name = command.get_bin_name().unwrap_or_else(|| command.get_name());
+        writeln!(out, ".SS {}", name.replace('-', "\\-"))?;
+        // Sections of a command's own page stand one level deeper here.
+        let mut text = Vec::new();
+        page.render_description_section(&mut text)?;
+        page.render_extra_section(&mut text)?;
+        for line in String::from_utf8_lossy(&text).lines() {
+            match line.strip_prefix(".SH ") {
+                Some("DESCRIPTION") => {}
+                Some(_) => writeln!(out, ".PP")?,
+                None => writeln!(out, "{line}")?,
+            }
+        }
+        describe(command, out)?;
+    }
+    Ok(())
+}
+
+/// Runs a command against the relay that runs.
+#[tokio::main(flavor = "current_thread")]
+pub(crate) async fn run(
+    command: Command,
+    remote: &Remote,
+    config: &Config,
+) -> anyhow::Result<bool> {
+    let api = Api::new(remote, config)?;
+    let json = remote.json;
+    match command {
+        Command::Status => status::show(&api, json).await,
+        Command::Installations => installations::list(&api, json).await,
+        Command::Links(command) => links::run(command, &api, json).await,
+        Command::Keys(command) => keys::run(command, &api, json).await,
+        Command::Spool(command) => spool::run(command, &api, json).await,
+        Command::Audit { limit } => audit::show(&api, limit, json).await,
+        Command::Serve | Command::Check | Command::Completions { .. } | Command::Man => Ok(true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_teaches_by_examples() {
+        fn look(command: &clap::Command) {
+            let leaf = command.get_subcommands().next().is_none();
+            let help = command.get_after_help().map(ToString::to_string);
+            assert!(
+                !leaf || help.is_some_and(|help| help.contains("Examples:")),
+                "{} has no examples",
+                command.get_name()
+            );
+            command.get_subcommands().for_each(look);
+        }
+        Arguments::command().get_subcommands().for_each(look);
+    }
+
+    #[test]
+    fn the_manual_has_every_command() {
+        let mut page = Vec::new();
+        manual(Arguments::command(), &mut page).expect("page");
+        let page = String::from_utf8(page).expect("text");
+        for command in ["links add", "keys rotate", "spool retry", "status"] {
+            let name = format!(".SS jira\\-connect\\-proxy {command}");
+            assert!(page.contains(&name), "{name} in {page}");
+        }
+    }
+}

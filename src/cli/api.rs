@@ -1,0 +1,194 @@
+//! Speaks to the admin API of the relay that runs.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http::{Method, Request, header};
+use http_body_util::Full;
+use jira_connect_proxy::{
+    client::{Client, Destination, DialSettings, SendError, root_certificates},
+    config::Config,
+    jwt::crypto,
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+use super::Remote;
+
+/// Longer than the relay takes for a first delivery.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const ANSWER_MAX_BYTES: usize = 64 * 1024 * 1024;
+
+/// The admin API of one relay.
+pub(super) struct Api {
+    client: Client,
+    url: String,
+    token: Zeroizing<String>,
+}
+
+/// Why the API did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ApiError {
+    /// Nobody is there.
+    #[error(
+        "the relay can't be reached at {url}: {cause}\n  is it running? --admin-url or admin.listen of the configuration must name its admin listener"
+    )]
+    Unreachable {
+        /// Where.
+        url: String,
+        /// Why.
+        cause: SendError,
+    },
+    /// It says no.
+    #[error("{message}\n  {hint}\n  ({code}, request id {id})")]
+    Refused {
+        /// Stable name.
+        code: String,
+        /// One sentence.
+        message: String,
+        /// What to do.
+        hint: String,
+        /// In the relay's log.
+        id: String,
+    },
+    /// Something else answers there.
+    #[error(
+        "what answers at {url} is no relay's admin listener (status {status})\n  check --admin-url"
+    )]
+    Stranger {
+        /// Where.
+        url: String,
+        /// With what.
+        status: u16,
+    },
+}
+
+#[derive(Deserialize)]
+struct Envelope {
+    error: Refusal,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    code: String,
+    message: String,
+    hint: String,
+    id: String,
+}
+
+impl Api {
+    /// Finds out where the relay is and by which token it is spoken to.
+    pub(super) fn new(remote: &Remote, config: &Config) -> anyhow::Result<Self> {
+        crypto::install();
+        let url = match &remote.admin_url {
+            Some(url) => url.trim_end_matches('/').to_owned(),
+            None => format!("http://{}", config.admin.listen),
+        };
+        let token = match &remote.admin_token {
+            Some(token) => Zeroizing::new(token.trim().to_owned()),
+            None => {
+                let file = remote
+                    .admin_token_file
+                    .as_ref()
+                    .unwrap_or(&config.admin.token_file);
+                let read = std::fs::read_to_string(file).map(Zeroizing::new);
+                let text = read.with_context(|| {
+                    format!(
+                        "the admin token in {} can't be read: run this as the relay's user and in its working directory, or give --admin-token-file",
+                        file.display()
+                    )
+                })?;
+                Zeroizing::new(text.trim().to_owned())
+            }
+        };
+        let roots = root_certificates(None).context("the system's certificate authorities")?;
+        Ok(Self {
+            client: Client::new(&DialSettings {
+                roots: Arc::new(roots),
+                connect_timeout: Duration::from_secs(5),
+                allow_private: true,
+            }),
+            url,
+            token,
+        })
+    }
+
+    /// Where the relay is.
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Asks for something.
+    pub(super) async fn get(&self, path: &str) -> Result<Value, ApiError> {
+        self.call(Method::GET, path, None).await
+    }
+
+    /// Asks for something, as it is used here.
+    pub(super) async fn read<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        parsed(self.get(path).await?)
+    }
+
+    /// Changes something.
+    pub(super) async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, ApiError> {
+        let (status, body) = self.send(method, path, body).await?;
+        let refused = || ApiError::Stranger {
+            url: self.url.clone(),
+            status,
+        };
+        if (200..300).contains(&status) {
+            return serde_json::from_slice(&body).map_err(|_| refused());
+        }
+        match serde_json::from_slice::<Envelope>(&body) {
+            Ok(Envelope { error }) => Err(ApiError::Refused {
+                code: error.code,
+                message: error.message,
+                hint: error.hint,
+                id: error.id,
+            }),
+            Err(_) => Err(refused()),
+        }
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<(u16, Bytes), ApiError> {
+        let unreachable = |cause| ApiError::Unreachable {
+            url: self.url.clone(),
+            cause,
+        };
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.url))
+            .header(
+                header::AUTHORIZATION,
+                format!("Bearer {}", self.token.as_str()),
+            )
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| unreachable(SendError::Broken(error.to_string())))?;
+        let answer = self
+            .client
+            .send(Destination::Configured, request, PATIENCE, ANSWER_MAX_BYTES)
+            .await
+            .map_err(unreachable)?;
+        Ok((answer.status().as_u16(), answer.into_body()))
+    }
+}
+
+/// Takes from an answer what is used here.
+pub(super) fn parsed<T: DeserializeOwned>(answer: Value) -> anyhow::Result<T> {
+    serde_json::from_value(answer).context(
+        "the relay answers in a way that this version does not know: are they of one version?",
+    )
+}
