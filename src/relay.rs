@@ -226,6 +226,7 @@ impl Relay {
         let prober = Prober {
             client: client.clone(),
             policy: Arc::clone(&policy),
+            signer: Arc::clone(&signer),
             key_fetches: Arc::clone(&key_fetches),
             public_url: Arc::clone(&public_url),
             proxy_url: config.proxy_url().into(),

@@ -1,12 +1,10 @@
 //! Whether an instance is ready to be linked: what GitLab's own page makes a person tick off, looked up instead.
 //!
-//! Every check asks the instance what any stranger may ask, sends no secret and changes nothing there, so it can be
-//! made before there is a link.
+//! No check sends a secret or changes anything on the instance, so all can be made before there is a link.
 
 use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -20,8 +18,12 @@ use super::{
 };
 use crate::{
     client::{Client, Destination},
-    domain::{CONNECT_PATH, InstancePolicy, InstanceUrl, KeyId},
-    jwt::qsh::AgreedTarget,
+    domain::{CONNECT_PATH, InstancePolicy, InstanceUrl},
+    jwt::{
+        Signer,
+        qsh::AgreedTarget,
+        signer::{InstanceClaims, SignError},
+    },
 };
 
 /// A person waits.
@@ -36,6 +38,8 @@ pub struct Prober {
     pub client: Client,
     /// Who may be dialled.
     pub policy: Arc<ArcSwap<InstancePolicy>>,
+    /// Signs.
+    pub signer: Arc<Signer>,
     /// Knows who came for a key.
     pub key_fetches: Arc<KeyFetches>,
     /// Our origin: what a browser names in `Origin`.
@@ -56,7 +60,7 @@ pub enum Check {
     Gitlab,
     /// Our address is its Jira Connect Proxy URL.
     ProxyUrl,
-    /// It comes to us for public keys.
+    /// It comes to us for public keys, and believes what they sign.
     PublicKey,
     /// It has an OAuth application, so that people can sign in to link groups.
     OauthApplication,
@@ -197,8 +201,8 @@ impl Prober {
         })
     }
 
-    /// Shows it a token with a kid that nobody else knows, and looks whether it comes for the key. The key does not
-    /// exist and nothing is signed, so whatever else the instance does, it refuses.
+    /// Tells it of an install that it can verify but not store, because its secret is missing. The key has a name of
+    /// its own for this, so whoever comes for it is this instance.
     async fn public_key(
         &self,
         instance: &InstanceUrl,
@@ -212,39 +216,55 @@ impl Prober {
             ));
         };
         let target = target(instance, "/events/installed")?;
-        let token = unsigned_token(instance, bait.kid(), &target, now);
+        let audiences = audiences(instance);
+        let claims = InstanceClaims::new(
+            audiences.clone(),
+            PROBE_CLIENT_KEY.to_owned(),
+            target.qsh("POST").as_str().to_owned(),
+            now,
+        );
+        let (signer, kid) = (Arc::clone(&self.signer), bait.kid().clone());
+        // Two milliseconds of arithmetic are too many for a thread that serves requests.
+        let token = tokio::task::spawn_blocking(move || signer.sign_as(&claims, kid))
+            .await
+            .map_err(|error| SignError::Failed(error.to_string()))??;
         let form = form_urlencoded::Serializer::new(String::new())
             .append_pair("clientKey", PROBE_CLIENT_KEY)
             .append_pair("eventType", "installed")
-            .append_pair("jwt", &token)
+            .append_pair("jwt", &token.text)
             .finish();
         let request = Request::post(format!("{}{}", instance.origin(), target.path_and_query()))
             .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(Full::new(Bytes::from(form)))
             .map_err(|_| DeliveryError::Address)?;
-        let answer = self.send(request).await;
-        if bait.bitten_by().is_some() {
-            return Ok(Finding::ok(
+        let status = self.send(request).await?.status();
+        Ok(match (status, bait.bitten_by()) {
+            // GitLab `events_controller.rb`: verified, but no valid record.
+            (StatusCode::UNPROCESSABLE_ENTITY, Some(_)) => Finding::ok(
                 "public_key",
-                "it fetches public keys from this relay",
-            ));
-        }
-        let status = answer?.status();
-        Ok(if status == StatusCode::UNAUTHORIZED {
-            Finding::fail(
+                "it fetches public keys from this relay and believes what they sign",
+            ),
+            (StatusCode::UNAUTHORIZED, Some(_)) => Finding::fail(
+                "unauthorized_key_fetched",
+                "it fetched the relay's public key, but does not believe what it signs",
+                format!(
+                    "GitLab must see one of {} as its own address: check the Host header that its reverse proxy passes on, or set its Jira Connect Additional Audience URL; and compare the clocks",
+                    audiences.join(", ")
+                ),
+            ),
+            (StatusCode::UNAUTHORIZED, None) => Finding::fail(
                 "public_key_not_fetched",
                 "it does not come to this relay for public keys",
                 format!(
                     "its Jira Connect Proxy URL must be {}, and it must be able to reach that address",
                     self.proxy_url
                 ),
-            )
-        } else {
-            Finding::fail(
+            ),
+            (status, _) => Finding::fail(
                 "events_refused",
                 format!("it answers {status} where GitLab takes events from Jira"),
                 "let the relay POST to /-/jira_connect/events, and check host and sub-path",
-            )
+            ),
         })
     }
 
@@ -310,26 +330,6 @@ const PROBE_CLIENT_KEY: &str = "jira-connect-proxy-probe";
 fn target(instance: &InstanceUrl, path: &str) -> Result<AgreedTarget, DeliveryError> {
     AgreedTarget::new(&format!("{}{CONNECT_PATH}", instance.path()), path, &[])
         .map_err(|_| DeliveryError::Address)
-}
-
-/// GitLab reads header and claims before it comes for the key (GitLab `lib/atlassian/jira_connect/jwt/asymmetric.rb`).
-fn unsigned_token(
-    instance: &InstanceUrl,
-    kid: &KeyId,
-    target: &AgreedTarget,
-    now: Timestamp,
-) -> String {
-    let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-    let header = serde_json::json!({ "alg": "RS256", "typ": "JWT", "kid": kid.as_str() });
-    let claims = serde_json::json!({
-        "iss": PROBE_CLIENT_KEY,
-        "aud": audiences(instance),
-        "qsh": target.qsh("POST").as_str(),
-        "iat": now.as_second(),
-        "exp": now.as_second().saturating_add(60),
-    });
-    let signature = URL_SAFE_NO_PAD.encode([0_u8; 384]);
-    format!("{}.{}.{signature}", part(&header), part(&claims))
 }
 
 impl Finding {

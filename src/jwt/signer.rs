@@ -120,14 +120,20 @@ impl Signer {
     /// Signs. Takes about two milliseconds of CPU: not for the threads that serve requests.
     pub fn sign(&self, claims: &InstanceClaims) -> Result<SignedToken, SignError> {
         let ring = self.ring.load_full().ok_or(SignError::NoKey)?;
-        let mut header = Header::new(Algorithm::RS256);
-        header.kid = Some(ring.active.to_string());
-        jsonwebtoken::encode(&header, claims, &ring.key)
-            .map(|text| SignedToken {
-                text,
-                kid: ring.active.clone(),
-            })
-            .map_err(|error| SignError::Failed(error.to_string()))
+        ring.sign(claims, ring.active.clone())
+    }
+
+    /// The same under another name of the active key, by which it must then be served.
+    pub fn sign_as(&self, claims: &InstanceClaims, kid: KeyId) -> Result<SignedToken, SignError> {
+        let ring = self.ring.load_full().ok_or(SignError::NoKey)?;
+        ring.sign(claims, kid)
+    }
+
+    /// The public half of the key that signs, SPKI PEM.
+    pub fn active_public_pem(&self) -> Option<Arc<str>> {
+        let ring = self.ring.load();
+        let ring = ring.as_ref()?;
+        ring.public.get(&ring.active).cloned()
     }
 
     /// The public half of one of our keys, SPKI PEM.
@@ -141,6 +147,16 @@ impl Signer {
             .load()
             .as_ref()
             .map(|ring| (ring.active.clone(), ring.created_at))
+    }
+}
+
+impl Keyring {
+    fn sign(&self, claims: &InstanceClaims, kid: KeyId) -> Result<SignedToken, SignError> {
+        let mut header = Header::new(Algorithm::RS256);
+        header.kid = Some(kid.to_string());
+        jsonwebtoken::encode(&header, claims, &self.key)
+            .map(|text| SignedToken { text, kid })
+            .map_err(|error| SignError::Failed(error.to_string()))
     }
 }
 

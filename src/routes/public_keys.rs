@@ -37,13 +37,13 @@ pub(super) async fn serve(
         Reject::not_found("public key of that name")
     };
     let kid = KeyId::parse(unverified_kid).map_err(|_| unknown())?;
-    if public.key_fetches.bite(&kid, arrival.peer.ip()) {
-        count("probe");
-        return Err(Reject::not_found(
-            "key behind a probe: it only shows who asks",
-        ));
-    }
-    let pem = match public.signer.public_pem(&kid) {
+    let bait = public.key_fetches.bite(&kid, arrival.peer.ip());
+    let probed = bait.then(|| public.signer.active_public_pem()).flatten();
+    let pem = match probed.or_else(|| public.signer.public_pem(&kid)) {
+        Some(pem) if bait => {
+            count("probe");
+            pem.to_string()
+        }
         Some(pem) => {
             count("ours");
             public.key_fetches.record(&kid, arrival.peer.ip());

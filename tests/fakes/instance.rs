@@ -80,6 +80,8 @@ pub enum Behaviour {
     Status(u16),
     /// Takes the call, then says nothing for this long.
     Silent(Duration),
+    /// Sees itself under this host, whatever it is called by.
+    KnownAs(&'static str),
     /// Stores, but answers with this status: the acknowledgement is lost.
     StoresThenFails(u16),
 }
@@ -300,9 +302,12 @@ async fn judge(
             told.status = 504;
             return Some((told, None));
         }
-        Behaviour::Honest | Behaviour::StoresThenFails(_) => {}
+        Behaviour::Honest | Behaviour::KnownAs(_) | Behaviour::StoresThenFails(_) => {}
     }
-    let host = text(header::HOST);
+    let host = match behaviour {
+        Behaviour::KnownAs(host) => (*host).to_owned(),
+        _ => text(header::HOST),
+    };
     let Some(claims) = verified(&told, &host, root, proxy_url, client).await else {
         return Some((told, None));
     };

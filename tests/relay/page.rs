@@ -618,6 +618,12 @@ async fn checks_tell_what_is_wrong_before_there_is_a_link() {
         check(&url, "public_key").await,
         is("fail", "public_key_not_fetched")
     );
+    // Behind a reverse proxy that hides the name it was called by, it fetches the key and still refuses.
+    instance.behave(Behaviour::KnownAs("gitlab.internal"));
+    assert_eq!(
+        check(&url, "public_key").await,
+        is("fail", "unauthorized_key_fetched")
+    );
     instance.behave(Behaviour::Status(404));
     assert_eq!(
         check(&url, "public_key").await,
