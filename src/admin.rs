@@ -1,5 +1,6 @@
 //! The operators' listener: health, metrics, and the API behind the admin token.
 
+mod doctor;
 mod installations;
 mod keys;
 mod links;
@@ -21,6 +22,7 @@ use zeroize::Zeroizing;
 use crate::{
     body::Body,
     config::LimitsConfig,
+    doctor::Doctor,
     domain::{Actor, AuditEntry, InstallationState, LinkState},
     exchange::{Arrival, Labels, json, observe, typed},
     jwt::Signer,
@@ -58,6 +60,8 @@ pub struct AdminParts {
     pub linker: Arc<Linker>,
     /// What waits for Jira.
     pub spool: Spool,
+    /// Finds out what ails whom.
+    pub doctor: Doctor,
     /// What it says of itself.
     pub standing: Standing,
     /// How much, how long.
@@ -69,6 +73,7 @@ pub struct AdminParts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Route {
     Audit,
+    Doctor,
     Health,
     Installations,
     Keys,
@@ -102,6 +107,7 @@ impl Admin {
             ("/api/v1/keys/rotate", Route::KeysRotate),
             ("/api/v1/spool", Route::Spool),
             ("/api/v1/spool/retry", Route::SpoolRetry),
+            ("/api/v1/doctor", Route::Doctor),
             ("/api/v1/status", Route::Status),
             ("/api/v1/audit", Route::Audit),
         ] {
@@ -186,6 +192,7 @@ impl AdminParts {
             (Route::KeysRotate, &Method::POST) => keys::rotate(self, arrival).await,
             (Route::Spool, &Method::GET) => spool::show(self, request.uri().query(), arrival),
             (Route::SpoolRetry, &Method::POST) => spool::retry(self, arrival),
+            (Route::Doctor, &Method::POST) => doctor::look(self, request, arrival).await,
             (Route::Status, &Method::GET) => status::show(self, arrival).await,
             (Route::Audit, &Method::GET) => self.audit(request.uri().query()).await,
             (route, _) => Err(Reject::method_not_allowed(route.methods())),
@@ -271,6 +278,7 @@ impl Route {
     fn label(self) -> &'static str {
         match self {
             Self::Audit => "audit",
+            Self::Doctor => "doctor",
             Self::Health => "healthz",
             Self::Installations => "installations",
             Self::Keys => "keys",
@@ -294,7 +302,7 @@ impl Route {
         match self {
             Self::Link => "GET or DELETE",
             Self::Links => "GET or POST",
-            Self::KeysRotate | Self::LinkResend | Self::SpoolRetry => "POST",
+            Self::Doctor | Self::KeysRotate | Self::LinkResend | Self::SpoolRetry => "POST",
             _ => "GET",
         }
     }

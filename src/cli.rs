@@ -5,6 +5,7 @@
 
 mod api;
 mod audit;
+mod doctor;
 mod installations;
 mod keys;
 mod links;
@@ -141,6 +142,23 @@ pub(crate) enum Command {
         #[arg(long, default_value_t = 50)]
         limit: usize,
     },
+    /// Find out what ails an instance, or the relay itself, and what to do about it.
+    ///
+    /// Walks the ladder from the name to the traffic by the same ways that deliveries take: address policy, DNS, TCP,
+    /// TLS, HTTP, is it GitLab, does it know itself by this address, clocks, Jira Connect Proxy URL, does it fetch the
+    /// relay's key and believe it, OAuth application, secret, traffic. Without an address it looks at the relay: public
+    /// URL, Atlassian's key server, clock, signing key, store, disk. Exits with 1 if anything is broken.
+    #[command(after_help = "Examples:
+  jira-connect-proxy doctor                                the relay itself
+  jira-connect-proxy doctor https://gitlab.example.com     one instance, linked or not
+  jira-connect-proxy doctor --all                          the relay and every linked instance")]
+    Doctor {
+        /// The address of the instance.
+        instance_url: Option<String>,
+        /// The relay and every linked instance.
+        #[arg(long)]
+        all: bool,
+    },
     /// Print a script that completes commands in a shell.
     #[command(after_help = "Examples:
   jira-connect-proxy completions bash > /etc/bash_completion.d/jira-connect-proxy
@@ -233,6 +251,9 @@ pub(crate) async fn run(
         Command::Keys(command) => keys::run(command, &api, json).await,
         Command::Spool(command) => spool::run(command, &api, json).await,
         Command::Audit { limit } => audit::show(&api, limit, json).await,
+        Command::Doctor { instance_url, all } => {
+            doctor::run(&api, instance_url.as_deref(), all, json).await
+        }
         Command::Serve | Command::Check | Command::Completions { .. } | Command::Man => Ok(true),
     }
 }

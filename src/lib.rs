@@ -8,6 +8,7 @@
 //! - [`routes`]: the public listener, a file for each family of addresses
 //! - [`admin`]: the operators' listener
 //! - [`reconcile`]: drives every link until the instance holds what it should
+//! - [`doctor`]: finds out what ails an instance, or the relay itself
 //! - [`spool`]: writes that Jira could not take yet, kept and replayed in order
 //! - [`rotation`]: keeps one signing key active
 //! - [`sightings`]: notes when an instance last spoke, and its version
@@ -28,6 +29,7 @@ pub mod body;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod doctor;
 pub mod domain;
 pub mod exchange;
 pub mod forget;

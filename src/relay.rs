@@ -15,6 +15,7 @@ use crate::{
     client::{Client, DialSettings, root_certificates},
     clock,
     config::Config,
+    doctor::Doctor,
     domain::{InstancePolicy, InstanceUrl},
     forget,
     gitlab::{Asker, KeyFetches, Patience, Prober, deliver::Courier},
@@ -232,10 +233,11 @@ impl Relay {
             proxy_url: config.proxy_url().into(),
             redirect_uri: routes::redirect_uri(&config).into(),
         };
+        let asker = Asker::new(client.clone(), Arc::clone(&policy), Arc::clone(&metrics));
         let public = PublicParts {
             policy: Arc::clone(&policy),
             linker: Arc::clone(&linker),
-            prober,
+            prober: prober.clone(),
             admins: Admins::new(Arc::clone(&forwarder)),
             store: store.clone(),
             verifier,
@@ -245,10 +247,20 @@ impl Relay {
             sightings: Arc::clone(&sightings),
             forwarder,
             spool: spool.clone(),
-            asker: Asker::new(client.clone(), Arc::clone(&policy), Arc::clone(&metrics)),
+            asker: asker.clone(),
             metrics: Arc::clone(&metrics),
         };
         let public = Public::new(&config, public).map_err(internal)?;
+        let doctor = Doctor {
+            prober,
+            asker,
+            client: client.clone(),
+            store: store.clone(),
+            signer: Arc::clone(&signer),
+            app_base_url: config.app_base_url(),
+            install_keys_url: config.jira.install_keys_url.clone(),
+            store_path: config.store.path.clone(),
+        };
         let admin = Admin::new(AdminParts {
             token,
             store: store.clone(),
@@ -256,6 +268,7 @@ impl Relay {
             rotation: Arc::clone(&rotation),
             linker,
             spool,
+            doctor,
             standing: Standing {
                 started_at: now,
                 public_url: config.public.url.to_string(),

@@ -181,6 +181,23 @@ impl Asker {
             .ok_or(GroupsError::NoApplication)
     }
 
+    /// Whether the instance holds the secret that the link has: it shows its own settings to nobody else (GitLab
+    /// `installations_controller.rb`).
+    pub async fn check_secret(
+        &self,
+        link: &Link,
+        installation: &Installation,
+    ) -> Result<(), GroupsError> {
+        let answer = self
+            .visit(Method::GET, "/installations", link, installation, None)
+            .await?;
+        match answer.status() {
+            StatusCode::OK => Ok(()),
+            StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => Err(GroupsError::Secret),
+            status => Err(GroupsError::Unexpected(status)),
+        }
+    }
+
     async fn visit(
         &self,
         method: Method,

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -58,6 +58,10 @@ pub enum Check {
     Reachable,
     /// It is a GitLab with the Connect endpoints.
     Gitlab,
+    /// It knows itself by the address that it is called by.
+    OwnAddress,
+    /// Its clock agrees with ours.
+    Clock,
     /// Our address is its Jira Connect Proxy URL.
     ProxyUrl,
     /// It comes to us for public keys, and believes what they sign.
@@ -67,17 +71,17 @@ pub enum Check {
 }
 
 /// How a check ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// As it should be.
     Ok,
+    /// It can't be told.
+    Unknown,
     /// The link will work, something else will not.
     Warn,
     /// The link will not work.
     Fail,
-    /// It can't be told.
-    Unknown,
 }
 
 /// What a check found.
@@ -102,6 +106,8 @@ impl Prober {
         let found = match check {
             Check::Reachable => self.reachable(instance).await,
             Check::Gitlab => self.gitlab(instance).await,
+            Check::OwnAddress => self.own_address(instance).await,
+            Check::Clock => self.clock(instance, now).await,
             Check::ProxyUrl => self.proxy_url(instance).await,
             Check::PublicKey => self.public_key(instance, now).await,
             Check::OauthApplication => self.oauth_application(instance).await,
@@ -135,11 +141,7 @@ impl Prober {
     /// Every GitLab describes itself as an app, to anybody (GitLab `app_descriptor_controller.rb`); no other program
     /// uses that key. The versions before signed installs can't work with us.
     async fn gitlab(&self, instance: &InstanceUrl) -> Result<Finding, DeliveryError> {
-        let answer = self.get(instance, "/app_descriptor").await?;
-        let descriptor: Value = match answer.status() {
-            StatusCode::OK => serde_json::from_slice(answer.body()).unwrap_or_default(),
-            _ => Value::Null,
-        };
+        let descriptor = self.descriptor(instance).await?;
         let key = descriptor.get("key").and_then(Value::as_str);
         let is_gitlab = key.is_some_and(|key| key.starts_with("gitlab-jira-connect-"));
         let signed = descriptor.pointer("/apiMigrations/signed-install");
@@ -158,6 +160,43 @@ impl Prober {
                 "update it",
             )
         })
+    }
+
+    /// GitLab describes its own address by the host that it sees, and compares a token's audience with the same (GitLab
+    /// `app_descriptor_controller.rb`, `events_controller.rb`).
+    async fn own_address(&self, instance: &InstanceUrl) -> Result<Finding, DeliveryError> {
+        let descriptor = self.descriptor(instance).await?;
+        let Some(own) = descriptor.get("baseUrl").and_then(Value::as_str) else {
+            return Ok(Finding::unknown(
+                "own_address_unknown",
+                "it does not say under which address it knows itself",
+                "check host and sub-path",
+            ));
+        };
+        let audiences = audiences(instance);
+        Ok(if audiences.iter().any(|audience| audience == own) {
+            Finding::ok("own_address", "it knows itself by this address")
+        } else {
+            let own: String = own.chars().take(255).collect();
+            Finding::fail(
+                "own_address_other",
+                format!("it takes itself for {own}"),
+                format!(
+                    "its reverse proxy must pass on the Host header, so that it sees one of {}; or set that as its Jira Connect Additional Audience URL (17.7 and newer)",
+                    audiences.join(", ")
+                ),
+            )
+        })
+    }
+
+    /// Tokens live for minutes, and GitLab's libraries know no leeway.
+    async fn clock(
+        &self,
+        instance: &InstanceUrl,
+        now: Timestamp,
+    ) -> Result<Finding, DeliveryError> {
+        let answer = self.application_id(instance).await?;
+        Ok(compare_clocks(answer.headers(), now, "its clock"))
     }
 
     /// GitLab lets exactly the origin in its setting read the application id from a browser (GitLab
@@ -278,14 +317,22 @@ impl Prober {
                 "it has an OAuth application to sign in with",
             ));
         }
-        Ok(Finding {
-            verdict: Verdict::Warn,
-            code: "oauth_application_missing",
-            message: "it has no OAuth application, so nobody can sign in to link groups".to_owned(),
-            hint: Some(format!(
+        Ok(Finding::warn(
+            "oauth_application_missing",
+            "it has no OAuth application, so nobody can sign in to link groups",
+            format!(
                 "in GitLab: Admin area, Applications; redirect URI {}, scope api, neither trusted nor confidential; then enter its id under Settings, General, GitLab for Jira App",
                 self.redirect_uri
-            )),
+            ),
+        ))
+    }
+
+    /// What a GitLab says of itself; nothing, if it is none.
+    async fn descriptor(&self, instance: &InstanceUrl) -> Result<Value, DeliveryError> {
+        let answer = self.get(instance, "/app_descriptor").await?;
+        Ok(match answer.status() {
+            StatusCode::OK => serde_json::from_slice(answer.body()).unwrap_or_default(),
+            _ => Value::Null,
         })
     }
 
@@ -332,6 +379,33 @@ fn target(instance: &InstanceUrl, path: &str) -> Result<AgreedTarget, DeliveryEr
         .map_err(|_| DeliveryError::Address)
 }
 
+/// What a peer's `Date` (RFC 9110 section 6.6.1) says of the difference between its clock and ours.
+pub fn compare_clocks(headers: &HeaderMap, now: Timestamp, whose: &str) -> Finding {
+    let date = headers
+        .get(header::DATE)
+        .and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok())
+        .and_then(|date| Timestamp::try_from(date).ok());
+    let Some(date) = date else {
+        return Finding::unknown(
+            "clock_unknown",
+            "it does not tell its time",
+            "compare the clocks yourself",
+        );
+    };
+    let ahead = date.duration_since(now).as_secs();
+    let message = match ahead {
+        -2..=2 => format!("{whose} agrees with the relay's"),
+        _ if ahead > 0 => format!("{whose} is {ahead} s ahead of the relay's"),
+        _ => format!("{whose} is {} s behind the relay's", -ahead),
+    };
+    let hint = "let both be set by NTP: tokens live for minutes";
+    match ahead.abs() {
+        0..=10 => Finding::ok("clock", message),
+        11..=59 => Finding::warn("clock_differs", message, hint),
+        _ => Finding::fail("clock_differs", message, hint),
+    }
+}
+
 impl Finding {
     /// All is well.
     pub fn ok(code: &'static str, message: impl Into<String>) -> Self {
@@ -353,7 +427,16 @@ impl Finding {
         }
     }
 
-    fn unknown(code: &'static str, message: &str, hint: &str) -> Self {
+    /// It works, but not all of it.
+    pub fn warn(code: &'static str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self {
+            verdict: Verdict::Warn,
+            ..Self::fail(code, message, hint)
+        }
+    }
+
+    /// It can't be told.
+    pub fn unknown(code: &'static str, message: &str, hint: &str) -> Self {
         Self {
             verdict: Verdict::Unknown,
             code,

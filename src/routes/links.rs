@@ -22,7 +22,7 @@ use crate::{
     exchange::{Arrival, json, parse_json, read_body},
     gitlab::{
         groups::{GroupsError, context_token},
-        probe::{Check, Finding, Verdict},
+        probe::{Check, Finding},
     },
     jwt::shared_key::TOKEN_LIFE_SECS,
     linking::{self, NewLink},
@@ -282,12 +282,11 @@ impl<'a> Visit<'a> {
                 "this instance is connected to this Jira site already",
                 "look for it in the list",
             ),
-            Some(_) => Finding {
-                verdict: Verdict::Warn,
-                code: "link_leaving",
-                message: "this instance is just being removed".to_owned(),
-                hint: Some("adding it takes the removal back".to_owned()),
-            },
+            Some(_) => Finding::warn(
+                "link_leaving",
+                "this instance is just being removed",
+                "adding it takes the removal back",
+            ),
             None => Finding::ok("address", "the address can be used"),
         }
     }

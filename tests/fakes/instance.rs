@@ -44,6 +44,10 @@ pub struct Front {
     pub allowed_origin: String,
     /// Groups linked to the site: id of the subscription, full name.
     pub groups: Vec<(u64, String)>,
+    /// Sees itself under this host, whatever it is called by.
+    pub own_host: Option<String>,
+    /// Says that it is this time.
+    pub date: Option<String>,
     /// Signed calls: method, path, claims.
     pub signed: Vec<(String, String, Value)>,
 }
@@ -80,8 +84,6 @@ pub enum Behaviour {
     Status(u16),
     /// Takes the call, then says nothing for this long.
     Silent(Duration),
-    /// Sees itself under this host, whatever it is called by.
-    KnownAs(&'static str),
     /// Stores, but answers with this status: the acknowledgement is lost.
     StoresThenFails(u16),
 }
@@ -104,6 +106,8 @@ impl FakeInstance {
                 application_id: Some("application".to_owned()),
                 allowed_origin: proxy_url.to_owned(),
                 groups: Vec::new(),
+                own_host: None,
+                date: None,
                 signed: Vec::new(),
             })),
             client: client(),
@@ -132,7 +136,8 @@ impl FakeInstance {
                     return answer;
                 }
                 let behaviour = behaviour.lock().expect("behaviour").clone();
-                let told = judge(&request, &root, &proxy_url, &client, &behaviour).await;
+                let own_host = front.lock().expect("front").own_host.clone();
+                let told = judge(&request, &root, &proxy_url, &client, &behaviour, own_host).await;
                 let Some((told, known)) = told else {
                     return answer(404, "");
                 };
@@ -166,6 +171,13 @@ impl FakeInstance {
         *self.behaviour.lock().expect("behaviour") = behaviour;
     }
 
+    /// Loses an installation, as a restored backup does.
+    pub fn forget(&self, client_key: &str) {
+        self.state.send_modify(|state| {
+            state.installations.remove(client_key);
+        });
+    }
+
     pub fn state(&self) -> State {
         self.state.borrow().clone()
     }
@@ -197,16 +209,33 @@ fn show(
     let path = path.strip_prefix(&format!("{root}/-/jira_connect/"))?;
     let json = |value: Value| answer(200, value.to_string());
     Some(match path {
-        "app_descriptor" => front
-            .descriptor
-            .clone()
-            .map_or_else(|| answer(404, ""), json),
+        "app_descriptor" => {
+            let host = request.headers().get(header::HOST);
+            let host = host.and_then(|host| host.to_str().ok()).unwrap_or_default();
+            let host = front.own_host.as_deref().unwrap_or(host);
+            let base_url = format!("https://{host}{root}/-/jira_connect");
+            front.descriptor.clone().map_or_else(
+                || answer(404, ""),
+                |mut descriptor| {
+                    descriptor["baseUrl"] = base_url.into();
+                    json(descriptor)
+                },
+            )
+        }
+        "installations" => match signed_by(request, &state.borrow()) {
+            Some(_) => json(serde_json::json!({"gitlab_com": true, "instance_url": null})),
+            None => answer(403, ""),
+        },
         "oauth_application_id" => {
             let id = front.application_id.as_ref();
             let mut shown = id.map_or_else(
                 || answer(404, ""),
                 |id| json(serde_json::json!({"application_id": id})),
             );
+            if let Some(date) = &front.date {
+                let date = date.parse().expect("header value");
+                shown.headers_mut().insert(header::DATE, date);
+            }
             // rack-cors: byte by byte, and nothing at all for others.
             let origin = request.headers().get(header::ORIGIN);
             if let Some(origin) = origin.filter(|origin| *origin == front.allowed_origin.as_str()) {
@@ -269,6 +298,7 @@ async fn judge(
     proxy_url: &str,
     client: &Client,
     behaviour: &Behaviour,
+    own_host: Option<String>,
 ) -> Option<(Told, Option<Known>)> {
     let event = request
         .uri()
@@ -302,12 +332,9 @@ async fn judge(
             told.status = 504;
             return Some((told, None));
         }
-        Behaviour::Honest | Behaviour::KnownAs(_) | Behaviour::StoresThenFails(_) => {}
+        Behaviour::Honest | Behaviour::StoresThenFails(_) => {}
     }
-    let host = match behaviour {
-        Behaviour::KnownAs(host) => (*host).to_owned(),
-        _ => text(header::HOST),
-    };
+    let host = own_host.unwrap_or_else(|| text(header::HOST));
     let Some(claims) = verified(&told, &host, root, proxy_url, client).await else {
         return Some((told, None));
     };

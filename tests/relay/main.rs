@@ -18,6 +18,7 @@ mod stage;
 mod chaos;
 mod cli;
 mod crash;
+mod doctor;
 mod hostile;
 mod isolation;
 mod judges;

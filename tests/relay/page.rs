@@ -619,7 +619,8 @@ async fn checks_tell_what_is_wrong_before_there_is_a_link() {
         is("fail", "public_key_not_fetched")
     );
     // Behind a reverse proxy that hides the name it was called by, it fetches the key and still refuses.
-    instance.behave(Behaviour::KnownAs("gitlab.internal"));
+    instance.behave(Behaviour::Honest);
+    change(&|front| front.own_host = Some("gitlab.internal".to_owned()));
     assert_eq!(
         check(&url, "public_key").await,
         is("fail", "unauthorized_key_fetched")

@@ -1,0 +1,356 @@
+//! Walks the ladder from an instance's name to its traffic, and looks at the relay itself, rung by rung, by the same
+//! ways that deliveries and calls take.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
+use http::{Request, StatusCode};
+use http_body_util::Full;
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::{
+    client::{Client, Destination},
+    domain::{InstanceUrl, LifecycleEventKind, Link, LinkMode},
+    gitlab::{
+        Asker, Prober,
+        probe::{Check, Finding, Verdict, compare_clocks},
+    },
+    jwt::Signer,
+    store::Store,
+};
+
+const PATIENCE: Duration = Duration::from_secs(8);
+const ANSWER_MAX_BYTES: usize = 256 * 1024;
+
+/// Less room than this for the store and the spool is too little.
+const DISK_FAIL_BYTES: u64 = 256 << 20;
+const DISK_WARN_BYTES: u64 = 2 << 30;
+
+/// A link that has been silent for so long is worth a question.
+const SILENT_AFTER: SignedDuration = SignedDuration::from_hours(7 * 24);
+
+/// Looks at instances and at the relay.
+pub struct Doctor {
+    /// Asks instances as a stranger.
+    pub prober: Prober,
+    /// Asks them with a link's secret.
+    pub asker: Asker,
+    /// Calls everybody else.
+    pub client: Client,
+    /// What is known.
+    pub store: Store,
+    /// Has the signing key.
+    pub signer: Arc<Signer>,
+    /// As Jira knows us.
+    pub app_base_url: String,
+    /// Atlassian's key server.
+    pub install_keys_url: String,
+    /// Where the store is.
+    pub store_path: PathBuf,
+}
+
+/// What was found out about an instance, or about the relay.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The instance's URL, or `relay`.
+    pub subject: String,
+    /// The worst of its steps.
+    pub verdict: Verdict,
+    /// In the order of the ladder.
+    pub steps: Vec<Step>,
+}
+
+/// One rung.
+#[derive(Clone, Debug, Serialize)]
+pub struct Step {
+    /// Which.
+    pub rung: &'static str,
+    /// What was found.
+    #[serde(flatten)]
+    pub finding: Finding,
+}
+
+/// The rungs below an answer, each with the codes that mean that it broke.
+const REACH: [(&str, &str, &[&str]); 5] = [
+    (
+        "allowed",
+        "the operator and the address policy allow it",
+        &["not_allowed", "address_not_public"],
+    ),
+    ("dns", "its name can be resolved", &["dns_failed"]),
+    (
+        "tcp",
+        "it takes connections",
+        &["connection_failed", "connection_timed_out"],
+    ),
+    (
+        "tls",
+        "its certificate is good and for its name",
+        &["tls_failed"],
+    ),
+    (
+        "http",
+        "it answers at this address",
+        &[
+            "answer_timed_out",
+            "connection_broken",
+            "redirected",
+            "instance_unavailable",
+        ],
+    ),
+];
+
+/// The rungs above, and what looks at each.
+const CHECKS: [(&str, Check); 6] = [
+    ("gitlab", Check::Gitlab),
+    ("own_address", Check::OwnAddress),
+    ("clock", Check::Clock),
+    ("proxy_url", Check::ProxyUrl),
+    ("public_key", Check::PublicKey),
+    ("oauth_application", Check::OauthApplication),
+];
+
+impl Doctor {
+    /// Walks the ladder of an instance. What a rung depends on and broke leaves those above unknown.
+    pub async fn instance(&self, instance: &InstanceUrl, now: Timestamp) -> Report {
+        let links: Vec<Arc<Link>> = self.links_to(instance);
+        let mut steps = Vec::new();
+        let reached = self.prober.look(instance, Check::Reachable, now).await;
+        let broken = REACH
+            .iter()
+            .position(|(.., codes)| codes.contains(&reached.code));
+        for (index, (rung, message, _)) in REACH.iter().enumerate() {
+            let finding = match broken {
+                Some(broken) if index == broken => reached.clone(),
+                Some(broken) if index > broken => not_reached(),
+                _ if *rung == "tls" && !instance.is_https() => Finding::warn(
+                    "no_tls",
+                    "it is http: secrets travel in clear",
+                    "give the instance a certificate and link its https address",
+                ),
+                _ => Finding::ok(rung, *message),
+            };
+            steps.push(Step { rung, finding });
+        }
+        if broken.is_some() {
+            let above = CHECKS.iter().map(|(rung, _)| *rung);
+            let above = above.chain(["secret", "traffic"]);
+            steps.extend(above.map(|rung| Step {
+                rung,
+                finding: not_reached(),
+            }));
+            return Report::new(instance.to_string(), steps);
+        }
+        let version = links.iter().find_map(|link| link.gitlab_version.as_ref());
+        let checks = CHECKS.map(|(rung, check)| async move {
+            let mut finding = self.prober.look(instance, check, now).await;
+            if let (Check::Gitlab, Verdict::Ok, Some(version)) = (check, finding.verdict, version) {
+                finding.message = format!("it is GitLab {version}");
+            }
+            Step { rung, finding }
+        });
+        steps.extend(join_all(checks).await);
+        for link in &links {
+            steps.push(Step {
+                rung: "secret",
+                finding: self.secret(link).await,
+            });
+            steps.push(Step {
+                rung: "traffic",
+                finding: traffic(link, now),
+            });
+        }
+        Report::new(instance.to_string(), steps)
+    }
+
+    /// Looks at the relay itself.
+    pub async fn ourselves(&self, now: Timestamp) -> Report {
+        let (public, (keys, clock)) = tokio::join!(self.public_url(), self.key_server(now));
+        let steps = [
+            ("public_url", public),
+            ("key_server", keys),
+            ("clock", clock),
+            ("signing_key", self.signing_key()),
+            ("store", self.writable(now).await),
+            ("disk", self.disk()),
+        ];
+        let steps = steps.map(|(rung, finding)| Step { rung, finding });
+        Report::new("relay".to_owned(), steps.into())
+    }
+
+    fn links_to(&self, instance: &InstanceUrl) -> Vec<Arc<Link>> {
+        let mut links = self.store.links();
+        links.retain(|link| {
+            link.instance_url == *instance && link.desired.event == LifecycleEventKind::Installed
+        });
+        links
+    }
+
+    async fn secret(&self, link: &Link) -> Finding {
+        let Some(installation) = self.store.installation(&link.client_key) else {
+            return Finding::fail(
+                "installation_unknown",
+                "the link has no installation",
+                "remove the link and make it again",
+            );
+        };
+        match self.asker.check_secret(link, &installation).await {
+            Ok(()) => Finding::ok("secret", "it holds the current secret"),
+            Err(error) => {
+                let reject = error.reject(&self.prober.proxy_url);
+                Finding::fail(reject.code, reject.message, reject.hint)
+            }
+        }
+    }
+
+    /// From the relay's own network; what lies between Jira and it can't be seen from here.
+    async fn public_url(&self) -> Finding {
+        let address = format!("{}/app_descriptor.json", self.app_base_url);
+        let hint = "Jira and the instances must reach the relay under public.url: look at DNS, certificate, and what stands in front of it";
+        match self.get(&address).await {
+            Ok((StatusCode::OK, body, _)) => {
+                let descriptor: Value = serde_json::from_slice(&body).unwrap_or_default();
+                if descriptor.get("baseUrl").and_then(Value::as_str) == Some(&*self.app_base_url) {
+                    Finding::ok("public_url", "the relay answers under its public URL")
+                } else {
+                    Finding::fail(
+                        "public_url_other",
+                        format!("something else than this relay answers at {address}"),
+                        hint,
+                    )
+                }
+            }
+            Ok((status, ..)) => Finding::fail(
+                "public_url_status",
+                format!("{address} answers {status}"),
+                hint,
+            ),
+            Err(cause) => Finding::fail("public_url_unreachable", cause, hint),
+        }
+    }
+
+    /// Any answer shows that it is there; one for a key that does not exist costs it nothing.
+    async fn key_server(&self, now: Timestamp) -> (Finding, Finding) {
+        let address = format!("{}/jira-connect-proxy-doctor", self.install_keys_url);
+        match self.get(&address).await {
+            Ok((.., headers)) => (
+                Finding::ok("key_server", "Atlassian's key server answers"),
+                compare_clocks(&headers, now, "Atlassian's clock"),
+            ),
+            Err(cause) => (
+                Finding::fail(
+                    "key_server_unreachable",
+                    format!("Atlassian's key server does not answer: {cause}"),
+                    "let the relay call jira.install_keys_url: a new key of Atlassian's could not be fetched",
+                ),
+                Finding::unknown(
+                    "clock_unknown",
+                    "nobody told the time",
+                    "compare the clock yourself",
+                ),
+            ),
+        }
+    }
+
+    fn signing_key(&self) -> Finding {
+        match self.signer.active() {
+            Some((kid, _)) => Finding::ok("signing_key", format!("the relay signs with {kid}")),
+            None => Finding::fail(
+                "no_signing_key",
+                "there is no signing key",
+                "look at the log: one is made at start",
+            ),
+        }
+    }
+
+    async fn writable(&self, now: Timestamp) -> Finding {
+        match self.store.probe(now).await {
+            Ok(()) => Finding::ok("store", "the store takes writes"),
+            Err(error) => Finding::fail(
+                "store_unavailable",
+                error.to_string(),
+                "look at the disk and its permissions",
+            ),
+        }
+    }
+
+    fn disk(&self) -> Finding {
+        let free = rustix::fs::statvfs(&self.store_path)
+            .map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+        let hint = "make room: without it nothing is acknowledged";
+        match free {
+            Ok(free) => {
+                let message = format!("{} MiB are free for the store", free >> 20);
+                match free {
+                    0..DISK_FAIL_BYTES => Finding::fail("disk_full", message, hint),
+                    DISK_FAIL_BYTES..DISK_WARN_BYTES => Finding::warn("disk_low", message, hint),
+                    _ => Finding::ok("disk", message),
+                }
+            }
+            Err(error) => Finding::fail(
+                "disk_unknown",
+                format!("the room for the store can't be seen: {error}"),
+                "look at store.path",
+            ),
+        }
+    }
+
+    async fn get(
+        &self,
+        address: &str,
+    ) -> Result<(StatusCode, bytes::Bytes, http::HeaderMap), String> {
+        let request = Request::get(address)
+            .body(Full::default())
+            .map_err(|error| error.to_string())?;
+        let answer = self
+            .client
+            .send(Destination::Configured, request, PATIENCE, ANSWER_MAX_BYTES)
+            .await
+            .map_err(|error| error.to_string())?;
+        let (head, body) = answer.into_parts();
+        Ok((head.status, body, head.headers))
+    }
+}
+
+impl Report {
+    fn new(subject: String, steps: Vec<Step>) -> Self {
+        let verdict = steps.iter().map(|step| step.finding.verdict).max();
+        Self {
+            subject,
+            verdict: verdict.unwrap_or(Verdict::Unknown),
+            steps,
+        }
+    }
+}
+
+fn not_reached() -> Finding {
+    Finding::unknown(
+        "not_reached",
+        "not looked at, because something it needs is broken",
+        "mend that first",
+    )
+}
+
+/// Silent Mode, blocked jobs and a missing group look alike from here: nothing comes.
+fn traffic(link: &Link, now: Timestamp) -> Finding {
+    if link.mode == LinkMode::Direct {
+        return Finding::ok("traffic", "a direct link sends to Jira itself");
+    }
+    let since = link.last_seen_at.unwrap_or(link.created_at);
+    let silent = now.duration_since(since) >= SILENT_AFTER;
+    let hint = "link a group on the app's page in Jira; else look whether the instance is in Silent Mode, or its outbound requests to the relay are blocked (integrations_json.log)";
+    match link.last_seen_at {
+        None if silent => Finding::warn(
+            "never_seen",
+            "it has sent nothing since it was linked, days ago",
+            hint,
+        ),
+        None => Finding::ok("traffic", "it has sent nothing yet; it was linked lately"),
+        Some(at) if silent => {
+            Finding::warn("silent", format!("it has sent nothing since {at:.0}"), hint)
+        }
+        Some(at) => Finding::ok("traffic", format!("it last sent something at {at:.0}")),
+    }
+}
