@@ -319,9 +319,12 @@ async fn dial_first(
         match tokio::time::timeout(share, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) => {
+                // The number of the error says nothing that the words do not.
+                let cause = error.to_string();
+                let (words, _) = cause.split_once(" (os error").unwrap_or((&cause, ""));
                 last = DialError::Tcp {
                     address,
-                    cause: error.to_string(),
+                    cause: words.to_owned(),
                 };
             }
             Err(_) => {

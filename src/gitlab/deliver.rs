@@ -60,7 +60,7 @@ pub enum DeliveryError {
     #[error(transparent)]
     Send(SendError),
     /// An answer other than 200.
-    #[error("the instance answered {status}")]
+    #[error("{}", refusal(*status, *key_fetch))]
     Refused {
         /// What it answered.
         status: StatusCode,
@@ -172,6 +172,19 @@ impl Courier {
                 .and_then(|seconds| seconds.to_str().ok()?.parse().ok())
                 .map(Duration::from_secs),
         })
+    }
+}
+
+/// What the answer means, where the status alone does not tell.
+fn refusal(status: StatusCode, key_fetch: KeyFetch) -> String {
+    match (status, key_fetch) {
+        (StatusCode::UNAUTHORIZED, KeyFetch::Nobody) => {
+            "the instance did not fetch our public key, and answered 401".to_owned()
+        }
+        (StatusCode::UNAUTHORIZED, KeyFetch::By(_)) => {
+            "the instance fetched our public key, but refused what it signs with 401".to_owned()
+        }
+        (status, _) => format!("the instance answered {status}"),
     }
 }
 
@@ -290,10 +303,10 @@ impl DeliveryError {
                 retry_after: _,
             } => match (status.as_u16(), key_fetch) {
                 (401, KeyFetch::Nobody) => format!(
-                    "the instance did not fetch our public key: set its Jira Connect Proxy URL to exactly {proxy_url} (Admin area, Settings, General, GitLab for Jira App), and check that the instance can reach that address"
+                    "set its Jira Connect Proxy URL to exactly {proxy_url} (Admin area, Settings, General, GitLab for Jira App), and check that the instance can reach that address"
                 ),
                 (401, KeyFetch::By(peer)) => format!(
-                    "the public key was fetched (by {peer}), but the token was refused: the instance must see one of {} as its own address, so check the Host header that its reverse proxy passes on (or set its Jira Connect Additional Audience URL), and compare the clocks",
+                    "the key was fetched by {peer}; the instance must see one of {} as its own address, so check the Host header that its reverse proxy passes on (or set its Jira Connect Additional Audience URL), and compare the clocks",
                     audiences.join(", ")
                 ),
                 (401, KeyFetch::Unclear) => format!(

@@ -150,7 +150,7 @@ impl From<NotProven> for Reject {
                     RejectKind::Unavailable,
                     "jira_unavailable",
                     message,
-                    "try again in a minute; nothing was changed",
+                    "try again in a minute; until then nobody can change anything here",
                 )
             },
         }

@@ -114,7 +114,7 @@ impl Pages {
     }
 
     /// A page that only says something.
-    fn notice(&self, title: &str, paragraphs: &[&str], id: Option<&str>) -> Markup {
+    fn notice(&self, title: &str, text: &Markup) -> Markup {
         html! {
             (DOCTYPE)
             html lang="en" {
@@ -122,12 +122,7 @@ impl Pages {
                 body {
                     main {
                         h1 { (title) }
-                        @for paragraph in paragraphs {
-                            p { (paragraph) }
-                        }
-                        @if let Some(id) = id {
-                            p class="id" { "Request id " code { (id) } }
-                        }
+                        (text)
                     }
                 }
             }
@@ -184,8 +179,8 @@ impl Pages {
     }
 
     /// The same refusal, as a page that may stand in Jira's frame.
-    fn refusal(&self, reject: Reject, title: &str, paragraphs: &[&str], id: &str) -> Reject {
-        let page = self.notice(title, paragraphs, Some(id)).into_string();
+    fn refusal(&self, reject: Reject, title: &str, text: Markup) -> Reject {
+        let page = self.notice(title, &text).into_string();
         Reject {
             instead: Some(Box::new(Instead {
                 content_type: HTML,
@@ -215,16 +210,20 @@ pub(super) fn subscriptions(
             RejectKind::Unauthenticated,
             "opened_outside_jira",
             "this page belongs inside Jira",
-            "open it there: Apps, Manage your apps, GitLab for Jira, Get started",
+            "open it there: Apps > Manage your apps > GitLab for Jira > Get started",
         );
         return Err(pages.refusal(
             reject,
             "This page lives inside Jira",
-            &[
-                "It shows which GitLab instances are connected to a Jira site, and Jira has to say which site that is.",
-                "In Jira, open Apps, then Manage your apps, choose GitLab for Jira, and select Get started. You must be a Jira administrator.",
-            ],
-            &arrival.id,
+            html! {
+                p {
+                    "It shows which GitLab instances are connected to a Jira site, and Jira has to say which site that is."
+                }
+                p {
+                    "In Jira, open " b { "Apps > Manage your apps > GitLab for Jira > Get started" }
+                    ". You must be a Jira administrator."
+                }
+            },
         ));
     }
     let proven = target(public, &head, None)
@@ -234,15 +233,15 @@ pub(super) fn subscriptions(
             let links = public.store.links_of(&caller.installation.client_key);
             pages.page(&caller.installation, &links)
         }
-        Err(reject) => {
-            let cause = format!("The relay says: {}.", reject.message);
-            let texts = [
-                "Jira's permission to show it is good for a few minutes only. Reload Jira's page to get a new one.",
-                "If that does not help, give the request id to the operator of this relay.",
-                cause.as_str(),
-            ];
-            Err(pages.refusal(reject, "This page can't be shown", &texts, &arrival.id))
-        }
+        Err(reject) => Err(pages.refusal(
+            reject,
+            "This page can't be shown",
+            html! {
+                p { "Jira's permission to show it is good for a few minutes only. Reload Jira's page to get a new one." }
+                p { "If that does not help, give the request ID to the operator of this relay." }
+                p class="id" { "Request ID " code { (arrival.id) } }
+            },
+        )),
     }
 }
 
