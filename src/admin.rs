@@ -30,6 +30,7 @@ use crate::{
     metrics::Metrics,
     reject::{Reject, RejectKind},
     rotation::KeyRotation,
+    rounds::Rounds,
     spool::Spool,
     store::Store,
 };
@@ -61,7 +62,9 @@ pub struct AdminParts {
     /// What waits for Jira.
     pub spool: Spool,
     /// Finds out what ails whom.
-    pub doctor: Doctor,
+    pub doctor: Arc<Doctor>,
+    /// What the last round found.
+    pub rounds: Arc<Rounds>,
     /// What it says of itself.
     pub standing: Standing,
     /// How much, how long.

@@ -162,6 +162,8 @@ pub struct InstancesConfig {
     pub deliveries_per_instance_max: usize,
     /// A removed link whose instance never answers is gone after this.
     pub removal_give_up: SignedDuration,
+    /// From one look at every connected instance to the next, if they are looked at.
+    pub look_every: Option<Duration>,
 }
 
 /// `[spool]`

@@ -51,6 +51,15 @@ pub struct Doctor {
     pub store_path: PathBuf,
 }
 
+/// How closely an instance is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// Everything.
+    Whole,
+    /// Not what leaves a line in the instance's log each time.
+    Quiet,
+}
+
 /// What was found out about an instance, or about the relay.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -114,7 +123,7 @@ const CHECKS: [(&str, Check); 6] = [
 
 impl Doctor {
     /// Walks the ladder of an instance. What a rung depends on and broke leaves those above unknown.
-    pub async fn instance(&self, instance: &InstanceUrl, now: Timestamp) -> Report {
+    pub async fn instance(&self, instance: &InstanceUrl, depth: Depth, now: Timestamp) -> Report {
         let links: Vec<Arc<Link>> = self.links_to(instance);
         let mut steps = Vec::new();
         let reached = self.prober.look(instance, Check::Reachable, now).await;
@@ -144,7 +153,10 @@ impl Doctor {
             return Report::new(instance.to_string(), steps);
         }
         let version = links.iter().find_map(|link| link.gitlab_version.as_ref());
-        let checks = CHECKS.map(|(rung, check)| async move {
+        let checks = CHECKS
+            .into_iter()
+            .filter(|(_, check)| depth == Depth::Whole || *check != Check::PublicKey);
+        let checks = checks.map(|(rung, check)| async move {
             let mut finding = self.prober.look(instance, check, now).await;
             if let (Check::Gitlab, Verdict::Ok, Some(version)) = (check, finding.verdict, version) {
                 finding.message = format!("it is GitLab {version}");

@@ -12,6 +12,7 @@
 //! - [`spool`]: writes that Jira could not take yet, kept and replayed in order
 //! - [`rotation`]: keeps one signing key active
 //! - [`sightings`]: notes when an instance last spoke, and its version
+//! - [`rounds`]: looks at every connected instance from time to time
 //! - [`forget`]: drops sites that were uninstalled long ago, and secrets that count no more
 //! - [`jira`]: the Jira side: descriptor, lifecycle calls, which link speaks, namespaces, calls to Jira
 //! - [`gitlab`]: the instance side: signed deliveries and what their failures mean, questions for Jira's toolchain
@@ -43,6 +44,7 @@ pub mod reconcile;
 pub mod reject;
 pub mod relay;
 pub mod rotation;
+pub mod rounds;
 pub mod routes;
 pub mod secret_file;
 pub mod server;

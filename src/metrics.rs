@@ -29,6 +29,8 @@ pub struct Metrics {
     pub delivery_duration: HistogramVec,
     /// Links, by state.
     pub links: IntGaugeVec,
+    /// Connected instances, by what the last look at them found.
+    pub instance_health: IntGaugeVec,
     /// Installations, by state.
     pub installations: IntGaugeVec,
     /// Requests for one of our public keys, by whose key it was (`ours`, `atlassian`, `unknown`, ...).
@@ -171,6 +173,11 @@ impl Metrics {
                 &["event"],
             )?,
             links: gauges("links", "Links, by state.", &["state"])?,
+            instance_health: gauges(
+                "instance_health",
+                "Connected instances, by what the last look at them found.",
+                &["verdict"],
+            )?,
             installations: gauges("installations", "Installations, by state.", &["state"])?,
             public_key_requests: counter(
                 "public_key_requests_total",

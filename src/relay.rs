@@ -25,6 +25,7 @@ use crate::{
     metrics::Metrics,
     reconcile::{Reconciler, realign},
     rotation::{KeyRotation, RotateError},
+    rounds::Rounds,
     routes::{self, Public, PublicParts},
     secret_file::{self, SecretFileError},
     server::Server,
@@ -49,6 +50,7 @@ pub struct Relay {
     sightings: Arc<Sightings>,
     sighted: tokio::sync::mpsc::Receiver<Sighting>,
     rotation: Arc<KeyRotation>,
+    rounds: Arc<Rounds>,
     keep_uninstalled: SignedDuration,
     key_news: tokio::sync::mpsc::Receiver<KeyNews>,
     tls: Option<Arc<TlsFiles>>,
@@ -251,7 +253,7 @@ impl Relay {
             metrics: Arc::clone(&metrics),
         };
         let public = Public::new(&config, public).map_err(internal)?;
-        let doctor = Doctor {
+        let doctor = Arc::new(Doctor {
             prober,
             asker,
             client: client.clone(),
@@ -260,7 +262,13 @@ impl Relay {
             app_base_url: config.app_base_url(),
             install_keys_url: config.jira.install_keys_url.clone(),
             store_path: config.store.path.clone(),
-        };
+        });
+        let rounds = Arc::new(Rounds::new(
+            Arc::clone(&doctor),
+            store.clone(),
+            config.instances.look_every,
+            Arc::clone(&metrics),
+        ));
         let admin = Admin::new(AdminParts {
             token,
             store: store.clone(),
@@ -269,6 +277,7 @@ impl Relay {
             linker,
             spool,
             doctor,
+            rounds: Arc::clone(&rounds),
             standing: Standing {
                 started_at: now,
                 public_url: config.public.url.to_string(),
@@ -311,6 +320,7 @@ impl Relay {
             sightings,
             sighted,
             rotation,
+            rounds,
             keep_uninstalled: config.jira.keep_uninstalled,
             key_news,
             tls,
@@ -372,6 +382,7 @@ impl Relay {
             self.keep_uninstalled,
             stopped(),
         ));
+        tasks.spawn(self.rounds.run(stopped()));
         let (rotation, until) = (self.rotation, stopped());
         tasks.spawn(async move { rotation.run(until).await });
         tasks.spawn(keep_install_keys(

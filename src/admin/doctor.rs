@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::AdminParts;
 use crate::{
+    doctor::Depth,
     domain::InstanceUrl,
     exchange::{Arrival, json, parse_json, read_body},
     reject::Reject,
@@ -38,7 +39,10 @@ pub(super) async fn look(
     let report = match wish.instance_url {
         Some(url) => {
             let instance = InstanceUrl::from_typed(&url)?;
-            admin.doctor.instance(&instance, arrival.now).await
+            admin
+                .doctor
+                .instance(&instance, Depth::Whole, arrival.now)
+                .await
         }
         None => admin.doctor.ourselves(arrival.now).await,
     };

@@ -13,6 +13,7 @@ use crate::{
     exchange::{Arrival, json, parse_json, read_body},
     linking::{self, LinkRefusal, NewLink},
     reject::{Reject, RejectKind},
+    rounds::Health,
     store::Transaction,
 };
 
@@ -37,6 +38,8 @@ struct View<'a> {
     last_seen_at: Option<Timestamp>,
     gitlab_version: Option<&'a str>,
     purge: Option<PurgeView<'a>>,
+    /// How the instance was when it was last looked at.
+    health: Option<Health>,
 }
 
 /// How far the deletion of a link's data is.
@@ -71,14 +74,14 @@ pub(super) fn list(
             .unwrap_or_default(),
     };
     links.sort_by_key(|link| (link.created_at, link.id));
-    let views: Vec<View<'_>> = links.iter().map(|link| view(link)).collect();
+    let views: Vec<View<'_>> = links.iter().map(|link| view(admin, link)).collect();
     json(StatusCode::OK, &views)
 }
 
 pub(super) fn show(admin: &AdminParts, id: &str) -> Result<Response<Full<Bytes>>, Reject> {
     let id = parse_id(id)?;
     let link = admin.store.link(id).ok_or(LinkRefusal::UnknownLink(id))?;
-    json(StatusCode::OK, &view(&link))
+    json(StatusCode::OK, &view(admin, &link))
 }
 
 pub(super) async fn create(
@@ -114,7 +117,7 @@ pub(super) async fn create(
     let link = admin.linker.create(wish, audit, arrival.now).await?;
     arrival.notes.link(&link);
     let link = admin.linker.outcome(link).await;
-    json(StatusCode::CREATED, &view(&link))
+    json(StatusCode::CREATED, &view(admin, &link))
 }
 
 /// `?purge=true` also deletes what the link wrote from Jira: that is as durable as the removal, and the record
@@ -149,7 +152,7 @@ pub(super) async fn remove(
         )
         .await?
     };
-    json(StatusCode::ACCEPTED, &view(&link))
+    json(StatusCode::ACCEPTED, &view(admin, &link))
 }
 
 pub(super) async fn resend(
@@ -160,7 +163,7 @@ pub(super) async fn resend(
     let action = "link_resend_requested";
     let link = change(admin, id, arrival, action, linking::resend).await?;
     let link = admin.linker.outcome(link).await;
-    json(StatusCode::OK, &view(&link))
+    json(StatusCode::OK, &view(admin, &link))
 }
 
 /// Applies one of the rules of `linking` to a link that is there.
@@ -192,7 +195,7 @@ fn parse_id(text: &str) -> Result<LinkId, Reject> {
     })
 }
 
-fn view(link: &Link) -> View<'_> {
+fn view<'a>(admin: &AdminParts, link: &'a Link) -> View<'a> {
     View {
         id: link.id,
         client_key: link.client_key.as_str(),
@@ -221,5 +224,9 @@ fn view(link: &Link) -> View<'_> {
             done_at: purge.done_at,
             last_error: purge.last_error.as_ref(),
         }),
+        health: admin
+            .rounds
+            .health(&link.instance_url)
+            .map(|health| health.as_ref().clone()),
     }
 }

@@ -172,6 +172,10 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
             removal_give_up: SignedDuration::from_hours(i64::from(
                 raw.instances.removal_give_up_hours,
             )),
+            look_every: match raw.instances.look_every_secs {
+                0 => None,
+                every => Some(secs(every)),
+            },
         },
         spool: SpoolConfig {
             max_bytes: raw.spool.max_bytes,

@@ -93,6 +93,7 @@ pub(super) struct RawInstances {
     pub(super) deliveries_max: u32,
     pub(super) deliveries_per_instance_max: u32,
     pub(super) removal_give_up_hours: u32,
+    pub(super) look_every_secs: u32,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -189,6 +189,40 @@ async fn the_relay_looks_at_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn connected_instances_are_looked_at_from_time_to_time() {
+    let jira = FakeJira::start("tenant").await;
+    let relay = TestRelay::start_with(&jira, |settings| {
+        settings.set("INSTANCES__LOOK_EVERY_SECS", "1");
+    })
+    .await;
+    jira.installed(&relay.app_base_url(), SECRET).await;
+    let instance = FakeInstance::start(&relay.url(), "").await;
+    relay.link("tenant", &instance.url()).await;
+    let verdict_is =
+        |verdict: &'static str| move |links: &[Value]| links[0]["health"]["verdict"] == verdict;
+    relay.until_links("looked at", verdict_is("warn")).await;
+
+    instance.front.lock().expect("front").own_host = Some("gitlab.internal".to_owned());
+    let links = relay.until_links("drifted", verdict_is("fail")).await;
+    let faults = links[0]["health"]["faults"].as_array().expect("faults");
+    assert!(
+        faults
+            .iter()
+            .any(|step| step["code"] == "own_address_other"),
+        "{faults:#?}"
+    );
+    assert_eq!(links[0]["state"], "connected");
+    let failing = relay
+        .metric("jira_connect_proxy_instance_health", "\"fail\"")
+        .await;
+    assert!((failing - 1.0).abs() < f64::EPSILON);
+    assert!(instance.state().events.len() == 1, "a look leaves no trace");
+
+    instance.front.lock().expect("front").own_host = None;
+    relay.until_links("mended", verdict_is("warn")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_command_ends_with_what_it_found() {
     let jira = FakeJira::start("tenant").await;
     let relay = TestRelay::start(&jira).await;
