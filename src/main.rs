@@ -1,6 +1,7 @@
 //! The program: arguments, configuration, log, runtime, signals, exit codes.
 
 mod cli;
+mod supervisor;
 mod welcome;
 
 use std::{
@@ -121,6 +122,8 @@ async fn serve(config: Config, file: Option<PathBuf>) -> anyhow::Result<()> {
     // Nobody may be reading; that is no reason to stop.
     let _ = writeln!(std::io::stdout(), "{}", welcome.text(relay.addresses()));
     let hang_up = tokio::spawn(reload_on_hang_up(hang_ups, relay.reload(), file));
+    let watchdog = tokio::spawn(supervisor::watchdog(relay.addresses().admin));
+    supervisor::ready();
     relay
         .run(async move {
             tokio::select! {
@@ -128,17 +131,21 @@ async fn serve(config: Config, file: Option<PathBuf>) -> anyhow::Result<()> {
                 _ = interrupt.recv() => {}
             }
             hang_up.abort();
+            supervisor::stopping();
         })
         .await?;
+    watchdog.abort();
     tracing::info!("stopped");
     Ok(())
 }
 
 async fn reload_on_hang_up(mut hang_ups: Signal, reload: Reload, file: Option<PathBuf>) {
     while hang_ups.recv().await.is_some() {
+        supervisor::reloading();
         match load(file.as_deref()) {
             Ok(config) => reload.apply(&config).await,
             Err(error) => tracing::error!("nothing was changed: {error}"),
         }
+        supervisor::ready();
     }
 }

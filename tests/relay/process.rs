@@ -11,7 +11,7 @@ use crate::{
         http::{client, send},
         instance::Behaviour,
     },
-    harness::{RelayProcess, SECRET, SECRET_2, Settings},
+    harness::{PATIENCE, RelayProcess, SECRET, SECRET_2, Settings},
 };
 
 fn output(command: &mut Command) -> (Option<i32>, String, String) {
@@ -357,9 +357,52 @@ async fn no_secret_and_no_token_is_ever_logged() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_service_manager_hears_how_the_relay_is() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let jira = FakeJira::start("tenant").await;
+    let settings = Settings::new(folder.path(), &jira);
+    let path = folder.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).expect("socket");
+    socket.set_read_timeout(Some(PATIENCE)).expect("timeout");
+    let hears = |what: &str| {
+        let mut told = [0; 256];
+        loop {
+            let length = socket.recv(&mut told).expect("the relay tells something");
+            let text = String::from_utf8_lossy(&told[..length]).into_owned();
+            if text.contains(what) {
+                return text;
+            }
+        }
+    };
+    let mut relay = settings
+        .command()
+        .env("NOTIFY_SOCKET", &path)
+        .env("WATCHDOG_USEC", "400000")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("start the relay");
+    tokio::task::block_in_place(|| {
+        hears("READY=1");
+        hears("WATCHDOG=1");
+        hears("WATCHDOG=1");
+        signal(relay.id(), "-HUP");
+        assert!(hears("RELOADING=1").contains("MONOTONIC_USEC="));
+        hears("READY=1");
+        terminate(relay.id());
+        hears("STOPPING=1");
+    });
+    assert_eq!(relay.wait().expect("wait").code(), Some(0));
+}
+
 fn terminate(pid: u32) {
+    signal(pid, "-TERM");
+}
+
+fn signal(pid: u32, name: &str) {
     let status = Command::new("kill")
-        .args(["-TERM", &pid.to_string()])
+        .args([name, &pid.to_string()])
         .status()
         .expect("kill");
     assert!(status.success());
