@@ -256,6 +256,11 @@ impl AdminParts {
                 .set(count as i64);
         }
         self.spool.measure(crate::clock::now());
+        if let Some(tls) = &self.doctor.tls
+            && let Some(expires_at) = tls.expires_at()
+        {
+            self.metrics.certificate_expiry.set(expires_at.as_second());
+        }
         if let Some((_, since)) = self.signer.active() {
             let age = crate::clock::now().duration_since(since).as_secs();
             self.metrics.signing_key_age.set(age);

@@ -19,6 +19,7 @@ use crate::{
     },
     jwt::Signer,
     store::Store,
+    tls::TlsFiles,
 };
 
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -27,6 +28,9 @@ const ANSWER_MAX_BYTES: usize = 256 * 1024;
 /// Less room than this for the store and the spool is too little.
 const DISK_FAIL_BYTES: u64 = 256 << 20;
 const DISK_WARN_BYTES: u64 = 2 << 30;
+
+/// ACME renews certificates of 90 days 30 days before their end: what has only two weeks left was missed.
+const CERTIFICATE_WARN: SignedDuration = SignedDuration::from_hours(14 * 24);
 
 /// A link that has been silent for so long is worth a question.
 const SILENT_AFTER: SignedDuration = SignedDuration::from_hours(7 * 24);
@@ -49,6 +53,8 @@ pub struct Doctor {
     pub install_keys_url: String,
     /// Where the store is.
     pub store_path: PathBuf,
+    /// The relay's own certificate, if it ends TLS itself.
+    pub tls: Option<Arc<TlsFiles>>,
 }
 
 /// How closely an instance is looked at.
@@ -184,6 +190,7 @@ impl Doctor {
             ("public_url", public),
             ("key_server", keys),
             ("clock", clock),
+            ("certificate", self.certificate(now)),
             ("signing_key", self.signing_key()),
             ("store", self.writable(now).await),
             ("disk", self.disk()),
@@ -266,6 +273,13 @@ impl Doctor {
         }
     }
 
+    fn certificate(&self, now: Timestamp) -> Finding {
+        match &self.tls {
+            Some(tls) => certificate(tls.expires_at(), now),
+            None => Finding::ok("certificate", "TLS ends in front of the relay"),
+        }
+    }
+
     fn signing_key(&self) -> Finding {
         match self.signer.active() {
             Some((kid, _)) => Finding::ok("signing_key", format!("the relay signs with {kid}")),
@@ -343,6 +357,38 @@ fn not_reached() -> Finding {
         "not looked at, because something it needs is broken",
         "mend that first",
     )
+}
+
+/// Whether a certificate is good for long enough to be renewed without haste.
+pub fn certificate(expires_at: Option<Timestamp>, now: Timestamp) -> Finding {
+    let hint = "renew it: the relay reads changed files again by itself";
+    let Some(expires_at) = expires_at else {
+        return Finding::unknown(
+            "certificate_unreadable",
+            "until when the relay's certificate is good can't be read",
+            hint,
+        );
+    };
+    let left = expires_at.duration_since(now);
+    let days = left.as_hours() / 24;
+    if left.is_negative() {
+        Finding::fail(
+            "certificate_expired",
+            format!("the relay's certificate expired at {expires_at}"),
+            hint,
+        )
+    } else if left < CERTIFICATE_WARN {
+        Finding::warn(
+            "certificate_expires",
+            format!("the relay's certificate is good for {days} more days"),
+            hint,
+        )
+    } else {
+        Finding::ok(
+            "certificate",
+            format!("the relay's certificate is good for {days} more days"),
+        )
+    }
 }
 
 /// Silent Mode, blocked jobs and a missing group look alike from here: nothing comes.

@@ -14,7 +14,10 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use cli::{Arguments, Command};
 use jira_connect_proxy::{
+    clock,
     config::{Config, ENV_PREFIX},
+    doctor,
+    gitlab::probe::Verdict,
     relay::{self, Relay, Reload, StartError},
     telemetry,
 };
@@ -56,8 +59,11 @@ fn main() -> ExitCode {
             for warning in &config.warnings {
                 println!("warning: {warning}");
             }
-            if let Err(error) = check_files(&config) {
-                return failed(&error.into());
+            match check_files(&config) {
+                Ok(warnings) => warnings
+                    .iter()
+                    .for_each(|warning| println!("warning: {warning}")),
+                Err(error) => return failed(&error.into()),
             }
             println!("the configuration is good");
             ExitCode::SUCCESS
@@ -100,11 +106,13 @@ fn load(file: Option<&Path>) -> Result<Config, jira_connect_proxy::config::Confi
     Config::load(file, environment())
 }
 
-/// What a start would read besides the configuration.
-fn check_files(config: &Config) -> Result<(), StartError> {
-    relay::load_tls(config)?;
+/// What a start would read besides the configuration, and what is odd about it.
+fn check_files(config: &Config) -> Result<Vec<String>, StartError> {
     relay::load_roots(config)?;
-    Ok(())
+    let tls = relay::load_tls(config)?;
+    let certificate = tls.map(|tls| doctor::certificate(tls.expires_at(), clock::now()));
+    let odd = certificate.filter(|finding| finding.verdict != Verdict::Ok);
+    Ok(odd.map(|finding| finding.message).into_iter().collect())
 }
 
 #[tokio::main]

@@ -67,6 +67,8 @@ pub struct Metrics {
     pub questions: IntCounterVec,
     /// Age of the active signing key in seconds.
     pub signing_key_age: IntGauge,
+    /// When the relay's own certificate expires, in seconds since 1970; 0 if TLS ends in front of it.
+    pub certificate_expiry: IntGauge,
     /// Seconds to seal, write, flush and sync one batch of changes.
     pub store_flush: Histogram,
     /// Transactions that shared one sync.
@@ -251,6 +253,10 @@ impl Metrics {
             signing_key_age: gauge(
                 "signing_key_age_seconds",
                 "Age of the active signing key in seconds.",
+            )?,
+            certificate_expiry: gauge(
+                "tls_certificate_expiry_timestamp_seconds",
+                "When the relay's own certificate expires, in seconds since 1970; 0 if TLS ends in front of it.",
             )?,
             store_flush: histogram(
                 "store_flush_seconds",

@@ -262,6 +262,7 @@ impl Relay {
             app_base_url: config.app_base_url(),
             install_keys_url: config.jira.install_keys_url.clone(),
             store_path: config.store.path.clone(),
+            tls: tls.clone(),
         });
         let rounds = Arc::new(Rounds::new(
             Arc::clone(&doctor),

@@ -8,6 +8,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use jiff::Timestamp;
 use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
@@ -15,6 +16,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 use tokio_rustls::TlsAcceptor;
+use x509_cert::{Certificate, der::Decode as _};
 
 /// Certificate and key on disk, and the pair in use.
 pub struct TlsFiles {
@@ -58,6 +60,15 @@ impl TlsFiles {
             .with_cert_resolver(Arc::<Current>::clone(&self.current));
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         TlsAcceptor::from(Arc::new(config))
+    }
+
+    /// Until when the certificate in use is good, if that can be read.
+    pub fn expires_at(&self) -> Option<Timestamp> {
+        let pair = self.current.0.load();
+        let leaf = Certificate::from_der(pair.cert.first()?).ok()?;
+        let not_after = leaf.tbs_certificate().validity().not_after;
+        let seconds = not_after.to_unix_duration().as_secs();
+        Timestamp::from_second(i64::try_from(seconds).ok()?).ok()
     }
 
     /// Reads the files again. Files that can't be used change nothing but the log.

@@ -2,10 +2,11 @@
 
 use std::process::Command;
 
+use jiff::SignedDuration;
 use serde_json::{Value, json};
 
 use crate::{
-    fakes::{FakeInstance, FakeJira, instance::Behaviour},
+    fakes::{FakeInstance, FakeJira, instance::Behaviour, jira::now},
     harness::{SECRET, TestRelay, free_port},
 };
 
@@ -186,6 +187,77 @@ async fn the_relay_looks_at_itself() {
             ("clock", "unknown", "clock_unknown"),
         ]
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_runs_out_is_told_in_time() {
+    let folder = tempfile::tempdir().expect("folder");
+    let write = |days: i64| {
+        let end = now() + SignedDuration::from_hours(24 * days);
+        let end = end.to_zoned(jiff::tz::TimeZone::UTC).date();
+        let mut params =
+            rcgen::CertificateParams::new(["localhost".to_owned()]).expect("parameters");
+        params.not_after = rcgen::date_time_ymd(
+            end.year().into(),
+            u8::try_from(end.month()).expect("month"),
+            u8::try_from(end.day()).expect("day"),
+        );
+        let key = rcgen::KeyPair::generate().expect("key");
+        let cert = params.self_signed(&key).expect("certificate");
+        std::fs::write(folder.path().join("cert.pem"), cert.pem()).expect("write");
+        std::fs::write(folder.path().join("key.pem"), key.serialize_pem()).expect("write");
+        end
+    };
+    let jira = FakeJira::start("tenant").await;
+    let end = write(6);
+    let relay = TestRelay::start_with(&jira, |settings| {
+        for (key, file) in [("TLS_CERT", "cert.pem"), ("TLS_KEY", "key.pem")] {
+            let path = folder.path().join(file);
+            settings.set(&format!("PUBLIC__{key}"), path.to_str().expect("path"));
+        }
+    })
+    .await;
+    let finding = async || {
+        let report = relay.admin("POST", "/api/v1/doctor", None, 200).await;
+        let steps = report["steps"].as_array().cloned().expect("steps");
+        let step = steps.into_iter().find(|step| step["rung"] == "certificate");
+        step.expect("certificate")["code"]
+            .as_str()
+            .map(str::to_owned)
+    };
+    assert_eq!(finding().await.as_deref(), Some("certificate_expires"));
+    let expiry = relay
+        .metric(
+            "jira_connect_proxy_tls_certificate_expiry_timestamp_seconds",
+            "",
+        )
+        .await;
+    let expected = end
+        .to_zoned(jiff::tz::TimeZone::UTC)
+        .expect("time")
+        .timestamp();
+    assert!(
+        (expiry - expected.as_second() as f64).abs() < 1.0,
+        "{expiry}"
+    );
+
+    let mut check = relay.settings.command();
+    check.arg("check");
+    let output = tokio::task::spawn_blocking(move || check.output().expect("runs"))
+        .await
+        .expect("task");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        text.contains("warning: the relay's certificate is good for"),
+        "{text}"
+    );
+
+    write(60);
+    relay.reload.apply(&relay.settings.config()).await;
+    assert_eq!(finding().await.as_deref(), Some("certificate"));
+    write(-1);
+    relay.reload.apply(&relay.settings.config()).await;
+    assert_eq!(finding().await.as_deref(), Some("certificate_expired"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
