@@ -11,6 +11,7 @@ pub use status::Standing;
 
 use std::{net::SocketAddr, sync::Arc};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -49,8 +50,8 @@ pub struct Admin {
 
 /// What [`Admin`] is made of.
 pub struct AdminParts {
-    /// Guards the API.
-    pub token: Zeroizing<String>,
+    /// Guards the API; the operator can replace it in a running relay.
+    pub token: Arc<ArcSwap<Zeroizing<String>>>,
     /// What is known.
     pub store: Store,
     /// Whether there is a key.
@@ -209,14 +210,15 @@ impl AdminParts {
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
             .map(|(_, token)| token.trim())
             .unwrap_or_default();
-        if given.as_bytes().ct_eq(self.token.as_bytes()).into() {
+        let token = self.token.load();
+        if given.as_bytes().ct_eq(token.as_bytes()).into() {
             return Ok(());
         }
         Err(Reject::new(
             RejectKind::AdminTokenWanted,
             "admin_token",
             "the admin API wants its token",
-            "send `Authorization: Bearer <token>` with what stood in admin.token_file when the relay was started",
+            "send `Authorization: Bearer <token>` with what stood in admin.token_file when the relay was started or got SIGHUP",
         ))
     }
 

@@ -99,7 +99,7 @@ pub(crate) struct Remote {
 pub(crate) enum Command {
     /// Run the relay (the default).
     ///
-    /// SIGTERM and SIGINT stop it in order. SIGHUP reads `[instances]` and the TLS files again; other
+    /// SIGTERM and SIGINT stop it in order. SIGHUP reads `[instances]`, the TLS files and the admin token again; other
     /// settings need a restart.
     #[command(after_help = "Examples:
   jira-connect-proxy serve

@@ -1,6 +1,12 @@
 //! One relay: builds every part once, in the order of dependence, binds both listeners, runs until told to stop.
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -70,6 +76,8 @@ pub struct Addresses {
 /// Takes a changed configuration in while the relay runs: `[instances]`, and the content of the TLS files.
 #[derive(Clone)]
 pub struct Reload {
+    token: Arc<ArcSwap<Zeroizing<String>>>,
+    token_file: PathBuf,
     store: Store,
     policy: Arc<ArcSwap<InstancePolicy>>,
     patience: Arc<ArcSwap<Patience>>,
@@ -156,7 +164,9 @@ impl Relay {
         let store_metrics = Arc::clone(&metrics);
         let owner = blocking(move || StoreOwner::open(&store_config, store_metrics)).await??;
         let store = owner.store().clone();
-        let token = admin_token(&config)?;
+        let token = Arc::new(ArcSwap::from_pointee(admin_token(
+            &config.admin.token_file,
+        )?));
 
         let signer = Arc::new(Signer::default());
         let rotation = KeyRotation::start(
@@ -271,7 +281,7 @@ impl Relay {
             Arc::clone(&metrics),
         ));
         let admin = Admin::new(AdminParts {
-            token,
+            token: Arc::clone(&token),
             store: store.clone(),
             signer,
             rotation: Arc::clone(&rotation),
@@ -306,6 +316,8 @@ impl Relay {
                 metrics,
             },
             reload: Reload {
+                token,
+                token_file: config.admin.token_file.clone(),
                 store,
                 policy,
                 patience,
@@ -448,8 +460,12 @@ impl Reload {
         if let Some(tls) = &self.tls {
             tls.reload();
         }
+        match admin_token(&self.token_file) {
+            Ok(token) => self.token.store(Arc::new(token)),
+            Err(error) => tracing::error!("{error}; the old admin token stays in use"),
+        }
         tracing::info!(
-            "[instances] and the TLS files were read again; other settings need a restart"
+            "[instances], the TLS files and the admin token were read again; other settings need a restart"
         );
     }
 }
@@ -532,12 +548,11 @@ async fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, S
 }
 
 /// Reads the admin token, or makes one.
-fn admin_token(config: &Config) -> Result<Zeroizing<String>, StartError> {
-    let path = &config.admin.token_file;
+fn admin_token(path: &Path) -> Result<Zeroizing<String>, StartError> {
     if let Some(content) = secret_file::read(path)? {
         let token = String::from_utf8_lossy(&content).trim().to_owned();
         return if token.len() < 16 {
-            Err(StartError::ShortToken(path.clone()))
+            Err(StartError::ShortToken(path.to_owned()))
         } else {
             Ok(Zeroizing::new(token))
         };

@@ -193,6 +193,24 @@ async fn a_command_that_gets_no_answer_says_why() {
     assert!(!text.contains("sixteen-and-more"), "{text}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_admin_token_is_replaced_without_a_restart() {
+    let jira = FakeJira::start("tenant").await;
+    let relay = TestRelay::start(&jira).await;
+    let file = relay.settings.folder.join("admin-token");
+    std::fs::write(&file, "a-new-token-for-operators\n").expect("write");
+    let refused = printed(&relay, &["status"], 1).await;
+    assert!(refused.contains("admin_token"), "{refused}");
+    relay.reload.apply(&relay.settings.config()).await;
+    printed(&relay, &["status"], 0).await;
+
+    // One that is too short changes nothing.
+    std::fs::write(&file, "short").expect("write");
+    relay.reload.apply(&relay.settings.config()).await;
+    std::fs::write(&file, "a-new-token-for-operators").expect("write");
+    printed(&relay, &["status"], 0).await;
+}
+
 #[test]
 fn the_program_describes_itself_without_a_configuration() {
     for (arguments, expected) in [
