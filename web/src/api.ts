@@ -2,6 +2,7 @@
 
 import type { Boot } from "./boot.ts";
 import { type Host, HostError } from "./host.ts";
+import { capitalised, sentence } from "./sentence.ts";
 import { texts } from "./texts.ts";
 
 export type LinkState = "pending" | "connected" | "failing" | "removing";
@@ -128,7 +129,7 @@ export function relayApi(boot: Boot, host: Host, onSessionExpired: () => void): 
   }
 
   async function callOnce<T>(method: string, path: string, body?: object): Promise<T> {
-    const token = await host.token();
+    const token = await jiraToken();
     const headers: Record<string, string> = { Authorization: `JWT ${token}` };
     if (body) {
       headers["Content-Type"] = "application/json";
@@ -153,6 +154,15 @@ export function relayApi(boot: Boot, host: Host, onSessionExpired: () => void): 
       throw error instanceof RelayError ? error : silence(error);
     } finally {
       clearTimeout(timer);
+    }
+  }
+
+  async function jiraToken(): Promise<string> {
+    try {
+      return await host.token();
+    } catch (error) {
+      // Jira is out of reach too, which says nothing of the session.
+      throw navigator.onLine ? error : offline();
     }
   }
 
@@ -181,15 +191,10 @@ export function causeOf(error: unknown): Cause {
   return { code: "page_failed", ...texts.pageFailed(String(error)), id: null };
 }
 
-/** The relay's words, or better ones for a Jira admin. */
+/** The relay's words, or better ones for a Jira admin: the message for a title, the hint as text. */
 export function explained<T extends Cause>(cause: T): T {
   const { message, hint } = { ...cause, ...texts.relayErrors[cause.code] };
-  return { ...cause, message: capitalised(message), hint: hint && capitalised(hint) };
-}
-
-// The relay's sentences also stand behind a colon in its log, so they start small.
-function capitalised(text: string) {
-  return text.charAt(0).toUpperCase() + text.slice(1);
+  return { ...cause, message: capitalised(message), hint: hint && sentence(hint) };
 }
 
 function isTokenError(error: unknown) {
@@ -222,5 +227,9 @@ function silence(error: unknown): RelayError {
   }
   return navigator.onLine
     ? new RelayError({ code: "relay_unreachable", ...texts.relayUnreachable, id: null })
-    : new RelayError({ code: "offline", ...texts.offline, id: null });
+    : offline();
+}
+
+function offline(): RelayError {
+  return new RelayError({ code: "offline", ...texts.offline, id: null });
 }

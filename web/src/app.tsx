@@ -5,7 +5,7 @@ import { type Api, type Cause, causeOf, relayApi } from "./api.ts";
 import type { Boot } from "./boot.ts";
 import { Button } from "./components/button.tsx";
 import { SectionMessage } from "./components/section_message.tsx";
-import { Loading } from "./components/spinner.tsx";
+import { Starting } from "./components/starting.tsx";
 import { Workspace } from "./components/workspace.tsx";
 import { connectHost, type Host, retryHostScript } from "./host.ts";
 import { texts } from "./texts.ts";
@@ -42,7 +42,11 @@ export function App({ boot }: { boot: Boot }) {
     );
   }
   if (!host || !api) {
-    return <Loading text={texts.connecting} />;
+    return (
+      <main class="page">
+        <Starting text={texts.connecting} />
+      </main>
+    );
   }
   if (expired) {
     return (

@@ -29,6 +29,8 @@ export interface GroupPage {
 
 export interface GitlabSession {
   user: GitlabUser;
+  /** The relay sees the instance at a private address. */
+  privateNetwork: boolean;
   groups(search: string, page: number, signal: AbortSignal): Promise<GroupPage>;
   link(fullPath: string, contextToken: string): Promise<void>;
 }
@@ -78,7 +80,7 @@ export async function openSession(signIn: SignIn, token: AccessToken): Promise<G
       throw new GitlabError("signed_out", texts.gitlabSignedOut);
     }
     if (!response.ok) {
-      throw new GitlabError("refused", await words(response));
+      throw new GitlabError("refused", (await refusalOf(response)).message);
     }
     return response;
   }
@@ -87,6 +89,7 @@ export async function openSession(signIn: SignIn, token: AccessToken): Promise<G
 
   return {
     user,
+    privateNetwork: signIn.private_network,
     async groups(search, page, signal) {
       const query = new URLSearchParams({
         page: String(page),
@@ -114,10 +117,10 @@ export async function openSession(signIn: SignIn, token: AccessToken): Promise<G
       if (response.ok) {
         return;
       }
-      const message = await words(response);
+      const { code, message } = await refusalOf(response);
       // 401 also means "cannot find namespace" and "JWT authentication failed" here.
-      const tokenOver = response.status === 401 && /invalid_token|^401 /.test(message);
-      throw tokenOver
+      const tokenOver = code === "invalid_token" || message === "401 Unauthorized";
+      throw response.status === 401 && tokenOver
         ? new GitlabError("signed_out", texts.gitlabSignedOut)
         : new GitlabError("refused", message);
     },
@@ -141,7 +144,7 @@ export async function exchangeCode(
     }),
   });
   if (!response.ok) {
-    throw new GitlabError("refused", texts.tokenRefused(await words(response)));
+    throw new GitlabError("refused", texts.tokenRefused((await refusalOf(response)).message));
   }
   return (await response.json()) as AccessToken;
 }
@@ -179,14 +182,17 @@ function paging(headers: Headers, length: number, page: number) {
   };
 }
 
-// Grape answers with `message`, or `error`, either of which may be an object; OAuth with
-// `error_description`; a reverse proxy with HTML.
-async function words(response: Response): Promise<string> {
+// Grape answers with `message`, or `error`, either of which may be an object; OAuth with a code as `error`
+// and `error_description`; a reverse proxy with HTML.
+async function refusalOf(response: Response): Promise<{ code: unknown; message: string }> {
   try {
     const body = await response.json();
     const said = body.error_description ?? body.message ?? body.error;
-    return typeof said === "string" ? said : JSON.stringify(said ?? body);
+    return {
+      code: body.error,
+      message: typeof said === "string" ? said : JSON.stringify(said ?? body),
+    };
   } catch {
-    return texts.answerStatus(response.status);
+    return { code: null, message: texts.answerStatus(response.status) };
   }
 }

@@ -65,7 +65,10 @@ export function retryHostScript() {
   }
   const script = document.createElement("script");
   script.id = old.id;
-  script.src = old.src;
+  // A request that got no answer holds back another one for the same address.
+  const url = new URL(old.src);
+  url.searchParams.set("retry", String(Date.now()));
+  script.src = url.href;
   script.async = true;
   // AP.js reads its options from the element with this id.
   script.dataset.options = old.dataset.options ?? "";

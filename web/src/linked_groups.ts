@@ -1,7 +1,7 @@
 // The groups of an instance that are linked to this Jira site. The relay asks the instance.
 
-import { useCallback, useEffect, useState } from "preact/hooks";
-import { type Api, type Cause, causeOf, type LinkedGroup } from "./api.ts";
+import { useCallback, useEffect, useRef, useState } from "preact/hooks";
+import { type Api, type Cause, causeOf, type LinkedGroup, type LinkState } from "./api.ts";
 
 export interface LinkedGroups {
   linked: LinkedGroup[] | null;
@@ -41,9 +41,18 @@ const LOOK_MS = 60_000;
 const LOOK_FAILED_MS = 15_000;
 
 /** The same, looked at again and again: it is what tells whether an instance still answers. */
-export function useWatchedGroups(api: Api, linkId: string, wanted: boolean): LinkedGroups {
+export function useWatchedGroups(api: Api, linkId: string, state: LinkState): LinkedGroups {
+  const wanted = state === "connected" || state === "failing";
   const groups = useLinkedGroups(api, linkId, wanted);
   const { reload, failure } = groups;
+  // What hindered the answer before may be over.
+  const before = useRef(state);
+  useEffect(() => {
+    if (wanted && before.current !== state) {
+      reload();
+    }
+    before.current = state;
+  }, [reload, wanted, state]);
   useEffect(() => {
     if (!wanted) {
       return;

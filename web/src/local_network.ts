@@ -3,6 +3,8 @@
 // its parent to pass that permission on. Without either, fetch() fails with the same TypeError as for an
 // instance that is down.
 
+import { useEffect, useState } from "preact/hooks";
+
 export type LocalNetworkAccess = "granted" | "denied" | "prompt" | "not_delegated" | "unknown";
 
 // Chromium 145 split the permission of 142 in two; an instance is never on the loopback one.
@@ -13,7 +15,16 @@ interface FeaturePolicy {
   allowsFeature(feature: string): boolean;
 }
 
-export async function localNetworkAccess(): Promise<LocalNetworkAccess> {
+/** `known`: what the browser said before; its user may have answered its question meanwhile. */
+export function useLocalNetworkAccess(known: LocalNetworkAccess | null = null) {
+  const [access, setAccess] = useState(known);
+  useEffect(() => {
+    localNetworkAccess().then(setAccess);
+  }, []);
+  return access;
+}
+
+async function localNetworkAccess(): Promise<LocalNetworkAccess> {
   const { featurePolicy } = document as Document & { featurePolicy?: FeaturePolicy };
   for (const name of PERMISSIONS) {
     // A permission that is not passed on reads as denied, though the user cannot allow it.

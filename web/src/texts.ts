@@ -26,8 +26,11 @@ export const texts = {
   copy: "Copy",
   copyOf: (label: string) => `Copy ${label}`,
   copied: "Copied",
+  copiedOf: (label: string) => `Copied ${label}`,
   requestId: "Request ID",
   listSeparator: ", ",
+  justNow: "just now",
+  verySoon: "in less than a minute",
 
   // The page as a whole
 
@@ -39,7 +42,7 @@ export const texts = {
     },
     not_framed: {
       message: "This page works only inside Jira",
-      hint: "In Jira, choose Apps, Manage your apps, GitLab for Jira, Configure. If you are there already, reload the page.",
+      hint: "In Jira, choose Apps > Manage your apps > GitLab for Jira > Get started. If you are there already, reload the page.",
     },
     token_missing: {
       message: "Jira did not confirm who you are",
@@ -53,6 +56,7 @@ export const texts = {
   offlineBanner:
     "What you see may be out of date. The page tries again by itself when you are online.",
   staleTitle: "The list could not be updated",
+  keepsTrying: "The page keeps trying.",
   pageFailed: (detail: string): Explanation => ({
     message: "Something on this page went wrong",
     hint: `Reload the page. If it happens again, tell the people who run the relay: ${detail}`,
@@ -67,11 +71,11 @@ export const texts = {
   },
   relayUnreachable: {
     message: "The relay cannot be reached",
-    hint: "The server behind this page did not answer. The page keeps trying. If it goes on, tell the people who run the relay.",
+    hint: "The server behind this page did not answer. If it goes on, tell the people who run the relay.",
   },
   offline: {
     message: "You are offline",
-    hint: "Check your connection. The page tries again by itself when you are online.",
+    hint: "Check your connection, then try again.",
   },
   // Codes of the relay that a Jira admin can be told more about than the relay's own words do.
   relayErrors: {
@@ -144,19 +148,20 @@ export const texts = {
   stepSetUp: "Set up your GitLab instance",
   stepSetUpText: "A GitLab administrator does this once per instance.",
   stepAdd: "Add it here",
+  stepAddAction: "Add your first instance",
   stepAddText: "You type its address. The relay checks that everything is ready and connects it.",
   stepLink: "Link groups",
   stepLinkText:
     "You sign in to GitLab and choose the groups whose development information Jira shows.",
   setUpSummary: "What must be set up in GitLab first?",
   setUpProxyUrl:
-    "In GitLab, as an administrator, go to Admin area, Settings, General, GitLab for Jira App. Enter as Jira Connect Proxy URL:",
+    "In GitLab, as an administrator, go to Admin area > Settings > General > GitLab for Jira App and enter:",
   proxyUrlLabel: "Jira Connect Proxy URL",
   setUpOauth:
-    "Go to Admin area, Applications, and add an application that is not trusted and not confidential, has the scope api, and this redirect URI:",
+    "Go to Admin area > Applications and add an application that is neither trusted nor confidential, with the scope api and this address:",
   redirectUriLabel: "Redirect URI",
   setUpApplicationId:
-    "Enter the application's ID as Jira Connect Application ID, below the proxy URL, and save.",
+    "Go back to GitLab for Jira App, enter the new application's ID as Jira Connect Application ID, and save.",
 
   // Adding
 
@@ -165,20 +170,21 @@ export const texts = {
   addUrlHint: "As you see it in your browser, for example https://gitlab.example.com",
   check: "Check",
   checkAgain: "Check again",
-  checkAgainOf: (address: string) => `Check ${address} again`,
+  checkAgainOf: (address: string) => `Check again: ${address}`,
   willLink: (url: string) => `We will link ${url}`,
   checklist: "Checks",
   checkNames: {
-    address: "The address can be linked",
-    reachable: "The relay reaches the instance",
-    gitlab: "It is GitLab 15.7 or later",
-    proxy_url: "Its Jira Connect Proxy URL is the relay's address",
-    public_key: "It fetches the relay's public key",
-    oauth_application: "Its OAuth application is set, to link groups",
+    address: "Address",
+    reachable: "Reachable from the relay",
+    gitlab: "GitLab 15.7 or later",
+    proxy_url: "Jira Connect Proxy URL",
+    public_key: "Public key",
+    oauth_application: "OAuth application",
   } satisfies Record<Check, string>,
   verdicts: {
     pending: "Checking…",
     waiting: "Not checked yet",
+    skipped: "Not checked",
     ok: "Passed",
     warn: "Warning",
     fail: "Failed",
@@ -190,9 +196,12 @@ export const texts = {
       : failed === 1
         ? "All checks are done. 1 needs attention."
         : `All checks are done. ${number(failed)} need attention.`,
+  checksStopped:
+    "The other checks were not made, because the relay must reach the instance for them.",
   addAnyway: "Add anyway",
-  addAnywayText:
-    "You can add the instance now. It stays “Needs attention” until what failed is set right.",
+  addFailedText:
+    "You can add the instance now. It stays “Needs attention” until the failed checks are fixed.",
+  addWarnedText: "You can add the instance now and see to this later.",
   addConfirm: "Add instance",
   urlMissing: "Enter the address of the GitLab instance.",
 
@@ -200,9 +209,10 @@ export const texts = {
 
   removeTitle: (address: string) => `Remove ${address}?`,
   removeText: (site: string) =>
-    `The instance is told that it is no longer connected, its groups are unlinked from ${site}, and it sends nothing more.`,
+    `The instance will be told that it is no longer connected, its groups will be unlinked from ${site}, and it will send nothing more.`,
   removeKeeps: "Development information that Jira already shows stays, unless you delete it too.",
   removeKeepsAlways: "Development information that Jira already shows stays.",
+  removeUndo: "You can undo this for ten seconds.",
   removePurge: "Also delete its development information from Jira",
   removeConfirm: "Remove instance",
 
@@ -216,10 +226,11 @@ export const texts = {
   linkText:
     "Jira shows the development information of the groups that you link, and of their subgroups and projects.",
   groupsText:
-    "Jira shows the development information of these groups, and of their subgroups and projects.",
+    "Jira shows the development information of linked groups, and of their subgroups and projects.",
   noGroupsTitle: "No groups are linked yet",
   noGroupsText: "Link a group, and Jira shows the development information of its projects.",
   filterGroups: "Filter linked groups",
+  filterFound: (n: number, total: number) => `${number(n)} of ${groups(total)}`,
   filterNone: "No linked group matches the filter.",
   linkedSince: (when: string) => `Linked ${when}`,
   selectAll: "Select all",
@@ -233,11 +244,15 @@ export const texts = {
       : "GitLab stops sending development information of these groups to Jira. What Jira already shows stays.",
   andMore: (n: number) => `and ${number(n)} more`,
   unlinking: (done: number, total: number) => `Unlinking ${number(done)} of ${number(total)}…`,
-  unlinkDone: (done: number, failed: number) =>
-    failed === 0
-      ? `${groups(done)} unlinked.`
-      : `${groups(done)} unlinked, ${number(failed)} could not be unlinked.`,
-  unlinkFailedTitle: "Some groups could not be unlinked",
+  unlinkDone: (n: number) => `${groups(n)} unlinked.`,
+  unlinkDoneInPart: (done: number, failed: number) =>
+    `${groups(done)} unlinked, ${number(failed)} could not be unlinked.`,
+  unlinkFailedTitle: (done: number, failed: number) =>
+    done > 0
+      ? "Some groups could not be unlinked"
+      : failed === 1
+        ? "The group could not be unlinked"
+        : "The groups could not be unlinked",
 
   // Signing in to an instance
 
@@ -251,7 +266,7 @@ export const texts = {
     "Your GitLab access stays in this browser tab. The relay and Jira never see it, and it is forgotten when you leave this page.",
   signIn: "Sign in to GitLab",
   signInPreparing: "Asking the instance how to sign in…",
-  signInWaiting: "Finish signing in in the other window.",
+  signInWaiting: "Continue in the GitLab window.",
   signInFinishing: "Signing in…",
   signedInAs: (name: string, username: string) => `Signed in as ${name} (@${username})`,
   signOut: "Sign out",
@@ -312,6 +327,8 @@ export const texts = {
     unknown:
       "This browser does not say whether it guards your local network. If it asks whether this page may access it, choose Allow.",
   } satisfies Record<LocalNetworkAccess, string>,
+  privateNetworkAllowed: "Your browser allows this page to reach your local network.",
+  ifSigningInFails: (help: string) => `If signing in fails: ${help}`,
   privateNetworkTitle: "This instance is in a private network",
   privateNetworkText:
     "Your browser must be in that network too, for example through a VPN, and must let this page reach it.",
@@ -336,12 +353,22 @@ export const texts = {
   alsoSelected: (names: string) => `Also selected: ${names}`,
   linkCount: (n: number) => (n === 0 ? "Link groups" : `Link ${groups(n)}`),
   linking: (done: number, total: number) => `Linking ${number(done)} of ${number(total)}…`,
-  linkDone: (done: number, failed: number) =>
-    failed === 0
-      ? `${groups(done)} linked. Jira shows their development information in a few minutes.`
-      : `${groups(done)} linked, ${number(failed)} could not be linked.`,
-  linkFailedTitle: "Some groups could not be linked",
-  linkFailedText: "They are still selected, so that you can try again.",
+  linkDone: (n: number) =>
+    n === 1
+      ? "1 group linked. Jira will show its development information in a few minutes."
+      : `${groups(n)} linked. Jira will show their development information in a few minutes.`,
+  linkDoneInPart: (done: number, failed: number) =>
+    `${groups(done)} linked, ${number(failed)} could not be linked.`,
+  linkFailedTitle: (done: number, failed: number) =>
+    done > 0
+      ? "Some groups could not be linked"
+      : failed === 1
+        ? "The group could not be linked"
+        : "The groups could not be linked",
+  linkFailedText: (failed: number) =>
+    failed === 1
+      ? "It is still selected, so that you can try again."
+      : "They are still selected, so that you can try again.",
   groupFailure: (name: string, cause: string) => `${name}: ${cause}`,
 };
 

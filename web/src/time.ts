@@ -4,7 +4,13 @@ const UNITS: [Intl.RelativeTimeFormatUnit, number][] = [
   ["minute", 60],
 ];
 
-export function relativeTime(at: string, now: number, language: string): string {
+interface Moments {
+  justNow: string;
+  verySoon: string;
+}
+
+/** Nothing shorter than a minute: what is shown is renewed only now and then. */
+export function relativeTime(at: string, now: number, language: string, moments: Moments): string {
   const seconds = Math.round((Date.parse(at) - now) / 1000);
   const format = new Intl.RelativeTimeFormat(language, { numeric: "auto" });
   for (const [unit, length] of UNITS) {
@@ -12,7 +18,7 @@ export function relativeTime(at: string, now: number, language: string): string 
       return format.format(Math.round(seconds / length), unit);
     }
   }
-  return format.format(seconds < 0 && seconds > -10 ? 0 : seconds, "second");
+  return seconds > 0 ? moments.verySoon : moments.justNow;
 }
 
 export function absoluteTime(at: string, language: string): string {

@@ -1,6 +1,7 @@
 import { useEffect, useId, useRef, useState } from "preact/hooks";
-import { type Api, type Cause, CHECKS, causeOf, explained, type Link } from "../api.ts";
+import { type Api, type Cause, CHECKS, type Check, causeOf, explained, type Link } from "../api.ts";
 import type { Boot } from "../boot.ts";
+import { sentence } from "../sentence.ts";
 import { texts } from "../texts.ts";
 import { Button } from "./button.tsx";
 import { type CheckLine, type CheckLines, CheckList } from "./check_list.tsx";
@@ -14,6 +15,9 @@ interface AddDialogProps {
   onClose: () => void;
   onAdded: (link: Link) => void;
 }
+
+// Each of them tells whether the next is worth a try.
+const FIRST_CHECKS: readonly Check[] = ["address", "reachable"];
 
 export function AddDialog({ api, boot, onClose, onAdded }: AddDialogProps) {
   const [typed, setTyped] = useState("");
@@ -54,7 +58,7 @@ export function AddDialog({ api, boot, onClose, onAdded }: AddDialogProps) {
         setLines((shown) => ({ ...shown, ...update }));
       }
     };
-    const ask = async (name: (typeof CHECKS)[number]) => {
+    const ask = async (name: Check) => {
       show({ [name]: "pending" });
       const line: CheckLine = await api.check(url, name).then(explained).catch(causeOf);
       show({ [name]: line });
@@ -68,19 +72,19 @@ export function AddDialog({ api, boot, onClose, onAdded }: AddDialogProps) {
       return;
     }
     if (!("verdict" in address)) {
+      setLines(null);
       if (address.code === "instance_url_malformed") {
-        setLines(null);
-        setFieldError([address.message, address.hint].filter(Boolean).join(" "));
+        setFieldError(sentence(address.message));
         field.current?.focus();
       } else {
-        setLines(null);
         setFailure(address);
       }
       return;
     }
     setInstanceUrl(address.instance_url);
-    if (address.verdict !== "fail") {
-      await Promise.all(CHECKS.filter((name) => name !== "address").map(ask));
+    // What is not reached fails all the others, for the same cause.
+    if (!failed(address) && !failed(await ask("reachable"))) {
+      await Promise.all(CHECKS.filter((name) => !FIRST_CHECKS.includes(name)).map(ask));
     }
   };
 
@@ -97,12 +101,21 @@ export function AddDialog({ api, boot, onClose, onAdded }: AddDialogProps) {
 
   const results = CHECKS.map((name) => lines?.[name]).filter((line) => line !== undefined);
   const checking = results.includes("pending");
-  const attention = results.filter(
-    (line) => line !== "pending" && (!("verdict" in line) || line.verdict !== "ok"),
-  ).length;
-  const address = lines?.address;
-  const refused = typeof address === "object" && "verdict" in address && address.verdict === "fail";
-  const checked = results.length === CHECKS.length && !checking;
+  const stoppedAt = FIRST_CHECKS.find((name) => failed(lines?.[name])) ?? null;
+  const refused = stoppedAt === "address";
+  const checked = !checking && (results.length === CHECKS.length || stoppedAt === "reachable");
+  const attention = results.filter(needsAttention).length;
+  const anyFailed = results.some(failed);
+  const submit =
+    checked && !anyFailed
+      ? { text: attention > 0 ? texts.addAnyway : texts.addConfirm, busy: adding, disabled: false }
+      : checking && instanceUrl
+        ? { text: texts.addConfirm, busy: false, disabled: true }
+        : {
+            text: stoppedAt || checked ? texts.checkAgain : texts.check,
+            busy: checking,
+            disabled: adding,
+          };
   const hintId = `${id}-hint`;
   const errorId = `${id}-error`;
 
@@ -112,7 +125,7 @@ export function AddDialog({ api, boot, onClose, onAdded }: AddDialogProps) {
       onClose={onClose}
       onSubmit={() => {
         if (!checking && !adding) {
-          checked ? add() : check();
+          checked && !anyFailed ? add() : check();
         }
       }}
       actions={
@@ -120,15 +133,25 @@ export function AddDialog({ api, boot, onClose, onAdded }: AddDialogProps) {
           <Button appearance="subtle" onClick={onClose}>
             {texts.cancel}
           </Button>
-          {checked || (lines && checking && instanceUrl) ? (
-            <Button appearance="primary" type="submit" busy={adding} disabled={checking}>
-              {attention > 0 && checked ? texts.addAnyway : texts.addConfirm}
-            </Button>
-          ) : (
-            <Button appearance="primary" type="submit" busy={checking}>
-              {refused ? texts.checkAgain : texts.check}
+          {checked && attention > 0 && !anyFailed && (
+            <Button
+              onClick={() => {
+                // The button goes while it is checked.
+                field.current?.focus();
+                check();
+              }}
+            >
+              {texts.checkAgain}
             </Button>
           )}
+          {checked && anyFailed && (
+            <Button busy={adding} onClick={add}>
+              {texts.addAnyway}
+            </Button>
+          )}
+          <Button appearance="primary" type="submit" busy={submit.busy} disabled={submit.disabled}>
+            {submit.text}
+          </Button>
         </>
       }
     >
@@ -144,29 +167,27 @@ export function AddDialog({ api, boot, onClose, onAdded }: AddDialogProps) {
           autoCapitalize="none"
           spellcheck={false}
           value={typed}
-          aria-describedby={fieldError ? `${errorId} ${hintId}` : hintId}
+          aria-describedby={fieldError ? errorId : hintId}
           aria-invalid={fieldError ? true : undefined}
           onInput={(event) => type(event.currentTarget.value)}
         />
-        {fieldError && (
+        {fieldError ? (
           <p class="field-error" id={errorId} role="alert">
             {fieldError}
           </p>
+        ) : (
+          <p class="field-hint" id={hintId}>
+            {texts.addUrlHint}
+          </p>
         )}
-        <p class="field-hint" id={hintId}>
-          {texts.addUrlHint}
-        </p>
       </div>
-      {instanceUrl && <p class="will-link">{texts.willLink(instanceUrl)}</p>}
-      {lines && <CheckList lines={lines} stopped={refused} />}
-      <p class="assistive" role="status">
-        {checked && texts.checksDone(attention)}
+      {instanceUrl && !refused && <p class="will-link">{texts.willLink(instanceUrl)}</p>}
+      {lines && <CheckList lines={lines} stoppedAt={checking ? null : stoppedAt} />}
+      <p class={stoppedAt === "reachable" ? "subtle" : "assistive"} role="status">
+        {checked && (stoppedAt === "reachable" ? texts.checksStopped : texts.checksDone(attention))}
       </p>
       {checked && attention > 0 && (
-        <div class="with-action">
-          <p class="subtle">{texts.addAnywayText}</p>
-          <Button onClick={check}>{texts.checkAgain}</Button>
-        </div>
+        <p class="subtle">{anyFailed ? texts.addFailedText : texts.addWarnedText}</p>
       )}
       {failure && <Failure cause={failure} />}
       <details class="disclosure">
@@ -175,4 +196,13 @@ export function AddDialog({ api, boot, onClose, onAdded }: AddDialogProps) {
       </details>
     </Dialog>
   );
+}
+
+/** Nothing good can come of it; a check that could not be made counts. */
+function failed(line: CheckLine | undefined): boolean {
+  return typeof line === "object" && (!("verdict" in line) || line.verdict === "fail");
+}
+
+function needsAttention(line: CheckLine): boolean {
+  return failed(line) || (typeof line === "object" && "verdict" in line && line.verdict !== "ok");
 }

@@ -1,4 +1,5 @@
 import { type Cause, CHECKS, type Check, type CheckResult } from "../api.ts";
+import { sentence } from "../sentence.ts";
 import { texts } from "../texts.ts";
 import { RequestId } from "./failure.tsx";
 import { Icon, type IconName } from "./icon.tsx";
@@ -12,6 +13,7 @@ type Verdict = keyof typeof texts.verdicts;
 
 const ICONS: Record<Exclude<Verdict, "pending">, IconName> = {
   waiting: "waiting",
+  skipped: "waiting",
   ok: "success",
   warn: "warning",
   fail: "error",
@@ -20,21 +22,22 @@ const ICONS: Record<Exclude<Verdict, "pending">, IconName> = {
 
 interface CheckListProps {
   lines: CheckLines;
-  /** The address was refused, so nothing more is asked. */
-  stopped: boolean;
+  /** What nothing more was asked after. */
+  stoppedAt: Check | null;
 }
 
-export function CheckList({ lines, stopped }: CheckListProps) {
+export function CheckList({ lines, stoppedAt }: CheckListProps) {
+  const shown = stoppedAt === "address" ? CHECKS.slice(0, 1) : CHECKS;
   return (
     <ul class="checks" aria-label={texts.checklist}>
-      {(stopped ? CHECKS.slice(0, 1) : CHECKS).map((name) => (
-        <Line key={name} name={name} line={lines[name]} />
+      {shown.map((name) => (
+        <Line key={name} name={name} line={lines[name] ?? (stoppedAt ? "skipped" : "waiting")} />
       ))}
     </ul>
   );
 }
 
-function Line({ name, line }: { name: Check; line: CheckLine | undefined }) {
+function Line({ name, line }: { name: Check; line: CheckLine | "waiting" | "skipped" }) {
   const verdict = verdictOf(line);
   const result = typeof line === "object" && verdict !== "ok" ? line : null;
   return (
@@ -42,9 +45,10 @@ function Line({ name, line }: { name: Check; line: CheckLine | undefined }) {
       {verdict === "pending" ? <Spinner /> : <Icon name={ICONS[verdict]} />}
       <div>
         <p>
-          {texts.checkNames[name]} <span class="assistive">{texts.verdicts[verdict]}</span>
+          <span>{texts.checkNames[name]}</span>{" "}
+          <span class="assistive">{texts.verdicts[verdict]}</span>
         </p>
-        {result && <p class="check-message">{result.message}</p>}
+        {result && <p class="check-message">{sentence(result.message)}</p>}
         {result?.hint && <p class="check-hint">{result.hint}</p>}
         {result && verdict !== "warn" && <RequestId id={result.id} />}
       </div>
@@ -52,12 +56,9 @@ function Line({ name, line }: { name: Check; line: CheckLine | undefined }) {
   );
 }
 
-function verdictOf(line: CheckLine | undefined): Verdict {
-  if (!line) {
-    return "waiting";
-  }
-  if (line === "pending") {
-    return "pending";
+function verdictOf(line: CheckLine | "waiting" | "skipped"): Verdict {
+  if (typeof line === "string") {
+    return line;
   }
   return "verdict" in line ? line.verdict : "unknown";
 }

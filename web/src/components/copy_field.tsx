@@ -1,30 +1,22 @@
-import { useId, useRef, useState } from "preact/hooks";
+import { useRef, useState } from "preact/hooks";
 import { texts } from "../texts.ts";
 import { Button } from "./button.tsx";
 
 export function CopyField({ label, value }: { label: string; value: string }) {
-  const field = useRef<HTMLInputElement>(null);
-  const id = useId();
+  const shown = useRef<HTMLElement>(null);
   const [copied, setCopied] = useState(false);
-
-  const copy = async () => {
-    setCopied(await copyFrom(field.current));
-  };
 
   return (
     <div class="copy-field">
-      <label for={id}>{label}</label>
-      <div class="copy-field-row">
-        <input
-          ref={field}
-          id={id}
-          class="text-field text-field-code"
-          readOnly
-          value={value}
-          onFocus={(event) => event.currentTarget.select()}
-          onBlur={() => setCopied(false)}
-        />
-        <Button label={texts.copyOf(label)} onClick={copy}>
+      <p class="copy-label">{label}</p>
+      <div class="copy-field-row" onFocusOut={() => setCopied(false)}>
+        <code ref={shown} class="copy-value">
+          {value}
+        </code>
+        <Button
+          label={copied ? texts.copiedOf(label) : texts.copyOf(label)}
+          onClick={async () => setCopied(await copy(value, shown.current))}
+        >
           {copied ? texts.copied : texts.copy}
         </Button>
       </div>
@@ -37,15 +29,15 @@ export function CopyField({ label, value }: { label: string; value: string }) {
 
 // The clipboard API needs the parent's permission (clipboard-write), which the frame that Connect makes
 // does not give; the old way needs none.
-async function copyFrom(field: HTMLInputElement | null): Promise<boolean> {
-  if (!field) {
-    return false;
-  }
+async function copy(value: string, shown: HTMLElement | null): Promise<boolean> {
   try {
-    await navigator.clipboard.writeText(field.value);
+    await navigator.clipboard.writeText(value);
     return true;
   } catch {
-    field.select();
+    if (!shown) {
+      return false;
+    }
+    window.getSelection()?.selectAllChildren(shown);
     return document.execCommand("copy");
   }
 }

@@ -1,5 +1,5 @@
 import type { ComponentChildren } from "preact";
-import { useEffect, useId, useRef } from "preact/hooks";
+import { useEffect, useId, useRef, useState } from "preact/hooks";
 import { rescueFocus } from "../focus.ts";
 
 interface DialogProps {
@@ -14,6 +14,9 @@ interface DialogProps {
 /** A modal dialog; the browser's <dialog> keeps the focus inside. */
 export function Dialog({ title, children, actions, onClose, onSubmit }: DialogProps) {
   const dialog = useRef<HTMLDialogElement>(null);
+  const body = useRef<HTMLDivElement>(null);
+  const end = useRef<HTMLDivElement>(null);
+  const [hasMore, setHasMore] = useState(false);
   const titleId = useId();
 
   useEffect(() => {
@@ -27,6 +30,17 @@ export function Dialog({ title, children, actions, onClose, onSubmit }: DialogPr
       // What opened the dialog may be gone because of it.
       rescueFocus();
     };
+  }, []);
+
+  useEffect(() => {
+    const observer = new IntersectionObserver(
+      (entries) => setHasMore(!entries.at(-1)?.isIntersecting),
+      { root: body.current },
+    );
+    if (end.current) {
+      observer.observe(end.current);
+    }
+    return () => observer.disconnect();
   }, []);
 
   return (
@@ -49,8 +63,13 @@ export function Dialog({ title, children, actions, onClose, onSubmit }: DialogPr
         }}
       >
         <h2 id={titleId}>{title}</h2>
-        <div class="dialog-body">{children}</div>
-        <div class="dialog-actions">{actions}</div>
+        <div ref={body} class="dialog-body">
+          {children}
+          <div ref={end} class="dialog-end" />
+        </div>
+        <div class={hasMore ? "dialog-actions dialog-actions-below-more" : "dialog-actions"}>
+          {actions}
+        </div>
       </form>
     </dialog>
   );

@@ -1,5 +1,6 @@
 import type { ComponentChildren } from "preact";
 import type { Cause } from "../api.ts";
+import { sentence } from "../sentence.ts";
 import { texts } from "../texts.ts";
 import { SectionMessage } from "./section_message.tsx";
 
@@ -28,7 +29,7 @@ export function Failure({
       alert={alert}
       actions={actions}
     >
-      {title && <p>{cause.message}</p>}
+      {title && <p>{sentence(cause.message)}</p>}
       {cause.hint && <p>{cause.hint}</p>}
       {children}
       <RequestId id={cause.id} />

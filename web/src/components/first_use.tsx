@@ -1,8 +1,15 @@
 import type { Boot } from "../boot.ts";
 import { texts } from "../texts.ts";
+import { Button } from "./button.tsx";
 import { SetUp } from "./set_up.tsx";
 
-export function FirstUse({ boot }: { boot: Boot }) {
+interface FirstUseProps {
+  boot: Boot;
+  /** Null where nothing may be changed. */
+  onAdd: (() => void) | null;
+}
+
+export function FirstUse({ boot, onAdd }: FirstUseProps) {
   return (
     <section class="first-use" aria-labelledby="first-use">
       <h2 id="first-use">{texts.firstUseTitle}</h2>
@@ -16,6 +23,7 @@ export function FirstUse({ boot }: { boot: Boot }) {
         <li>
           <h3>{texts.stepAdd}</h3>
           <p class="subtle">{texts.stepAddText}</p>
+          {onAdd && <Button onClick={onAdd}>{texts.stepAddAction}</Button>}
         </li>
         <li>
           <h3>{texts.stepLink}</h3>

@@ -3,15 +3,17 @@ import { type Api, type Cause, type ContextToken, causeOf, type Link } from "../
 import { rescueFocus } from "../focus.ts";
 import { GitlabError, type GitlabSession, type Group, type GroupPage } from "../gitlab.ts";
 import { useLinkedGroups } from "../linked_groups.ts";
+import type { LocalNetworkAccess } from "../local_network.ts";
+import { sentence } from "../sentence.ts";
 import { forSeveral } from "../several.ts";
 import { texts } from "../texts.ts";
+import { ActionBar } from "./action_bar.tsx";
 import { Button } from "./button.tsx";
 import { Failure } from "./failure.tsx";
 import { GroupRow } from "./group_row.tsx";
 import { Lozenge } from "./lozenge.tsx";
 import { type Outcome, Outcomes } from "./outcomes.tsx";
 import { Pagination } from "./pagination.tsx";
-import { Progress } from "./progress.tsx";
 import { Loading } from "./spinner.tsx";
 import { Unreachable } from "./unreachable.tsx";
 
@@ -19,6 +21,7 @@ interface GroupPickerProps {
   api: Api;
   link: Link;
   session: GitlabSession;
+  localNetwork: LocalNetworkAccess | null;
   onSignOut: () => void;
   /** GitLab no longer takes the access token. */
   onEnded: () => void;
@@ -28,7 +31,14 @@ const DEBOUNCE_MS = 300;
 const SEARCH_MIN_CHARS = 3;
 const CONTEXT_TOKEN_MIN_LEFT_MS = 60_000;
 
-export function GroupPicker({ api, link, session, onSignOut, onEnded }: GroupPickerProps) {
+export function GroupPicker({
+  api,
+  link,
+  session,
+  localNetwork,
+  onSignOut,
+  onEnded,
+}: GroupPickerProps) {
   const alreadyLinked = useLinkedGroups(api, link.id, true);
   const [typed, setTyped] = useState("");
   const [query, setQuery] = useState({ search: "", page: 1 });
@@ -67,6 +77,7 @@ export function GroupPicker({ api, link, session, onSignOut, onEnded }: GroupPic
     const abort = new AbortController();
     setLoading(true);
     setProblem(null);
+    setOutcomes([]);
     const show = (page: GroupPage | null) => {
       setFound(page);
       setLoading(false);
@@ -131,6 +142,17 @@ export function GroupPicker({ api, link, session, onSignOut, onEnded }: GroupPic
     }
   };
 
+  const tryAgain = (
+    <Button
+      onClick={() => {
+        setTries(tries + 1);
+        rescueFocus();
+      }}
+    >
+      {texts.tryAgain}
+    </Button>
+  );
+
   return (
     <section aria-label={texts.linkGroups}>
       <div class="signed-in">
@@ -155,29 +177,26 @@ export function GroupPicker({ api, link, session, onSignOut, onEnded }: GroupPic
           {session.user.is_admin ? texts.searchHintAdmin : texts.searchHint}
         </p>
       </div>
-      {progress && <Progress text={texts.linking(progress.done, progress.total)} {...progress} />}
       {!progress && (
         <Outcomes
           outcomes={outcomes}
-          summary={texts.linkDone}
+          done={texts.linkDone}
+          doneInPart={texts.linkDoneInPart}
           failedTitle={texts.linkFailedTitle}
           failedText={texts.linkFailedText}
         />
       )}
       {problem === "unreachable" && (
-        <>
-          <Unreachable instanceUrl={link.instance_url} privateNetwork={false} />
-          <Button onClick={() => setTries(tries + 1)}>{texts.tryAgain}</Button>
-        </>
-      )}
-      {problem && problem !== "unreachable" && (
-        <Failure
-          cause={problem}
-          actions={<Button onClick={() => setTries(tries + 1)}>{texts.tryAgain}</Button>}
+        <Unreachable
+          instanceUrl={link.instance_url}
+          privateNetwork={session.privateNetwork}
+          access={localNetwork}
+          actions={tryAgain}
         />
       )}
+      {problem && problem !== "unreachable" && <Failure cause={problem} actions={tryAgain} />}
       {alreadyLinked.failure && (
-        <p class="subtle">{texts.linkedUnknown(alreadyLinked.failure.message)}</p>
+        <p class="subtle">{texts.linkedUnknown(sentence(alreadyLinked.failure.message))}</p>
       )}
       {loading && !found && <Loading text={texts.groupsLoadingList} />}
       {found && (
@@ -196,7 +215,8 @@ export function GroupPicker({ api, link, session, onSignOut, onEnded }: GroupPic
             {found.groups.map((group) => (
               <GroupRow
                 key={group.id}
-                name={group.full_name}
+                fullName={group.full_name}
+                leafName={group.name}
                 description={group.description}
                 aside={
                   isLinked(group) && <Lozenge appearance="success">{texts.alreadyLinked}</Lozenge>
@@ -212,31 +232,23 @@ export function GroupPicker({ api, link, session, onSignOut, onEnded }: GroupPic
           <Pagination found={found} onPage={(page) => setQuery({ search: query.search, page })} />
         </>
       )}
-      <div class="action-bar">
-        <div class="action-bar-text">
-          <p role="status">{texts.selectedCount(selected.size)}</p>
-          {elsewhere.length > 0 && (
-            <p class="subtle">
-              {texts.alsoSelected(
-                elsewhere.map(({ full_name }) => full_name).join(texts.listSeparator),
-              )}
-            </p>
-          )}
-        </div>
-        {selected.size > 0 && !progress && (
-          <Button appearance="subtle" onClick={() => setSelected(new Map())}>
-            {texts.clearSelection}
-          </Button>
-        )}
-        <Button
-          appearance="primary"
-          disabled={selected.size === 0}
-          busy={progress !== null}
-          onClick={linkSelected}
+      {(found || selected.size > 0) && (
+        <ActionBar
+          selected={selected.size}
+          elsewhere={elsewhere.map(({ full_name }) => full_name)}
+          progress={progress && { text: texts.linking(progress.done, progress.total), ...progress }}
+          onClear={() => setSelected(new Map())}
         >
-          {texts.linkCount(selected.size)}
-        </Button>
-      </div>
+          <Button
+            appearance="primary"
+            disabled={selected.size === 0}
+            busy={progress !== null}
+            onClick={linkSelected}
+          >
+            {texts.linkCount(selected.size)}
+          </Button>
+        </ActionBar>
+      )}
     </section>
   );
 }

@@ -1,10 +1,11 @@
 import { useState } from "preact/hooks";
 import { addressOf } from "../address.ts";
-import { type Api, causeOf, type Link, type LinkedGroup } from "../api.ts";
+import { type Api, causeOf, type Link, type LinkedGroup, RelayError } from "../api.ts";
 import { rescueFocus } from "../focus.ts";
 import { useLinkedGroups } from "../linked_groups.ts";
 import { forSeveral } from "../several.ts";
 import { texts } from "../texts.ts";
+import { ActionBar } from "./action_bar.tsx";
 import { BackButton } from "./back_button.tsx";
 import { Button } from "./button.tsx";
 import { Checkbox } from "./checkbox.tsx";
@@ -13,7 +14,6 @@ import { Failure } from "./failure.tsx";
 import { GroupRow } from "./group_row.tsx";
 import { Heading } from "./heading.tsx";
 import { type Outcome, Outcomes } from "./outcomes.tsx";
-import { Progress } from "./progress.tsx";
 import { Loading } from "./spinner.tsx";
 import { Time } from "./time.tsx";
 import { UnlinkDialog } from "./unlink_dialog.tsx";
@@ -111,7 +111,7 @@ function Linked({ api, linkId, linked, mayChange, onUnlinked, onLinkGroups }: Li
     setProgress({ done, total: chosen.length });
     await forSeveral(chosen, async ({ id, full_name }) => {
       try {
-        await api.unlinkGroup(linkId, id);
+        await unlinkOnce(api, linkId, id);
         onUnlinked(id);
         setSelected((before) => new Set([...before].filter((other) => other !== id)));
         setOutcomes((before) => [...before, { name: full_name, cause: null }]);
@@ -129,9 +129,9 @@ function Linked({ api, linkId, linked, mayChange, onUnlinked, onLinkGroups }: Li
   const results = !progress && (
     <Outcomes
       outcomes={outcomes}
-      summary={texts.unlinkDone}
+      done={texts.unlinkDone}
+      doneInPart={texts.unlinkDoneInPart}
       failedTitle={texts.unlinkFailedTitle}
-      failedText={null}
     />
   );
 
@@ -161,10 +161,11 @@ function Linked({ api, linkId, linked, mayChange, onUnlinked, onLinkGroups }: Li
           onInput={(event) => setFilter(event.currentTarget.value)}
         />
         <p class="subtle" role="status">
-          {texts.groupsLinked(linked.length)}
+          {wanted
+            ? texts.filterFound(shown.length, linked.length)
+            : texts.groupsLinked(linked.length)}
         </p>
       </div>
-      {progress && <Progress text={texts.unlinking(progress.done, progress.total)} {...progress} />}
       {results}
       {shown.length === 0 && <p class="subtle">{texts.filterNone}</p>}
       {mayChange && shown.length > 0 && (
@@ -181,21 +182,13 @@ function Linked({ api, linkId, linked, mayChange, onUnlinked, onLinkGroups }: Li
               )
             }
           />
-          <Button
-            appearance="default"
-            disabled={chosen.length === 0}
-            busy={progress !== null}
-            onClick={() => setConfirming(true)}
-          >
-            {texts.unlink(chosen.length)}
-          </Button>
         </div>
       )}
       <ul class="rows">
         {shown.map((group) => (
           <GroupRow
             key={group.id}
-            name={group.full_name}
+            fullName={group.full_name}
             description={group.description}
             aside={group.created_at && <Time at={group.created_at} say={texts.linkedSince} />}
             {...(mayChange && {
@@ -208,6 +201,26 @@ function Linked({ api, linkId, linked, mayChange, onUnlinked, onLinkGroups }: Li
           />
         ))}
       </ul>
+      {mayChange && (
+        <ActionBar
+          selected={chosen.length}
+          elsewhere={chosen
+            .filter((group) => !shown.includes(group))
+            .map(({ full_name }) => full_name)}
+          progress={
+            progress && { text: texts.unlinking(progress.done, progress.total), ...progress }
+          }
+          onClear={() => setSelected(new Set())}
+        >
+          <Button
+            disabled={chosen.length === 0}
+            busy={progress !== null}
+            onClick={() => setConfirming(true)}
+          >
+            {texts.unlink(chosen.length)}
+          </Button>
+        </ActionBar>
+      )}
       {confirming && (
         <UnlinkDialog
           names={chosen.map(({ full_name }) => full_name)}
@@ -217,4 +230,15 @@ function Linked({ api, linkId, linked, mayChange, onUnlinked, onLinkGroups }: Li
       )}
     </section>
   );
+}
+
+// Somebody else may have been faster.
+async function unlinkOnce(api: Api, linkId: string, groupId: number) {
+  try {
+    await api.unlinkGroup(linkId, groupId);
+  } catch (error) {
+    if (!(error instanceof RelayError && error.code === "group_unknown")) {
+      throw error;
+    }
+  }
 }

@@ -3,6 +3,7 @@ import { addressOf } from "../address.ts";
 import { type Api, type Cause, causeOf, explained, type Link } from "../api.ts";
 import { rescueFocus } from "../focus.ts";
 import { useWatchedGroups } from "../linked_groups.ts";
+import { sentence } from "../sentence.ts";
 import { texts } from "../texts.ts";
 import { Button } from "./button.tsx";
 import { Failure } from "./failure.tsx";
@@ -39,7 +40,7 @@ export function InstanceCard({
 }: InstanceCardProps) {
   const address = addressOf(link.instance_url);
   const hasGroups = link.state === "connected" || link.state === "failing";
-  const groups = useWatchedGroups(api, link.id, hasGroups);
+  const groups = useWatchedGroups(api, link.id, link.state);
   // The relay speaks to a connected instance only when something changes, so this is how one shows that it is down.
   const silence = link.state === "connected" ? instanceFault(groups.failure) : null;
   const shownState = silence ? "failing" : link.state;
@@ -50,7 +51,11 @@ export function InstanceCard({
     setBusy(true);
     setFailure(null);
     try {
-      onChange(await call(), announcement);
+      const changed = await call();
+      onChange(changed, announcement);
+      if (hasGroups && changed.state === link.state) {
+        groups.reload();
+      }
     } catch (error) {
       setFailure(causeOf(error));
     } finally {
@@ -164,16 +169,18 @@ export function InstanceCard({
           title={texts.connectingTitle}
           actions={link.attempts > 0 && tryAgain}
         >
-          <p>{link.last_error ? explained(link.last_error).message : texts.connectingText}</p>
+          <p>
+            {link.last_error ? sentence(explained(link.last_error).message) : texts.connectingText}
+          </p>
           <Attempts link={link} />
         </SectionMessage>
       )}
       {link.state === "removing" && (
         <SectionMessage appearance="information" title={texts.removingTitle} actions={undo}>
-          <p>{link.can_undo ? texts.removingSoon : texts.removingTelling}</p>
+          <p>{link.attempts === 0 && link.can_undo ? texts.removingSoon : texts.removingTelling}</p>
           {link.purge && <p>{texts.removingPurge[link.can_undo ? "wanted" : link.purge.state]}</p>}
-          {link.last_error && <p>{explained(link.last_error).message}</p>}
-          {link.purge?.last_error && <p>{explained(link.purge.last_error).message}</p>}
+          {link.last_error && <p>{sentence(explained(link.last_error).message)}</p>}
+          {link.purge?.last_error && <p>{sentence(explained(link.purge.last_error).message)}</p>}
         </SectionMessage>
       )}
       {failure && <Failure cause={failure} />}
@@ -189,12 +196,16 @@ function instanceFault(failure: Cause | null): Cause | null {
   return failure && !NOT_OF_THE_INSTANCE.test(failure.code) ? failure : null;
 }
 
-function Attempts({ link }: { link: Link }) {
+function Attempts({ link: { attempts, last_error, next_attempt_at } }: { link: Link }) {
+  if (attempts === 0) {
+    return null;
+  }
+  // What is due is being made; its outcome comes with the next list.
+  const next = next_attempt_at && Date.parse(next_attempt_at) > Date.now() && next_attempt_at;
   return (
     <p class="subtle">
-      {link.attempts > 0 && texts.attempts(link.attempts)}{" "}
-      {link.last_error && <Time at={link.last_error.at} say={texts.failedAt} />}{" "}
-      {link.next_attempt_at && <Time at={link.next_attempt_at} say={texts.nextAttempt} />}
+      {texts.attempts(attempts)} {last_error && <Time at={last_error.at} say={texts.failedAt} />}{" "}
+      {next && <Time at={next} say={texts.nextAttempt} />}
     </p>
   );
 }

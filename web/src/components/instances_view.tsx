@@ -1,6 +1,6 @@
 import { useState } from "preact/hooks";
 import { addressOf } from "../address.ts";
-import { type Api, explained, type Link, type Links } from "../api.ts";
+import { type Api, type Cause, explained, type Link, type Links } from "../api.ts";
 import type { Boot } from "../boot.ts";
 import { texts } from "../texts.ts";
 import { AddDialog } from "./add_dialog.tsx";
@@ -10,6 +10,7 @@ import { FirstUse } from "./first_use.tsx";
 import { Heading } from "./heading.tsx";
 import { InstanceCard } from "./instance_card.tsx";
 import { RemoveDialog } from "./remove_dialog.tsx";
+import { SectionMessage } from "./section_message.tsx";
 
 interface InstancesViewProps {
   api: Api;
@@ -49,21 +50,9 @@ export function InstancesView({
           </Button>
         )}
       </header>
-      {!mayChange && reason && (
-        <Failure
-          cause={explained(reason)}
-          appearance="information"
-          title={texts.readOnlyTitle}
-          alert={false}
-          actions={
-            reason.code !== "not_jira_admin" && (
-              <Button onClick={onRefresh}>{texts.tryAgain}</Button>
-            )
-          }
-        />
-      )}
+      {!mayChange && reason && <ReadOnly reason={explained(reason)} onRefresh={onRefresh} />}
       {links.length === 0 ? (
-        <FirstUse boot={boot} />
+        <FirstUse boot={boot} onAdd={mayChange ? () => setAdding(true) : null} />
       ) : (
         <section aria-label={texts.instancesHeading}>
           <ul class="cards">
@@ -106,5 +95,25 @@ export function InstancesView({
         />
       )}
     </>
+  );
+}
+
+function ReadOnly({ reason, onRefresh }: { reason: Cause; onRefresh: () => void }) {
+  // A rule, not a failure: there is nothing to look up in a log.
+  if (reason.code === "not_jira_admin") {
+    return (
+      <SectionMessage appearance="information" title={reason.message}>
+        <p>{reason.hint}</p>
+      </SectionMessage>
+    );
+  }
+  return (
+    <Failure
+      cause={reason}
+      appearance="information"
+      title={texts.readOnlyTitle}
+      alert={false}
+      actions={<Button onClick={onRefresh}>{texts.tryAgain}</Button>}
+    />
   );
 }

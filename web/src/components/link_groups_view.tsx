@@ -5,6 +5,7 @@ import type { Boot } from "../boot.ts";
 import { rescueFocus } from "../focus.ts";
 import type { GitlabSession } from "../gitlab.ts";
 import type { Host } from "../host.ts";
+import { useLocalNetworkAccess } from "../local_network.ts";
 import { texts } from "../texts.ts";
 import { BackButton } from "./back_button.tsx";
 import { Button } from "./button.tsx";
@@ -25,6 +26,7 @@ interface LinkGroupsViewProps {
 export function LinkGroupsView({ api, boot, host, link, sessions, onBack }: LinkGroupsViewProps) {
   const [session, setSession] = useState(sessions.get(link.id) ?? null);
   const [ended, setEnded] = useState(false);
+  const localNetwork = useLocalNetworkAccess();
   const address = addressOf(link.instance_url);
   const mayCall = boot.origins.includes(new URL(link.instance_url).origin);
 
@@ -64,7 +66,7 @@ export function LinkGroupsView({ api, boot, host, link, sessions, onBack }: Link
       {mayCall && !session && (
         <>
           {ended && <SectionMessage appearance="warning" title={texts.gitlabSignedOut} alert />}
-          <SignInPanel api={api} link={link} onSignedIn={signedIn} />
+          <SignInPanel api={api} link={link} localNetwork={localNetwork} onSignedIn={signedIn} />
         </>
       )}
       {mayCall && session && (
@@ -72,6 +74,7 @@ export function LinkGroupsView({ api, boot, host, link, sessions, onBack }: Link
           api={api}
           link={link}
           session={session}
+          localNetwork={localNetwork}
           onSignOut={signOut}
           onEnded={() => {
             setEnded(true);

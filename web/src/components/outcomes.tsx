@@ -1,4 +1,6 @@
+import { useEffect, useRef } from "preact/hooks";
 import type { Cause } from "../api.ts";
+import { sentence } from "../sentence.ts";
 import { RequestId } from "./failure.tsx";
 import { SectionMessage } from "./section_message.tsx";
 
@@ -9,36 +11,53 @@ export interface Outcome {
 
 interface OutcomesProps {
   outcomes: Outcome[];
-  summary: (done: number, failed: number) => string;
-  failedTitle: string;
-  failedText: string | null;
+  done: (n: number) => string;
+  doneInPart: (done: number, failed: number) => string;
+  failedTitle: (done: number, failed: number) => string;
+  failedText?: (failed: number) => string;
 }
 
 /** What came of an act on several groups, with the cause for each that failed. */
-export function Outcomes({ outcomes, summary, failedTitle, failedText }: OutcomesProps) {
-  const failed = outcomes.filter(({ cause }) => cause !== null);
-  if (outcomes.length === 0) {
+export function Outcomes({ outcomes, done, doneInPart, failedTitle, failedText }: OutcomesProps) {
+  const place = useRef<HTMLDivElement>(null);
+  const any = outcomes.length > 0;
+  // The act was chosen further down.
+  useEffect(() => {
+    if (any) {
+      place.current?.scrollIntoView({ block: "nearest" });
+    }
+  }, [any]);
+
+  const failures = outcomes.filter(({ cause }) => cause !== null);
+  const failed = failures.length;
+  const succeeded = outcomes.length - failed;
+  if (!any) {
     return null;
   }
-  const text = summary(outcomes.length - failed.length, failed.length);
-  if (failed.length === 0) {
-    return <SectionMessage appearance="success" title={text} alert />;
+  if (failed === 0) {
+    return (
+      <div ref={place}>
+        <SectionMessage appearance="success" title={done(succeeded)} alert />
+      </div>
+    );
   }
+  const said = [succeeded > 0 && doneInPart(succeeded, failed), failedText?.(failed)];
+  const text = said.filter(Boolean).join(" ");
   return (
-    <SectionMessage appearance="error" title={failedTitle} alert>
-      <p>
-        {text} {failedText}
-      </p>
-      <ul class="outcomes">
-        {failed.map(({ name, cause }) => (
-          <li key={name}>
-            <strong>{name}</strong>
-            <p>{cause?.message}</p>
-            {cause?.hint && <p>{cause.hint}</p>}
-            <RequestId id={cause?.id ?? null} />
-          </li>
-        ))}
-      </ul>
-    </SectionMessage>
+    <div ref={place}>
+      <SectionMessage appearance="error" title={failedTitle(succeeded, failed)} alert>
+        {text && <p>{text}</p>}
+        <ul class="outcomes">
+          {failures.map(({ name, cause }) => (
+            <li key={name}>
+              <strong>{name}</strong>
+              <p>{cause && sentence(cause.message)}</p>
+              {cause?.hint && <p>{cause.hint}</p>}
+              <RequestId id={cause?.id ?? null} />
+            </li>
+          ))}
+        </ul>
+      </SectionMessage>
+    </div>
   );
 }

@@ -52,6 +52,7 @@ export function RemoveDialog({ api, site, link, onClose, onRemoved }: RemoveDial
       }
     >
       <p>{texts.removeText(addressOf(site))}</p>
+      <p>{texts.removeUndo}</p>
       <p>{link.can_purge ? texts.removeKeeps : texts.removeKeepsAlways}</p>
       {link.can_purge && <Checkbox label={texts.removePurge} checked={purge} onChange={setPurge} />}
       {failure && <Failure cause={failure} />}

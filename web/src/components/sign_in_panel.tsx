@@ -2,17 +2,19 @@ import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { addressOf } from "../address.ts";
 import { type Api, type Cause, causeOf, type Link, type SignIn } from "../api.ts";
 import { exchangeCode, GitlabError, type GitlabSession, openSession } from "../gitlab.ts";
+import type { LocalNetworkAccess } from "../local_network.ts";
 import { type Attempt, authorize, prepareAttempt, SignInError } from "../sign_in.ts";
 import { texts } from "../texts.ts";
 import { Button } from "./button.tsx";
 import { Failure } from "./failure.tsx";
-import { LocalNetworkHelp } from "./local_network_help.tsx";
 import { SectionMessage } from "./section_message.tsx";
+import { Loading } from "./spinner.tsx";
 import { Unreachable } from "./unreachable.tsx";
 
 interface SignInPanelProps {
   api: Api;
   link: Link;
+  localNetwork: LocalNetworkAccess | null;
   onSignedIn: (session: GitlabSession) => void;
 }
 
@@ -21,9 +23,11 @@ interface Ready {
   attempt: Attempt;
 }
 
-export function SignInPanel({ api, link, onSignedIn }: SignInPanelProps) {
+export function SignInPanel({ api, link, localNetwork, onSignedIn }: SignInPanelProps) {
   const [ready, setReady] = useState<Ready | null>(null);
   const [preparing, setPreparing] = useState(true);
+  const [asked, setAsked] = useState(false);
+  const [privateNetwork, setPrivateNetwork] = useState(false);
   const [step, setStep] = useState<"idle" | "waiting" | "finishing">("idle");
   const [problem, setProblem] = useState<Cause | "unreachable" | null>(null);
   const cancel = useRef<AbortController | null>(null);
@@ -33,10 +37,12 @@ export function SignInPanel({ api, link, onSignedIn }: SignInPanelProps) {
     setPreparing(true);
     try {
       const signIn = await api.signIn(link.id);
+      setPrivateNetwork(signIn.private_network);
       setReady({ signIn, attempt: await prepareAttempt(signIn) });
     } catch (error) {
       setProblem(problemOf(error));
     } finally {
+      setAsked(true);
       setPreparing(false);
     }
   }, [api, link.id]);
@@ -64,21 +70,26 @@ export function SignInPanel({ api, link, onSignedIn }: SignInPanelProps) {
     }
   };
 
+  // Shown when all is known that it says, so that nothing moves.
+  if (!localNetwork || !asked) {
+    return <Loading text={texts.signInPreparing} />;
+  }
   return (
     <section class="panel" aria-labelledby="sign-in">
       <h2 id="sign-in">{texts.signInTitle}</h2>
       <p>{texts.signInText(address)}</p>
       <p class="subtle">{texts.signInPrivacy}</p>
-      {ready?.signIn.private_network && problem !== "unreachable" && (
+      {privateNetwork && problem !== "unreachable" && (
         <SectionMessage appearance="information" title={texts.privateNetworkTitle}>
           <p>{texts.privateNetworkText}</p>
-          <LocalNetworkHelp />
+          <p>{localNetworkAdvice(localNetwork)}</p>
         </SectionMessage>
       )}
       {problem === "unreachable" && (
         <Unreachable
           instanceUrl={link.instance_url}
-          privateNetwork={ready?.signIn.private_network ?? false}
+          privateNetwork={privateNetwork}
+          access={localNetwork}
         />
       )}
       {problem && problem !== "unreachable" && (
@@ -123,6 +134,20 @@ export function SignInPanel({ api, link, onSignedIn }: SignInPanelProps) {
       )}
     </section>
   );
+}
+
+// For who has not tried yet.
+function localNetworkAdvice(access: LocalNetworkAccess): string {
+  switch (access) {
+    case "granted":
+      return texts.privateNetworkAllowed;
+    case "denied":
+    case "not_delegated":
+      return texts.ifSigningInFails(texts.localNetwork[access]);
+    case "prompt":
+    case "unknown":
+      return texts.localNetwork[access];
+  }
 }
 
 function problemOf(error: unknown): Cause | "unreachable" {

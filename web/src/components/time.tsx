@@ -1,10 +1,10 @@
-import { LANGUAGE } from "../texts.ts";
+import { LANGUAGE, texts } from "../texts.ts";
 import { absoluteTime, relativeTime } from "../time.ts";
 
 export function Time({ at, say }: { at: string; say: (relative: string) => string }) {
   return (
     <time dateTime={at} title={absoluteTime(at, LANGUAGE)}>
-      {say(relativeTime(at, Date.now(), LANGUAGE))}
+      {say(relativeTime(at, Date.now(), LANGUAGE, texts))}
     </time>
   );
 }

@@ -33,8 +33,8 @@ export function UnlinkDialog({ names, onClose, onConfirm }: UnlinkDialogProps) {
         {names.slice(0, NAMES_SHOWN).map((name) => (
           <li key={name}>{name}</li>
         ))}
-        {more > 0 && <li>{texts.andMore(more)}</li>}
       </ul>
+      {more > 0 && <p>{texts.andMore(more)}</p>}
     </Dialog>
   );
 }

@@ -1,20 +1,24 @@
+import type { ComponentChildren } from "preact";
 import { addressOf } from "../address.ts";
+import { type LocalNetworkAccess, useLocalNetworkAccess } from "../local_network.ts";
 import { texts } from "../texts.ts";
-import { LocalNetworkHelp } from "./local_network_help.tsx";
 import { SectionMessage } from "./section_message.tsx";
 
 interface UnreachableProps {
   instanceUrl: string;
   /** The relay sees a private address, or knows no better. */
   privateNetwork: boolean;
+  access: LocalNetworkAccess | null;
+  actions?: ComponentChildren;
 }
 
 /** fetch() says only "TypeError": so all that it may mean, the likely causes first. */
-export function Unreachable({ instanceUrl, privateNetwork }: UnreachableProps) {
+export function Unreachable({ instanceUrl, privateNetwork, access, actions }: UnreachableProps) {
+  const accessNow = useLocalNetworkAccess(access);
   const mixed = window.location.protocol === "https:" && instanceUrl.startsWith("http:");
   const localNetwork = (
     <li key="local_network">
-      {texts.causeLocalNetwork} <LocalNetworkHelp />
+      {texts.causeLocalNetwork} {accessNow && texts.localNetwork[accessNow]}
     </li>
   );
   return (
@@ -23,9 +27,12 @@ export function Unreachable({ instanceUrl, privateNetwork }: UnreachableProps) {
       title={texts.unreachableTitle(addressOf(instanceUrl))}
       alert
       actions={
-        <a class="link" href={instanceUrl} target="_blank" rel="noopener noreferrer">
-          {texts.openInstance}
-        </a>
+        <>
+          {actions}
+          <a class="link" href={instanceUrl} target="_blank" rel="noopener noreferrer">
+            {texts.openInstance}
+          </a>
+        </>
       }
     >
       <p>{texts.unreachableCauses}</p>

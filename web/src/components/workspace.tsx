@@ -1,5 +1,5 @@
 import { useRef, useState } from "preact/hooks";
-import type { Api } from "../api.ts";
+import type { Api, Cause } from "../api.ts";
 import type { Boot } from "../boot.ts";
 import type { GitlabSession } from "../gitlab.ts";
 import type { Host } from "../host.ts";
@@ -12,7 +12,7 @@ import { GroupsView } from "./groups_view.tsx";
 import { InstancesView } from "./instances_view.tsx";
 import { LinkGroupsView } from "./link_groups_view.tsx";
 import { SectionMessage } from "./section_message.tsx";
-import { Loading } from "./spinner.tsx";
+import { Starting } from "./starting.tsx";
 
 type View = { name: "instances" } | { name: "groups" | "link_groups"; linkId: string };
 
@@ -45,7 +45,7 @@ export function Workspace({ boot, host, api }: { boot: Boot; host: Host; api: Ap
       )}
       {failure && online && answer && (
         <Failure
-          cause={failure}
+          cause={keepsTrying(failure)}
           appearance="warning"
           title={texts.staleTitle}
           actions={<Button onClick={refresh}>{texts.tryAgain}</Button>}
@@ -56,20 +56,15 @@ export function Workspace({ boot, host, api }: { boot: Boot; host: Host; api: Ap
           <h1>{texts.appName}</h1>
           {online && (
             <Failure
-              cause={failure}
+              cause={keepsTrying(failure)}
               actions={<Button onClick={refresh}>{texts.tryAgain}</Button>}
-            />
+            >
+              <p>{texts.keepsTrying}</p>
+            </Failure>
           )}
         </>
       )}
-      {!answer && !failure && (
-        <>
-          <h1>{texts.appName}</h1>
-          <Loading text={texts.loading} />
-          <div class="skeleton" aria-hidden="true" />
-          <div class="skeleton" aria-hidden="true" />
-        </>
-      )}
+      {!answer && !failure && <Starting text={texts.loading} />}
       {answer &&
         (link && view.name === "groups" ? (
           <GroupsView
@@ -107,4 +102,9 @@ export function Workspace({ boot, host, api }: { boot: Boot; host: Host; api: Ap
         ))}
     </main>
   );
+}
+
+// The list does; an act that fails is the user's to try again.
+function keepsTrying(failure: Cause): Cause {
+  return { ...failure, hint: [failure.hint, texts.keepsTrying].filter(Boolean).join(" ") };
 }
