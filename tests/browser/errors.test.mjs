@@ -1,0 +1,744 @@
+// Every way in which it goes wrong before a Jira admin's eyes: the page says what, why and what to do, and is itself
+// again when the cause is gone.
+
+import assert from "node:assert/strict";
+import { describe } from "node:test";
+import { Admin, addressOf } from "./stage/admin.mjs";
+import { until } from "./stage/deadline.mjs";
+import { scenes } from "./stage/scene.mjs";
+
+// What the relay tries again by itself, it tries later than a person does.
+const PATIENT = { INSTANCES__RETRY_MIN_MS: "12000", INSTANCES__RETRY_MAX_MS: "12000" };
+
+// Longer than the page waits for Jira, or until it asks for the list again.
+const A_WHILE_MS = 16_000;
+
+// Long enough for a search to begin.
+const A_MOMENT_MS = 1_000;
+
+const SIGN_IN_AGAIN = "Your sign-in to GitLab has ended. Sign in again.";
+
+describe("adding an instance", () => {
+  const scene = scenes({ settings: PATIENT });
+
+  scene("an address that is none is said to be so beside its field", async (stage) => {
+    const admin = await Admin.open(stage);
+    await admin.check("");
+    const field = admin.dialog.getByLabel("Address of the GitLab instance");
+    await admin.seeIn(admin.dialog, "Enter the address of the GitLab instance.");
+    for (const address of ["two words", "ftp://gitlab.example.com"]) {
+      await field.fill(address);
+      await admin.confirm("Check");
+      await until("the field to be invalid", async () => (await field.getAttribute("aria-invalid")) === "true");
+      const described = await field.getAttribute("aria-describedby");
+      assert.equal(await admin.dialog.getByRole("alert").getAttribute("id"), described.split(" ")[0]);
+      assert.notEqual(await admin.dialog.getByRole("alert").innerText(), "");
+      assert.ok(await field.evaluate((element) => element === document.activeElement));
+    }
+    assert.equal(await admin.dialog.getByRole("listitem").filter({ hasText: "Passed" }).count(), 0);
+    await admin.view.screenshot("add-malformed");
+  });
+
+  scene("one that is down: the checks say that it can't be reached, and what to look at", async (stage) => {
+    await stage.plain.down();
+    const admin = await Admin.open(stage);
+    await admin.check(stage.plain.url);
+    await admin.seeIn(admin.line("Address"), "Passed");
+    const reachable = admin.line("Reachable from the relay");
+    await admin.seeIn(reachable, "Failed", "can't be reached", "check that the instance runs", "Request ID");
+    await admin.dialog.getByRole("button", { name: "Add anyway" }).waitFor();
+    await admin.view.screenshot("add-down");
+
+    await stage.plain.up();
+    await admin.confirm("Check again");
+    await admin.dialog.getByText("All checks are done.", { exact: true }).waitFor();
+    await admin.confirm("Add instance");
+    await admin.seeIn(admin.card(stage.plain), "Connected");
+  });
+
+  scene("one with another Jira Connect Proxy URL: the checks say what to set", async (stage) => {
+    stage.plain.proxyUrl = "http://127.0.0.9:9";
+    const admin = await Admin.open(stage);
+    await admin.check(stage.plain.url);
+    const proxyUrl = admin.line("Jira Connect Proxy URL");
+    await admin.seeIn(proxyUrl, "Failed", `set Jira Connect Proxy URL to exactly ${stage.relay.url}`, "Request ID");
+    const publicKey = admin.line("Public key");
+    await admin.seeIn(publicKey, "Failed", `its Jira Connect Proxy URL must be ${stage.relay.url}`, "Request ID");
+    await admin.seeIn(admin.line("GitLab 15.7 or later"), "Passed");
+    await admin.view.screenshot("add-proxy-url");
+
+    await admin.confirm("Add anyway");
+    const card = admin.card(stage.plain);
+    await admin.seeIn(card, "Needs attention", `set its Jira Connect Proxy URL to exactly ${stage.relay.url}`);
+    stage.plain.proxyUrl = stage.relay.url;
+    await admin.button(`Try again to connect ${addressOf(stage.plain)}`).click();
+    await admin.seeIn(card, "Connected");
+  });
+
+  scene("one without an OAuth application is added with a warning; signing in says what is missing", async (stage) => {
+    stage.plain.applicationId = null;
+    const admin = await Admin.open(stage);
+    await admin.check(stage.plain.url);
+    const application = admin.line("OAuth application");
+    const redirectUri = `${stage.relay.baseUrl}/oauth_callbacks`;
+    await admin.seeIn(application, "Warning", "it has no OAuth application", redirectUri);
+    await admin.seeIn(admin.line("Public key"), "Passed");
+    await admin.confirm("Add anyway");
+    await admin.seeIn(admin.card(stage.plain), "Connected");
+
+    await admin.view.page.reload();
+    await admin.goToSignIn(stage.plain);
+    await admin.see("the instance has no OAuth application for GitLab for Jira", "a GitLab admin creates one");
+    await admin.view.screenshot("sign-in-no-application");
+    stage.plain.applicationId = "4711";
+    await admin.button("Try again").click();
+    await admin.finishSignIn(await admin.openSignIn());
+  });
+
+  scene("one that refuses events needs attention, says why, and is connected once that is mended", async (stage) => {
+    stage.plain.refusesEvents = true;
+    const admin = await Admin.open(stage);
+    await admin.check(stage.plain.url);
+    const publicKey = admin.line("Public key");
+    await admin.seeIn(publicKey, "Failed", "does not believe what it signs", "Host header", "Request ID");
+    await admin.view.screenshot("add-refuses-events");
+    await admin.confirm("Add anyway");
+    const card = admin.card(stage.plain);
+    await admin.seeIn(card, "Needs attention", "refused what it signs with 401", "Host header", "Request ID");
+    await admin.view.screenshot("refuses-events");
+    const id = await card.locator("code").innerText();
+    assert.ok(id.length >= 8 && stage.relay.log.includes(id), `${id} is in the relay's log`);
+
+    const told = () => stage.plain.installations.events.filter(({ clientKey }) => clientKey === stage.jira.clientKey);
+    await admin.button(`Try again to connect ${addressOf(stage.plain)}`).click();
+    await until("the instance to be told again", () => told().length === 2);
+    await until("its refusal to be shown", async () => (await card.locator("code").innerText()) !== id);
+    stage.plain.refusesEvents = false;
+    await admin.button(`Try again to connect ${addressOf(stage.plain)}`).click();
+    await admin.seeIn(card, "Connected");
+    assert.equal(await card.getByText("Request ID").count(), 0);
+  });
+
+  scene("one that is there already can't be added again", async (stage) => {
+    await stage.link(stage.plain);
+    const admin = await Admin.open(stage);
+    await admin.check(`${stage.plain.url}/`);
+    const address = admin.line("Address");
+    await admin.seeIn(address, "Failed", "connected to this Jira site already", "look for it in the list");
+    assert.equal(await admin.dialog.getByRole("button", { name: /^Add/ }).count(), 0);
+    await admin.confirm("Cancel");
+    assert.equal(await admin.card(stage.plain).count(), 1);
+  });
+});
+
+describe("an operator who allows one instance only", () => {
+  const scene = scenes({ settings: { INSTANCES__ALLOW: '["127.0.0.3"]' } });
+
+  scene("another one can't be added, and the page says whom to ask", async (stage) => {
+    const admin = await Admin.open(stage);
+    await admin.check(stage.below.url);
+    await admin.seeIn(admin.line("Address"), "Failed", "allow", "Request ID");
+    await admin.view.screenshot("add-not-allowed");
+    assert.equal(await admin.dialog.getByRole("button", { name: /^Add/ }).count(), 0);
+    assert.equal(stage.below.calls.length, 0);
+    const { status, body } = await stage.api("POST", "links", { body: { instance_url: stage.below.url } });
+    assert.deepEqual([status, body.error.code], [403, "instance_not_allowed"]);
+
+    await admin.confirm("Cancel");
+    await admin.check(stage.plain.url);
+    await admin.dialog.getByText("All checks are done.", { exact: true }).waitFor();
+  });
+});
+
+describe("rights", () => {
+  const scene = scenes();
+
+  scene("somebody who is no Jira admin may look, is told so, and finds nothing to change", async (stage) => {
+    await stage.link(stage.plain);
+    stage.plain.subscriptions = manyLinked(stage, stage.plain, 2);
+    const admin = await Admin.open(stage, { account: "member" });
+    await admin.see("Only Jira administrators can change this", "ask a Jira administrator of this site");
+    assert.equal(await admin.frame.getByText("Request ID").count(), 0);
+    await admin.seeIn(admin.card(stage.plain), "Connected", "2 groups linked");
+    await admin.view.screenshot("read-only");
+    for (const name of [/^Add/, /^Remove/, /^Link/, /^Manage/, /^Try again/]) {
+      assert.equal(await admin.frame.getByRole("button", { name }).count(), 0, String(name));
+    }
+    await admin.button(`View groups of ${addressOf(stage.plain)}`).click();
+    await admin.see("2 groups linked", "Many 1");
+    assert.equal(await admin.frame.getByRole("checkbox").count(), 0);
+    assert.equal(await admin.frame.getByRole("button", { name: /link/i }).filter({ hasNotText: "Back" }).count(), 0);
+  });
+
+  scene("when Jira can't be asked who is an admin the page says so, and works again after", async (stage) => {
+    await stage.link(stage.plain);
+    await stage.jira.fault({ mode: "status", status: 503, match: { path_prefix: "/rest/api/3/permissions/check" } });
+    const admin = await Admin.open(stage, { account: "somebody whom nobody asked about" });
+    await admin.see("You can look, but not change anything", "Jira could not be asked whether you are an admin");
+    await admin.seeIn(admin.card(stage.plain), "Connected");
+    assert.equal(await admin.button("Add GitLab instance").count(), 0);
+    await admin.view.screenshot("jira-unavailable");
+    await stage.jira.heal();
+    await admin.button("Try again").click();
+    await admin.button("Add GitLab instance").waitFor();
+    assert.equal(await admin.frame.getByText("You can look, but not change anything").count(), 0);
+  });
+});
+
+describe("instances that come and go", () => {
+  const scene = scenes();
+
+  scene("one that goes down shows its cause, the other is as it was, and it recovers", async (stage) => {
+    await stage.link(stage.plain, stage.below);
+    await stage.plain.down();
+    const admin = await Admin.open(stage, { ownClock: true });
+    const cause = admin.card(stage.plain).getByText("can't be reached");
+    await cause.first().waitFor({ state: "attached" });
+    await admin.seeIn(admin.card(stage.below), "Connected", "No groups linked");
+    assert.equal(await admin.card(stage.below).getByText("can't be reached").count(), 0);
+    await admin.view.screenshot("instance-down");
+
+    await stage.plain.up();
+    await admin.view.passTime(A_WHILE_MS);
+    await admin.seeIn(admin.card(stage.plain), "Connected", "No groups linked");
+    assert.equal(await cause.count(), 0);
+  });
+
+  scene("a removal is taken back in time, and the instance has not heard of it", async (stage) => {
+    await stage.link(stage.plain);
+    const admin = await Admin.open(stage);
+    await remove(admin, stage.plain, { purge: true });
+    await admin.seeIn(admin.card(stage.plain), "Until then you can undo this.", "will be deleted from Jira.");
+    await admin.button(`Undo the removal of ${addressOf(stage.plain)}`).click();
+    await admin.seeIn(admin.card(stage.plain), "Connected");
+    assert.ok(!stage.plain.installations.events.some(({ event }) => event === "uninstalled"));
+    assert.deepEqual(Object.keys(stage.plain.installations.known), [stage.jira.clientKey]);
+  });
+
+  scene("a removal that nobody takes back reaches the instance, deletes what it sent, and ends", async (stage) => {
+    await stage.link(stage.plain, stage.below);
+    assert.deepEqual(await Promise.all(stage.gitlabs.map((gitlab) => gitlab.push())), [[202], [202]]);
+    const admin = await Admin.open(stage);
+    await remove(admin, stage.plain, { purge: true });
+    await admin.card(stage.plain).waitFor({ state: "detached", timeout: 40_000 });
+    await admin.seeIn(admin.card(stage.below), "Connected");
+    assert.deepEqual(stage.plain.installations.known, {});
+    const { entities } = await stage.jira.state();
+    const urls = Object.values(entities.devinfo).map(({ data }) => data.url);
+    assert.ok(urls.some((url) => url.startsWith(stage.below.url)));
+    assert.ok(!urls.some((url) => url.startsWith(stage.plain.url)));
+  });
+
+  scene("a removal of one that is down says that it waits, and ends when it is back", async (stage) => {
+    await stage.link(stage.plain);
+    const admin = await Admin.open(stage);
+    await stage.plain.down();
+    await remove(admin, stage.plain, { purge: false });
+    await admin.card(stage.plain).getByText("can't be reached").waitFor({ timeout: 20_000 });
+    const said = await admin.card(stage.plain).innerText();
+    await admin.view.screenshot("removing-down");
+    await stage.plain.up();
+    await admin.card(stage.plain).waitFor({ state: "detached", timeout: 20_000 });
+    assert.deepEqual(stage.plain.installations.known, {});
+    assert.match(said, /The relay tries until it has heard\./);
+  });
+});
+
+describe("signing in to an instance", () => {
+  const scene = scenes();
+
+  async function atSignIn(stage, window) {
+    await stage.link(stage.plain);
+    const admin = await Admin.open(stage, window);
+    await admin.goToSignIn(stage.plain);
+    return admin;
+  }
+
+  const exchanges = ({ plain }) => plain.calls.filter(({ target }) => target === "/oauth/token").length;
+
+  scene(
+    "a browser that blocks the window: the page says how to allow it",
+    async (stage) => {
+      const admin = await atSignIn(stage, { sandbox: "popupless" });
+      await admin.button("Sign in to GitLab").click();
+      await admin.see("Your browser blocked the sign-in window", "Allow pop-up windows for this page");
+      await admin.view.screenshot("popup-blocked");
+    },
+    { except: [/Blocked opening .* sandboxed/] },
+  );
+
+  scene("a window that has to keep the frame's sandbox will do", async (stage) => {
+    const admin = await atSignIn(stage, { sandbox: "narrow" });
+    await admin.finishSignIn(await admin.openSignIn());
+  });
+
+  scene("a window that is closed: the page says so, and the next one will do", async (stage) => {
+    const admin = await atSignIn(stage);
+    const popup = await admin.openSignIn();
+    await admin.see("Continue in the GitLab window.");
+    await popup.close();
+    await admin.see("The sign-in window was closed", "Try again and allow access in the window that opens.");
+    await admin.finishSignIn(await admin.openSignIn());
+  });
+
+  scene("a person who cancels closes the window", async (stage) => {
+    const admin = await atSignIn(stage);
+    const popup = await admin.openSignIn();
+    await admin.button("Cancel").click();
+    await admin.closed(popup);
+    await admin.finishSignIn(await admin.openSignIn());
+  });
+
+  scene("a person who denies access: the page says so, and the next window will do", async (stage) => {
+    const admin = await atSignIn(stage);
+    const popup = await admin.openSignIn();
+    await popup.getByRole("button", { name: "Deny" }).click();
+    await admin.see("Access was denied in GitLab", "Try again and choose Authorize.");
+    await admin.closed(popup);
+    await admin.view.screenshot("denied");
+    await admin.finishSignIn(await admin.openSignIn());
+  });
+
+  scene("an answer with another state is not used", async (stage) => {
+    const admin = await atSignIn(stage);
+    const popup = await admin.openSignIn();
+    const forged = `${stage.relay.baseUrl}/oauth_callbacks?code=stolen&state=of-somebody-else`;
+    await popup.evaluate((url) => location.assign(url), forged);
+    await admin.see("The answer did not belong to this sign-in", "It was ignored for your safety.");
+    await admin.closed(popup);
+    assert.equal(exchanges(stage), 0);
+    await admin.finishSignIn(await admin.openSignIn());
+  });
+
+  scene("a token endpoint that fails: the page says how GitLab answered; the next window will do", async (stage) => {
+    const admin = await atSignIn(stage);
+    stage.plain.instead = { path: /^\/oauth\/token$/, answer: { status: 503, html: "<h1>Deploy in progress</h1>" } };
+    const popup = await admin.openSignIn();
+    await popup.getByRole("button", { name: "Authorize" }).click();
+    await admin.see("GitLab did not accept the sign-in (GitLab answered with HTTP 503.)", "has the right redirect URI");
+    stage.plain.instead = { path: /^\/oauth\/token$/, answer: { status: 401, json: CONFIDENTIAL } };
+    const second = await admin.openSignIn();
+    await second.getByRole("button", { name: "Authorize" }).click();
+    await admin.see("(Client authentication failed.)");
+    await admin.view.screenshot("token-refused");
+    stage.plain.instead = null;
+    await admin.finishSignIn(await admin.openSignIn());
+  });
+
+  scene("an instance that goes down meanwhile: the page lists what it may be", async (stage) => {
+    const admin = await atSignIn(stage);
+    const popup = await admin.openSignIn();
+    stage.plain.instead = { path: /^\/oauth\/token$/, answer: null };
+    await popup.getByRole("button", { name: "Authorize" }).click();
+    await admin.see(`Your browser does not reach ${addressOf(stage.plain)}`, "The instance is down");
+    await admin.view.screenshot("sign-in-unreachable");
+    stage.plain.instead = null;
+    await admin.finishSignIn(await admin.openSignIn());
+  });
+
+  scene("an OAuth application with another redirect URI: GitLab says so in the window", async (stage) => {
+    const admin = await atSignIn(stage);
+    stage.plain.callbackOrigin = "http://127.0.0.9";
+    const popup = await admin.openSignIn();
+    await popup.getByText("The redirect URI included is not valid.").waitFor();
+    await popup.close();
+    await admin.see("The sign-in window was closed");
+    stage.plain.callbackOrigin = stage.relay.url;
+    await admin.finishSignIn(await admin.openSignIn());
+  });
+
+  scene("an instance that isolates its windows: the window says who can change that", async (stage) => {
+    const admin = await atSignIn(stage);
+    stage.plain.isolatesPopups = true;
+    const popup = await admin.openSignIn();
+    await popup.getByRole("button", { name: "Authorize" }).click();
+    await popup.getByRole("heading", { name: "This window lost its connection to Jira" }).waitFor();
+    await popup.getByText("Cross-Origin-Opener-Policy").waitFor();
+    await admin.view.screenshot("window-lost", popup);
+    await admin.see("The sign-in window was closed");
+    assert.equal(exchanges(stage), 0);
+  });
+
+  scene("an access token that is over is not tried again: the page asks to sign in", async (stage) => {
+    const admin = await atSignIn(stage, { ownClock: true });
+    await admin.finishSignIn(await admin.openSignIn());
+    await admin.frame.getByText("Page 1 of 3").filter({ visible: true }).first().waitFor();
+    await admin.view.passTime(stage.plain.tokenLifetimeSecs * 1000);
+    const before = stage.plain.calls.length;
+    await admin.button("Next").click();
+    await admin.see(SIGN_IN_AGAIN);
+    assert.ok(!stage.plain.calls.slice(before).some(({ target }) => target.startsWith("/api/")));
+    await admin.view.screenshot("signed-out");
+    await admin.finishSignIn(await admin.openSignIn());
+    assert.equal(await admin.frame.getByText(SIGN_IN_AGAIN).count(), 0);
+  });
+
+  scene("an access token that is revoked while groups are sought: the page asks to sign in again", async (stage) => {
+    const admin = await atSignIn(stage);
+    await admin.finishSignIn(await admin.openSignIn());
+    await admin.group("Accounting").waitFor();
+    stage.plain.oauth.revokeAll();
+    await admin.search("fleet");
+    await admin.see(SIGN_IN_AGAIN);
+    await admin.finishSignIn(await admin.openSignIn());
+  });
+
+  scene("an access token that is revoked before groups are linked: the page asks to sign in again", async (stage) => {
+    const admin = await atSignIn(stage);
+    await admin.finishSignIn(await admin.openSignIn());
+    await admin.choose("Fleet");
+    stage.plain.oauth.revokeAll();
+    await admin.button("Link 1 group").click();
+    await admin.see(SIGN_IN_AGAIN);
+    assert.deepEqual(stage.plain.linkedGroups, []);
+    await admin.finishSignIn(await admin.openSignIn());
+    await admin.choose("Fleet");
+    await admin.button("Link 1 group").click();
+    await admin.see("1 group linked.");
+  });
+});
+
+describe("groups", () => {
+  const scene = scenes();
+
+  async function signedIn(stage, { gitlab = stage.plain, ...window } = {}) {
+    await stage.link(gitlab);
+    const admin = await Admin.open(stage, window);
+    await admin.signIn(gitlab);
+    return admin;
+  }
+
+  scene("an instance below a path: sign in, link, unlink", async (stage) => {
+    const admin = await signedIn(stage, { gitlab: stage.below });
+    await admin.choose("Fleet", "Games");
+    await admin.button("Link 2 groups").click();
+    await admin.see("2 groups linked.");
+    assert.deepEqual([...stage.below.linkedGroups].sort(), ["fleet", "games"]);
+    await admin.button("Back to linked groups").click();
+    await admin.select("Games");
+    await admin.button("Unlink 1 group").click();
+    await admin.confirm("Unlink 1 group");
+    await admin.see("1 group unlinked.");
+    assert.deepEqual(stage.below.linkedGroups, ["fleet"]);
+  });
+
+  scene("groups that GitLab refuses are named with its reason and stay selected for another try", async (stage) => {
+    const admin = await signedIn(stage);
+    stage.plain.refusedGroups = {
+      fleet: [403, "Could not fetch user information from Jira."],
+      games: [422, "Group can not be linked at the moment."],
+    };
+    await admin.choose("Kitchen", "Fleet", "Games");
+    await admin.button("Link 3 groups").click();
+    await admin.see("Some groups could not be linked", "1 group linked, 2 could not be linked.");
+    await admin.see("They are still selected, so that you can try again.");
+    const failed = (name) => admin.alert.getByRole("listitem").filter({ hasText: name });
+    await admin.seeIn(failed("Fleet"), "Could not fetch user information from Jira.");
+    await admin.seeIn(failed("Games"), "Group can not be linked at the moment.");
+    await admin.view.screenshot("link-refused");
+    assert.deepEqual(stage.plain.linkedGroups, ["kitchen"]);
+
+    stage.plain.refusedGroups = {};
+    await admin.button("Link 2 groups").click();
+    await admin.see("2 groups linked.");
+    assert.deepEqual([...stage.plain.linkedGroups].sort(), ["fleet", "games", "kitchen"]);
+  });
+
+  scene("several are unlinked, and the page shows how far it is", async (stage) => {
+    await stage.link(stage.plain);
+    stage.plain.subscriptions = manyLinked(stage, stage.plain, 6);
+    const admin = await Admin.open(stage);
+    await admin.button(`Manage groups of ${addressOf(stage.plain)}`).click();
+    await admin.frame.getByRole("checkbox", { name: "Select all" }).check();
+    await admin.select("Many 6");
+    await admin.button("Unlink 5 groups").click();
+    await admin.seeIn(admin.dialog, "Unlink 5 groups?", "Many 1");
+    await admin.view.screenshot("unlink");
+    stage.plain.delay = { ms: 500, path: /^\/-\/jira_connect\/subscriptions\/\d+$/ };
+    await admin.confirm("Unlink 5 groups");
+    await admin.see("Unlinking 3 of 5…");
+    assert.equal(await admin.frame.getByRole("progressbar").getAttribute("max"), "5");
+    await admin.see("5 groups unlinked.");
+    assert.deepEqual(stage.plain.linkedGroups, ["many-6"]);
+  });
+
+  scene("one that can't be unlinked is named with the reason, and the others are", async (stage) => {
+    await stage.link(stage.plain);
+    stage.plain.subscriptions = manyLinked(stage, stage.plain, 3);
+    const admin = await Admin.open(stage);
+    await admin.button(`Manage groups of ${addressOf(stage.plain)}`).click();
+    await admin.frame.getByRole("checkbox", { name: "Select all" }).check();
+    // One that somebody else has unlinked meanwhile is as one wants it.
+    stage.plain.subscriptions = stage.plain.subscriptions.filter(({ group }) => group.full_path !== "many-3");
+    stage.plain.instead = { path: /\/subscriptions\/1001$/, answer: { status: 403, json: { message: "Forbidden" } } };
+    await admin.button("Unlink 3 groups").click();
+    await admin.confirm("Unlink 3 groups");
+    await admin.see("Some groups could not be unlinked", "2 groups unlinked, 1 could not be unlinked.");
+    const failed = admin.alert.getByRole("listitem");
+    await admin.seeIn(failed, "Many 2", "GitLab wants a member of", "Request ID");
+    await admin.view.screenshot("unlink-refused");
+  });
+
+  scene("linked groups that can't be read: the page says why, and reads them when asked again", async (stage) => {
+    await stage.link(stage.plain);
+    stage.plain.subscriptions = manyLinked(stage, stage.plain, 1);
+    const admin = await Admin.open(stage);
+    await admin.seeIn(admin.card(stage.plain), "1 group linked");
+    await stage.plain.down();
+    await admin.button(`Manage groups of ${addressOf(stage.plain)}`).click();
+    await admin.see("can't be reached", "check that the instance runs", "Request ID");
+    await admin.view.screenshot("groups-unreachable");
+    await stage.plain.up();
+    await admin.button("Try again").click();
+    await admin.see("1 group linked", "Many 1");
+  });
+
+  scene("a search finds, and asks nothing before the third character", async (stage) => {
+    const admin = await signedIn(stage, { ownClock: true });
+    await admin.group("Accounting").waitFor();
+    const searches = () => {
+      const asked = ({ method, target }) => method === "GET" && target.startsWith("/api/v4/groups?");
+      return stage.plain.calls.filter(asked).length;
+    };
+    const before = searches();
+    await admin.search("ki");
+    await admin.frame.getByText("Type at least 3 characters to search.").waitFor();
+    await admin.view.passTime(A_MOMENT_MS);
+    await admin.view.passTime(A_MOMENT_MS);
+    assert.equal(searches(), before);
+    await admin.search("kitchen");
+    await admin.group("Kitchen").waitFor();
+    assert.equal(await admin.group("Accounting").count(), 0);
+    assert.equal(searches(), before + 1);
+    await admin.search("nothing of the kind");
+    await admin.see("No group matches the search.");
+    await admin.view.screenshot("search-none");
+  });
+
+  for (const withoutTotals of [false, true]) {
+    scene(`paging goes to the last group and back, ${withoutTotals ? "without" : "with"} totals`, async (stage) => {
+      stage.plain.withoutTotals = withoutTotals;
+      const admin = await signedIn(stage);
+      const pages = admin.frame.getByRole("navigation", { name: "Pages" });
+      const at = (page) => pages.getByText(withoutTotals ? `Page ${page}` : `Page ${page} of 3`, { exact: true });
+      const seen = new Set();
+      for (const page of [1, 2, 3]) {
+        await at(page).waitFor();
+        for (const name of await admin.frame.locator(".rows label").allInnerTexts()) seen.add(name);
+        if (page < 3) await admin.button("Next").click();
+      }
+      assert.equal(seen.size, 47);
+      assert.equal(await admin.button("Next").getAttribute("aria-disabled"), "true");
+      await admin.button("Previous").click();
+      await at(2).waitFor();
+    });
+  }
+
+  scene("three hundred linked groups are listed, marked, and in no address", async (stage) => {
+    await stage.link(stage.plain);
+    stage.plain.subscriptions = manyLinked(stage, stage.plain, 300);
+    const admin = await Admin.open(stage);
+    await admin.seeIn(admin.card(stage.plain), "300 groups linked");
+    await admin.button(`Manage groups of ${addressOf(stage.plain)}`).click();
+    await admin.group("Many 300").waitFor();
+    assert.equal(await admin.frame.getByRole("checkbox", { name: /^Many / }).count(), 300);
+    await admin.frame.getByLabel("Filter linked groups").fill("many 30");
+    await until("the filter", async () => (await admin.frame.getByRole("checkbox", { name: /^Many / }).count()) === 2);
+    await admin.view.screenshot("groups-many");
+    await admin.button("Link groups").click();
+    await admin.finishSignIn(await admin.openSignIn());
+    await admin.search("many 29");
+    await admin.group("Many 299").waitFor();
+    assert.ok(await admin.group("Many 299").isChecked());
+    assert.ok(await admin.group("Many 299").isDisabled());
+    await admin.choose("Fleet");
+    await admin.button("Link 1 group").click();
+    await admin.see("1 group linked.");
+    assert.equal(stage.plain.linkedGroups.length, 301);
+
+    // The longest that is left is the one where OAuth has its challenge.
+    const ofPage = admin.view.requests.filter(({ url }) => !url.includes("/subscriptions?xdm_e="));
+    const addresses = [...ofPage.map(({ url }) => url), ...stage.plain.calls.map(({ target }) => target)];
+    const longest = Math.max(...addresses.map(({ length }) => length));
+    assert.ok(longest < 500, `the longest address has ${longest} characters`);
+  });
+});
+
+describe("the session in Jira", () => {
+  const scene = scenes();
+
+  scene("a token that has expired is replaced once, and nobody notices", async (stage) => {
+    await stage.link(stage.plain);
+    stage.jira.contextTokens = "expired_once";
+    const admin = await Admin.open(stage);
+    await admin.seeIn(admin.card(stage.plain), "Connected");
+    const refused = admin.view.failures.filter(({ status }) => status === 401);
+    assert.equal(refused.length, 1);
+    assert.equal(await admin.alert.count(), 0);
+  });
+
+  scene("tokens that stay expired: the page says that the session is over, and a reload helps", async (stage) => {
+    await stage.link(stage.plain);
+    stage.jira.contextTokens = "expired";
+    const admin = await Admin.open(stage);
+    await admin.see("Your session has expired", "Nothing that was already saved is lost.");
+    await admin.view.screenshot("session-expired");
+    stage.jira.contextTokens = "ok";
+    await admin.button("Reload page").click();
+    await admin.seeIn(admin.card(stage.plain), "Connected");
+  });
+
+  scene("a session that ends while somebody works: the same, and nothing was changed", async (stage) => {
+    await stage.link(stage.plain);
+    const admin = await Admin.open(stage);
+    await admin.seeIn(admin.card(stage.plain), "Connected", "No groups linked");
+    stage.jira.contextTokens = "expired";
+    await remove(admin, stage.plain, { purge: false, then: "Your session has expired" });
+    stage.jira.contextTokens = "ok";
+    await admin.button("Reload page").click();
+    await admin.seeIn(admin.card(stage.plain), "Connected");
+  });
+
+  for (const how of ["failing", "silent"]) {
+    scene(`a Jira that gives no tokens, ${how}: the page says so, and a reload helps`, async (stage) => {
+      stage.jira.contextTokens = how;
+      const admin = await Admin.open(stage, { ownClock: true });
+      const title = admin.frame.getByText(/Your session has expired|Jira did not confirm who you are/);
+      // The page tries twice.
+      await until("the page to give up", async () => {
+        await admin.view.passTime(A_WHILE_MS);
+        return (await title.count()) > 0;
+      });
+      await admin.view.screenshot(`token-${how}`);
+      stage.jira.contextTokens = "ok";
+      await admin.button("Reload page").click();
+      await admin.heading("Connect your first GitLab instance").waitFor();
+    });
+  }
+
+  scene("a frame whose address has expired: the relay says so, with an id for its operator", async (stage) => {
+    stage.jira.frameTokens = "expired";
+    const admin = await Admin.open(stage);
+    await admin.heading("This page can't be shown").waitFor();
+    await admin.see("Reload Jira's page to get a new one.");
+    await admin.view.screenshot("frame-expired");
+    const id = await admin.frame.locator("code").innerText();
+    assert.ok(stage.relay.log.includes(id));
+    stage.jira.frameTokens = "ok";
+    await admin.view.page.reload();
+    await admin.heading("Connect your first GitLab instance").waitFor();
+  });
+
+  for (const how of ["missing", "silent"]) {
+    scene(`all.js ${how}: the page says what may block it, and tries again when asked`, async (stage) => {
+      stage.jira.allJs = how;
+      const admin = await Admin.open(stage, { ownClock: true, waitUntil: "commit" });
+      await admin.see("Connecting to Jira…");
+      await admin.view.passTime(A_WHILE_MS);
+      await admin.see("Jira did not answer", "an ad blocker");
+      // What still loads can't be painted.
+      if (how === "missing") await admin.view.screenshot("all-js-missing");
+      stage.jira.allJs = "ok";
+      await admin.button("Try again").click();
+      await admin.heading("Connect your first GitLab instance").waitFor();
+    });
+  }
+
+  scene("offline: a banner says so, what is known stays, and the page recovers by itself", async (stage) => {
+    await stage.link(stage.plain);
+    const admin = await Admin.open(stage);
+    await admin.seeIn(admin.card(stage.plain), "Connected");
+    await admin.view.setOffline(true);
+    await admin.see("You are offline", "The page tries again by itself when you are online.");
+    await admin.seeIn(admin.card(stage.plain), "Connected");
+    await admin.view.screenshot("offline");
+    await admin.view.setOffline(false);
+    await until("the banner to go", async () => (await admin.frame.getByText("You are offline").count()) === 0);
+  });
+
+  scene("a relay that is gone: the page says so and keeps trying until it is back", async (stage) => {
+    await stage.link(stage.plain);
+    const admin = await Admin.open(stage, { ownClock: true });
+    await admin.seeIn(admin.card(stage.plain), "Connected");
+    await stage.relay.down();
+    await admin.view.passTime(A_WHILE_MS);
+    await admin.see("The list could not be updated", "The relay cannot be reached", "The page keeps trying.");
+    await admin.seeIn(admin.card(stage.plain), "Connected");
+    await admin.view.screenshot("relay-gone");
+    await stage.relay.up();
+    await admin.view.passTime(A_WHILE_MS);
+    await until("the warning to go", async () => (await admin.alert.count()) === 0);
+    await admin.seeIn(admin.card(stage.plain), "Connected");
+  });
+});
+
+describe("a browser that guards the local network", () => {
+  const addressSpaces = ({ jira, relay, plain }) => ({
+    [jira.origin]: "public",
+    [relay.url]: "public",
+    [plain.origin]: "local",
+  });
+  const scene = scenes({ addressSpaces });
+
+  scene(
+    "the page says before that the instance is in a private network, and after why it was not reached",
+    async (stage) => {
+      await stage.link(stage.plain);
+      const admin = await Admin.open(stage);
+      await admin.goToSignIn(stage.plain);
+      await admin.see("This instance is in a private network", "Jira does not pass the permission");
+      await admin.view.screenshot("local-network");
+      const popup = await admin.openSignIn();
+      await popup.getByRole("button", { name: "Authorize" }).click();
+      await admin.see(`Your browser does not reach ${addressOf(stage.plain)}`, "LocalNetworkAccessAllowedForUrls");
+      await admin.view.screenshot("local-network-refused");
+    },
+    { except: [/Permission was denied for this request to access the `local` address space/] },
+  );
+});
+
+describe("outside of Jira", () => {
+  const scene = scenes();
+
+  scene("the address alone leads to a page that says where to look", async (stage) => {
+    const { page } = await stage.visit(`${stage.relay.baseUrl}/subscriptions`);
+    await page.getByRole("heading", { name: "This page lives inside Jira" }).waitFor();
+    await page.getByText("Manage your apps").waitFor();
+  });
+
+  scene("Jira's address in a window of its own: the page says that it works only inside Jira", async (stage) => {
+    const view = await stage.visit(await stage.jira.frameUrl(), { ownClock: true });
+    await view.page.getByText("Connecting to Jira…").waitFor();
+    await view.passTime(A_WHILE_MS);
+    await view.page.getByText("This page works only inside Jira").waitFor();
+    await view.screenshot("not-framed");
+  });
+
+  scene("a way back from GitLab that nobody waits for says so, and forgets the code", async (stage) => {
+    const { page } = await stage.visit(`${stage.relay.baseUrl}/oauth_callbacks?code=stray&state=none`);
+    await page.getByRole("heading", { name: "This window lost its connection to Jira" }).waitFor();
+    assert.equal(page.url(), `${stage.relay.baseUrl}/oauth_callbacks`);
+  });
+});
+
+const CONFIDENTIAL = { error: "invalid_client", error_description: "Client authentication failed." };
+
+async function remove(admin, gitlab, { purge, then }) {
+  await admin.button(`Remove ${addressOf(gitlab)}`).click();
+  if (purge) await admin.dialog.getByLabel("Also delete its development information from Jira").check();
+  await admin.confirm("Remove instance");
+  if (then) await admin.see(then);
+  else await admin.seeIn(admin.card(gitlab), "Removing");
+}
+
+// So many groups "Many N" on top of those that it has, as subscriptions of the site.
+function manyLinked({ jira }, gitlab, count) {
+  const [first] = gitlab.groups;
+  return Array.from({ length: count }, (_, index) => {
+    const name = `Many ${index + 1}`;
+    const path = `many-${index + 1}`;
+    const group = { ...first, id: 1000 + index, name, full_name: name, path, full_path: path };
+    gitlab.groups.push(group);
+    return { id: 1000 + index, clientKey: jira.clientKey, group, created_at: new Date().toISOString() };
+  });
+}
