@@ -4,6 +4,8 @@ mod linker;
 
 pub use linker::Linker;
 
+use std::time::Duration;
+
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
@@ -14,6 +16,12 @@ use crate::{
     reject::{Reject, RejectKind},
     store::{StoreFull, Transaction},
 };
+
+/// A removal may wait for so long at most, so that a person can think better of it.
+pub const LONGEST_REFLECTION: Duration = Duration::from_secs(60);
+
+/// One site's admins must not use up what all sites share.
+const LINKS_PER_INSTALLATION_MAX: usize = 500;
 
 /// A wish for a link.
 #[derive(Clone, Debug)]
@@ -51,6 +59,9 @@ pub enum LinkRefusal {
     /// Two instances with raw ids would overwrite each other's data.
     #[error("one link of this installation keeps its ids already")]
     IdsTaken,
+    /// As many as one site may have.
+    #[error("the site has {LINKS_PER_INSTALLATION_MAX} links already")]
+    TooMany,
     /// No such link.
     #[error("there is no link {0}")]
     UnknownLink(LinkId),
@@ -110,7 +121,7 @@ pub fn create(
         return Err(LinkRefusal::IdsTaken);
     }
     let secret = SharedSecret::generate()?;
-    if let Some(link) = same.filter(|link| !link.can_be_taken_back(now)) {
+    if let Some(link) = same.filter(|link| !link.can_be_taken_back()) {
         return Err(LinkRefusal::BeingPurged(link.id));
     }
     let link = match same {
@@ -124,6 +135,7 @@ pub fn create(
             link.want_installed(Some(secret), now);
             link
         }
+        None if links.len() >= LINKS_PER_INSTALLATION_MAX => return Err(LinkRefusal::TooMany),
         None => Link::new(
             wish.client_key,
             wish.instance_url,
@@ -140,6 +152,42 @@ pub fn create(
         ..audit.about(&link)
     });
     Ok(link)
+}
+
+/// Links an instance for a Jira admin: takes its removal back, as the link it was, or makes a new one.
+pub fn add(
+    transaction: &mut Transaction<'_>,
+    client_key: ClientKey,
+    instance_url: InstanceUrl,
+    audit: AuditEntry,
+    now: Timestamp,
+) -> Result<Link, LinkRefusal> {
+    let links = transaction.links_of(&client_key);
+    let leaving = links
+        .iter()
+        .find(|link| link.remove && link.instance_url == instance_url);
+    let wish = NewLink {
+        client_key,
+        instance_url,
+        mode: leaving.map_or(LinkMode::Relay, |link| link.mode),
+        keep_ids: leaving.is_some_and(|link| link.keep_ids),
+    };
+    create(transaction, wish, audit, now)
+}
+
+/// The deletion of a link's data begins now, if it is still wanted: from here on nothing is taken back.
+pub fn begin_purge(transaction: &mut Transaction<'_>, id: LinkId) -> bool {
+    let Ok(mut link) = known(transaction, id) else {
+        return false;
+    };
+    let Some(purge) = link.purge.as_mut().filter(|purge| purge.done_at.is_none()) else {
+        return false;
+    };
+    if !purge.begun {
+        purge.begun = true;
+        transaction.replace_link(link);
+    }
+    true
 }
 
 /// Wants a link gone: `uninstalled` is delivered, then the record goes.
@@ -176,6 +224,7 @@ pub fn purge(
             namespace: link.namespace.clone(),
             requested_at: now,
             not_before: None,
+            begun: false,
             done_at: None,
             last_error: None,
         });
@@ -194,11 +243,20 @@ pub fn remove_after(
     audit: AuditEntry,
     now: Timestamp,
 ) -> Result<Link, LinkRefusal> {
-    let was_wanted = !known(transaction, id)?.remove;
+    let before = known(transaction, id)?;
+    let start = if !before.remove {
+        Some(now.saturating_add(reflection).unwrap_or(Timestamp::MAX))
+    } else {
+        // Asked for once more, with the data: from the same moment on.
+        before
+            .waits_for_second_thoughts(now)
+            .then_some(before.next_attempt_at)
+    };
     let rule = if with_data { purge } else { remove };
     let mut link = rule(transaction, id, audit, now)?;
-    if was_wanted && transaction.link(id).is_some() {
-        let start = now.saturating_add(reflection).unwrap_or(Timestamp::MAX);
+    if let Some(start) = start
+        && transaction.link(id).is_some()
+    {
         link.next_attempt_at = link.next_attempt_at.max(start);
         if let Some(purge) = &mut link.purge {
             purge.not_before = Some(start);
@@ -312,6 +370,11 @@ impl From<LinkRefusal> for Reject {
                 RejectKind::Conflict,
                 "keep_ids_taken",
                 "leave keep_ids out: the relay then keeps the ids of both apart".to_owned(),
+            ),
+            LinkRefusal::TooMany => (
+                RejectKind::Conflict,
+                "too_many_links",
+                "remove links that nobody needs first".to_owned(),
             ),
             LinkRefusal::UnknownLink(_) => (
                 RejectKind::NotFound,

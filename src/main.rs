@@ -14,10 +14,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use cli::{Arguments, Command};
 use jira_connect_proxy::{
-    clock,
     config::{Config, ENV_PREFIX},
-    doctor,
-    gitlab::probe::Verdict,
     relay::{self, Relay, Reload, StartError},
     telemetry,
 };
@@ -59,7 +56,7 @@ fn main() -> ExitCode {
             for warning in &config.warnings {
                 println!("warning: {warning}");
             }
-            match check_files(&config) {
+            match relay::check_files(&config) {
                 Ok(warnings) => warnings
                     .iter()
                     .for_each(|warning| println!("warning: {warning}")),
@@ -104,15 +101,6 @@ fn environment() -> impl Iterator<Item = (String, String)> {
 
 fn load(file: Option<&Path>) -> Result<Config, jira_connect_proxy::config::ConfigError> {
     Config::load(file, environment())
-}
-
-/// What a start would read besides the configuration, and what is odd about it.
-fn check_files(config: &Config) -> Result<Vec<String>, StartError> {
-    relay::load_roots(config)?;
-    let tls = relay::load_tls(config)?;
-    let certificate = tls.map(|tls| doctor::certificate(tls.expires_at(), clock::now()));
-    let odd = certificate.filter(|finding| finding.verdict != Verdict::Ok);
-    Ok(odd.map(|finding| finding.message).into_iter().collect())
 }
 
 #[tokio::main]

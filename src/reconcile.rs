@@ -29,9 +29,6 @@ use crate::{
     store::{Store, StoreError, StoreFull, TransactError, Transaction},
 };
 
-/// A removal may wait for so long, so that a person can think better of it.
-const LONGEST_REFLECTION: Duration = Duration::from_secs(60);
-
 /// Looks at all links at least this often, should a wake-up ever be lost.
 const POLL: Duration = Duration::from_secs(30);
 
@@ -99,7 +96,7 @@ impl Reconciler {
         let patience = self.patience.load();
         // A clock that was far ahead for a while must not freeze anything.
         let too_far = now
-            .saturating_add((patience.retry_max * 2).max(LONGEST_REFLECTION))
+            .saturating_add((patience.retry_max * 2).max(linking::LONGEST_REFLECTION))
             .unwrap_or(Timestamp::MAX);
         let mut pause = POLL;
         let mut waiting: Vec<Arc<Link>> = self

@@ -21,10 +21,10 @@ use crate::{
     client::{Client, DialSettings, root_certificates},
     clock,
     config::Config,
-    doctor::Doctor,
+    doctor::{self, Doctor},
     domain::{InstancePolicy, InstanceUrl},
     forget,
-    gitlab::{Asker, KeyFetches, Patience, Prober, deliver::Courier},
+    gitlab::{Asker, KeyFetches, Patience, Prober, deliver::Courier, probe::Verdict},
     jira::{Admins, Forwarder, Recogniser},
     jwt::{InstallKeys, Signer, crypto, install_keys::KeyNews, lifecycle::LifecycleVerifier},
     linking::Linker,
@@ -244,28 +244,12 @@ impl Relay {
             public_url: Arc::clone(&public_url),
             proxy_url: config.proxy_url().into(),
             redirect_uri: routes::redirect_uri(&config).into(),
+            connect_timeout: config.instances.connect_timeout,
         };
         let asker = Asker::new(client.clone(), Arc::clone(&policy), Arc::clone(&metrics));
-        let public = PublicParts {
-            policy: Arc::clone(&policy),
-            linker: Arc::clone(&linker),
-            prober: prober.clone(),
-            admins: Admins::new(Arc::clone(&forwarder)),
-            store: store.clone(),
-            verifier,
-            signer: Arc::clone(&signer),
-            key_fetches,
-            recogniser: Recogniser::new(store.clone(), Arc::clone(&metrics)),
-            sightings: Arc::clone(&sightings),
-            forwarder,
-            spool: spool.clone(),
-            asker: asker.clone(),
-            metrics: Arc::clone(&metrics),
-        };
-        let public = Public::new(&config, public).map_err(internal)?;
         let doctor = Arc::new(Doctor {
-            prober,
-            asker,
+            prober: prober.clone(),
+            asker: asker.clone(),
             client: client.clone(),
             store: store.clone(),
             signer: Arc::clone(&signer),
@@ -280,6 +264,24 @@ impl Relay {
             config.instances.look_every,
             Arc::clone(&metrics),
         ));
+        let public = PublicParts {
+            policy: Arc::clone(&policy),
+            linker: Arc::clone(&linker),
+            prober,
+            admins: Admins::new(Arc::clone(&forwarder)),
+            store: store.clone(),
+            verifier,
+            signer: Arc::clone(&signer),
+            key_fetches,
+            recogniser: Recogniser::new(store.clone(), Arc::clone(&metrics)),
+            rounds: Arc::clone(&rounds),
+            sightings: Arc::clone(&sightings),
+            forwarder,
+            spool: spool.clone(),
+            asker,
+            metrics: Arc::clone(&metrics),
+        };
+        let public = Public::new(&config, public).map_err(internal)?;
         let admin = Admin::new(AdminParts {
             token: Arc::clone(&token),
             store: store.clone(),
@@ -506,6 +508,15 @@ async fn watch_tls(tls: Arc<TlsFiles>, stopped: impl Future<Output = ()>) {
             () = tokio::time::sleep(TLS_CHECK_EVERY) => tls.reload_if_changed(),
         }
     }
+}
+
+/// Reads what a start would read besides the configuration, and tells what is odd about it.
+pub fn check_files(config: &Config) -> Result<Vec<String>, StartError> {
+    load_roots(config)?;
+    let tls = load_tls(config)?;
+    let certificate = tls.map(|tls| doctor::certificate(tls.expires_at(), clock::now()));
+    let odd = certificate.filter(|finding| finding.verdict != Verdict::Ok);
+    Ok(odd.map(|finding| finding.message).into_iter().collect())
 }
 
 /// Reads the public listener's certificate and key, if there are any.

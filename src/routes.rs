@@ -23,11 +23,13 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::
 use http_body_util::Full;
 use hyper::body::Incoming;
 use matchit::{Params, Router};
+use quick_cache::sync::Cache;
+use tokio::sync::Semaphore;
 
 use crate::{
     body::Body,
     config::{Config, LimitsConfig},
-    domain::{InstancePolicy, LifecycleEventKind},
+    domain::{ClientKey, InstancePolicy, LifecycleEventKind},
     exchange::{Arrival, Labels, observe, typed},
     gitlab::{Asker, KeyFetches, Prober},
     jira::{Admins, Forwarder, Recogniser, calls, descriptor::descriptor},
@@ -35,12 +37,16 @@ use crate::{
     linking::Linker,
     metrics::Metrics,
     reject::Reject,
+    rounds::Rounds,
     sightings::Sightings,
     spool::Spool,
     store::Store,
 };
 
 const LISTENER: &str = "public";
+/// Sites whose pages are counted.
+const SITES_MAX: usize = 10_000;
+
 const LOGO: &str = include_str!("routes/logo.svg");
 
 /// Everything that the public listener's handlers need.
@@ -57,6 +63,8 @@ pub struct Public {
     limits: LimitsConfig,
     bodies: rest::BodyRoom,
     pages: page::Pages,
+    /// Who of a site's page may call instances now.
+    page_turns: Cache<ClientKey, Arc<Semaphore>>,
     parts: PublicParts,
 }
 
@@ -80,6 +88,8 @@ pub struct PublicParts {
     pub key_fetches: Arc<KeyFetches>,
     /// Tells which link speaks.
     pub recogniser: Recogniser,
+    /// Looks at connected instances from time to time.
+    pub rounds: Arc<Rounds>,
     /// Notes when it did.
     pub sightings: Arc<Sightings>,
     /// Calls Jira.
@@ -193,6 +203,7 @@ impl Public {
             limits: config.limits,
             bodies: rest::BodyRoom::default(),
             pages: page::Pages::new(config, assets::Assets::load()?),
+            page_turns: Cache::new(SITES_MAX),
             parts,
         })
     }

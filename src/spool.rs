@@ -35,7 +35,7 @@ use tokio::{
 use crate::{
     clock,
     config::SpoolConfig,
-    domain::{ClientKey, Endpoint, JiraCall, LifecycleEventKind, Link, SpoolId, SpooledWrite},
+    domain::{ClientKey, Endpoint, JiraCall, Link, SpoolId, SpooledWrite},
     jira::{
         Forwarder, Setback,
         rate_limit::{Scope, Throttle},
@@ -192,7 +192,7 @@ impl Spool {
         let still_there = shared
             .store
             .link(link.id)
-            .is_some_and(|link| link.desired.event == LifecycleEventKind::Installed);
+            .is_some_and(|link| link.is_heard(now));
         if !still_there {
             return Admission::Removed;
         }

@@ -56,9 +56,17 @@ pub(super) async fn run(
     let mut whole = true;
     let mut answers = Vec::new();
     for wish in wishes {
-        let answer = api
-            .call(Method::POST, "/api/v1/doctor", Some(&wish))
-            .await?;
+        let answer = match api.call(Method::POST, "/api/v1/doctor", Some(&wish)).await {
+            Ok(answer) => answer,
+            // One that can't be looked at must not hide the others.
+            Err(error) if all => {
+                let subject = wish.get("instance_url").and_then(Value::as_str);
+                eprintln!("{}: FAIL\n  {error}\n", subject.unwrap_or("relay"));
+                whole = false;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         let report: Report = parsed(answer.clone())?;
         whole &= report.verdict != "fail";
         if as_json {

@@ -55,9 +55,11 @@ pub(super) async fn find(api: &Api, wanted: Option<&str>) -> anyhow::Result<Inst
     let mut sites = all(api).await?;
     let known = || "`jira-connect-proxy installations` lists them; give --site with its client key or address";
     match wanted {
+        // After a site import two have one address; the newest that is installed is the one that lives.
         Some(wanted) => sites
             .into_iter()
-            .find(|site| site.is(wanted))
+            .filter(|site| site.is(wanted))
+            .max_by_key(|site| (site.state == "installed", site.installed_at))
             .with_context(|| format!("no Jira site {wanted} has the app\n  {}", known())),
         None => {
             sites.retain(|site| site.state == "installed");

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand, ValueEnum};
 use http::Method;
 use jiff::Timestamp;
+use jira_connect_proxy::domain::InstanceUrl;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -111,6 +112,7 @@ pub(super) struct Link {
     pub(super) instance_url: String,
     mode: String,
     pub(super) state: String,
+    acknowledged: Option<String>,
     attempts: u32,
     next_attempt_at: Option<Timestamp>,
     pub(super) last_error: Option<Problem>,
@@ -132,9 +134,10 @@ pub(super) async fn run(command: Command, api: &Api, as_json: bool) -> anyhow::R
         Command::List(which) => list(api, &which, as_json).await,
         Command::Add(add) => {
             let site = installations::find(api, add.site.as_deref()).await?;
+            let instance_url = InstanceUrl::from_typed(&add.instance_url)?;
             let wish = json!({
                 "client_key": site.client_key,
-                "instance_url": add.instance_url,
+                "instance_url": instance_url,
                 "mode": if add.mode == Mode::Direct { "direct" } else { "relay" },
                 "keep_ids": add.keep_ids,
             });
@@ -297,7 +300,11 @@ async fn watch(api: &Api, which: &Which, seconds: u64, as_json: bool) -> anyhow:
         let links: Vec<Link> = api.read(&path).await?;
         let states = |link: &Link| (link.instance_url.clone(), link.state.clone());
         let states: Vec<_> = links.iter().map(states).collect();
-        let settled = states.iter().all(|(_, state)| state == "connected");
+        // One that was told that it is over may be kept for a reinstall.
+        let settled = links.iter().all(|link| {
+            let told = link.acknowledged.as_deref() == Some("uninstalled");
+            link.state == "connected" || (link.state == "removing" && told)
+        });
         // Only what is new is worth a look.
         if shown.as_ref() != Some(&states) {
             if as_json {

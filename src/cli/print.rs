@@ -35,6 +35,12 @@ pub(super) fn table<const N: usize>(
 
 /// Prints one line. Nobody may be reading any more (`| head`); that is no fault.
 pub(super) fn line(text: impl Display) -> io::Result<()> {
+    // What instances and sites say of themselves must not move the cursor.
+    let text: String = text
+        .to_string()
+        .chars()
+        .filter(|c| !c.is_control() || *c == '\n')
+        .collect();
     writeln!(io::stdout().lock(), "{text}")
 }
 

@@ -5,6 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use url::{Host, Url};
 
+use super::origin::has_plain_host;
+
 /// An instance's URL: https (or http where the operator allowed it), host, optional port and sub-path,
 /// no trailing slash.
 ///
@@ -49,7 +51,7 @@ impl InstanceUrl {
         if !matches!(url.scheme(), "http" | "https") {
             return Err(InstanceUrlError::Scheme(url.scheme().to_owned()));
         }
-        if url.host_str().is_none_or(str::is_empty) {
+        if url.host_str().is_none_or(str::is_empty) || !has_plain_host(&url) {
             return Err(InstanceUrlError::NotAUrl(text.to_owned()));
         }
         if !url.username().is_empty() || url.password().is_some() {
@@ -124,6 +126,15 @@ impl InstanceUrl {
             Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
             _ => authority,
         }
+    }
+
+    /// The port: its own, or its scheme's.
+    pub fn port(&self) -> u16 {
+        let own = self
+            .authority()
+            .strip_prefix(self.host())
+            .and_then(|rest| rest.strip_prefix(':')?.parse().ok());
+        own.unwrap_or_else(|| if self.is_https() { 443 } else { 80 })
     }
 
     /// Whether the connection is encrypted.
@@ -262,6 +273,10 @@ mod tests {
             "https://gitlab.example.com/a/../b",
             "https://gitlab.example.com/a//b",
             "https://gitlab.example.com\\@evil.tld",
+            "https://a;sandbox",
+            "https://*",
+            "https://a,b",
+            "https://a'b",
             "https://",
             "",
         ] {

@@ -13,9 +13,6 @@ use super::{ClientKey, InstanceUrl, LifecycleEventKind, SharedSecret, secret::No
 /// without the record dereferences nil (500), one without our URL cannot verify us (401).
 pub const REFUSED_REMOVALS_UNTIL_GONE: u32 = 5;
 
-/// A deletion that begins this soon is not taken back any more: it may begin before that is saved.
-const TAKE_BACK_MARGIN: SignedDuration = SignedDuration::from_secs(1);
-
 /// Replaced secrets of a link that are still recognised. An attempt that timed out may have reached the
 /// instance, so more than one can be in use there.
 const RETIRED_SECRETS_MAX: usize = 3;
@@ -86,9 +83,12 @@ pub struct Purge {
     pub namespace: Namespace,
     /// When it was asked for.
     pub requested_at: Timestamp,
-    /// Until then it can be taken back.
+    /// It does not begin before.
     #[serde(default)]
     pub not_before: Option<Timestamp>,
+    /// It has begun, so it can't be taken back any more.
+    #[serde(default)]
+    pub begun: bool,
     /// When Jira had taken the last deletion.
     pub done_at: Option<Timestamp>,
     /// Why the last try failed.
@@ -314,14 +314,19 @@ impl Link {
     }
 
     /// Whether its removal can still be taken back: the record is there, and nothing of its data is being deleted.
-    pub fn can_be_taken_back(&self, now: Timestamp) -> bool {
-        let deleting = self.purge.as_ref().is_some_and(|purge| {
-            let begun = purge
-                .not_before
-                .is_none_or(|start| after(now, TAKE_BACK_MARGIN) >= start);
-            purge.done_at.is_none() && begun
-        });
-        self.remove && !deleting
+    pub fn can_be_taken_back(&self) -> bool {
+        let deleting = |purge: &Purge| purge.begun && purge.done_at.is_none();
+        self.remove && !self.purge.as_ref().is_some_and(deleting)
+    }
+
+    /// Whether what the instance sends is passed on: it is linked, or may be again before it hears that it is not.
+    pub fn is_heard(&self, now: Timestamp) -> bool {
+        self.desired.event == LifecycleEventKind::Installed || self.waits_for_second_thoughts(now)
+    }
+
+    /// It is to be removed, and the instance has not been told yet.
+    pub fn waits_for_second_thoughts(&self, now: Timestamp) -> bool {
+        self.remove && self.attempts == 0 && !self.is_settled() && now < self.next_attempt_at
     }
 
     /// What a person should see.
@@ -383,7 +388,6 @@ impl Link {
                 may_have_arrived, ..
             } => {
                 self.reached = may_have_arrived;
-                self.next_attempt_at = now;
             }
         }
     }
@@ -400,7 +404,6 @@ impl Link {
             }
         }
         if goal != self.desired {
-            self.next_attempt_at = now;
             return;
         }
         self.attempts = 0;
@@ -576,8 +579,43 @@ mod tests {
         assert_eq!((link.acknowledged, link.is_settled()), (Some(goal), false));
         assert_eq!(
             (link.state(), link.next_attempt_at),
-            (LinkState::Removing, at(2))
+            (LinkState::Removing, at(1))
         );
+    }
+
+    #[test]
+    fn a_removal_that_waits_is_no_removal_yet() {
+        let mut link = link();
+        link.record(link.desired, confirmed(), GRACE, WEEK, at(1));
+        link.remove = true;
+        link.want_uninstalled(at(10));
+        link.next_attempt_at = at(20);
+        assert!(link.is_heard(at(15)) && link.can_be_taken_back());
+        assert!(!link.is_heard(at(20)), "it may be told any moment");
+        link.purge = Some(Purge {
+            namespace: link.namespace.clone(),
+            requested_at: at(10),
+            not_before: Some(at(20)),
+            begun: false,
+            done_at: None,
+            last_error: None,
+        });
+        assert!(link.can_be_taken_back());
+        if let Some(purge) = &mut link.purge {
+            purge.begun = true;
+        }
+        assert!(!link.can_be_taken_back());
+    }
+
+    #[test]
+    fn an_attempt_that_was_under_way_does_not_cut_the_wait_short() {
+        let mut link = link();
+        let goal = link.desired;
+        link.remove = true;
+        link.want_uninstalled(at(10));
+        link.next_attempt_at = at(20);
+        link.record(goal, confirmed(), GRACE, WEEK, at(12));
+        assert_eq!(link.next_attempt_at, at(20));
     }
 
     #[test]

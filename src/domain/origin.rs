@@ -156,13 +156,26 @@ impl fmt::Display for JiraBaseUrl {
     }
 }
 
+/// Whether a host holds nothing but what names and addresses are made of.
+///
+/// The URL standard also admits `;`, `,`, `*` and `'`, which mean something in the headers that origins end up in.
+pub fn has_plain_host(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_')),
+        Some(Host::Ipv4(_) | Host::Ipv6(_)) => true,
+        None => false,
+    }
+}
+
 /// Parses `scheme://host[:port]` and returns it with its canonical text.
 fn parse_origin(text: &str) -> Result<(Url, String), OriginError> {
     let url = Url::parse(text).map_err(OriginError::NotAUrl)?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(OriginError::Scheme(url.scheme().to_owned()));
     }
-    if url.host_str().is_none_or(str::is_empty) {
+    if url.host_str().is_none_or(str::is_empty) || !has_plain_host(&url) {
         return Err(OriginError::Host);
     }
     if !url.username().is_empty() || url.password().is_some() {

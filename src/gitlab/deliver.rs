@@ -303,7 +303,7 @@ impl DeliveryError {
                 retry_after: _,
             } => match (status.as_u16(), key_fetch) {
                 (401, KeyFetch::Nobody) => format!(
-                    "set its Jira Connect Proxy URL to exactly {proxy_url} (Admin area, Settings, General, GitLab for Jira App), and check that the instance can reach that address"
+                    "set its Jira Connect Proxy URL to exactly {proxy_url} (Admin area > Settings > General > GitLab for Jira App), and check that the instance can reach that address"
                 ),
                 (401, KeyFetch::By(peer)) => format!(
                     "the key was fetched by {peer}; the instance must see one of {} as its own address, so check the Host header that its reverse proxy passes on (or set its Jira Connect Additional Audience URL), and compare the clocks",

@@ -245,13 +245,13 @@ fn said(body: &[u8]) -> String {
         Some(other) => other.to_string(),
         None => "it gave no reason".to_owned(),
     };
-    said.chars().take(300).collect()
+    said.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 
 impl GroupsError {
     /// As the page is told. `proxy_url` is what the instance should have as its Jira Connect Proxy URL.
     pub fn reject(&self, proxy_url: &str) -> Reject {
-        let resend = "use \"Try again\" on the instance: it is then told anew";
+        let resend = "tell it anew: \"Try again\" on the app's page in Jira, or `links resend`";
         let (kind, code, hint) = match self {
             Self::NoAnswer(error) => (
                 RejectKind::BadGateway,
@@ -267,7 +267,7 @@ impl GroupsError {
             Self::NoApplication => (
                 RejectKind::Conflict,
                 "oauth_application_missing",
-                "a GitLab admin creates one (Admin area, Applications) and enters its id (Admin area, Settings, General, GitLab for Jira App)".to_owned(),
+                "a GitLab admin creates one (Admin area > Applications) and enters its id (Admin area > Settings > General > GitLab for Jira App)".to_owned(),
             ),
             Self::Unknown => (
                 RejectKind::NotFound,

@@ -26,8 +26,8 @@ use crate::{
     },
 };
 
-/// A person waits.
-const PATIENCE: Duration = Duration::from_secs(8);
+/// For an answer, once connected: a person waits.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(8);
 
 const ANSWER_MAX_BYTES: usize = 64 * 1024;
 
@@ -48,6 +48,8 @@ pub struct Prober {
     pub proxy_url: Arc<str>,
     /// Where an instance's OAuth application should lead back to.
     pub redirect_uri: Arc<str>,
+    /// For a connection: a check that ended before would blame the wrong thing.
+    pub connect_timeout: Duration,
 }
 
 /// What can be looked up, in the order in which it makes sense.
@@ -189,7 +191,7 @@ impl Prober {
         Ok(if audiences.iter().any(|audience| audience == own) {
             Finding::ok("own_address", "it knows itself by this address")
         } else {
-            let own: String = own.chars().take(255).collect();
+            let own: String = own.chars().filter(|c| !c.is_control()).take(255).collect();
             Finding::fail(
                 "own_address_other",
                 format!("it takes itself for {own}"),
@@ -216,7 +218,7 @@ impl Prober {
     async fn proxy_url(&self, instance: &InstanceUrl) -> Result<Finding, DeliveryError> {
         let proxy_url = &self.proxy_url;
         let hint = format!(
-            "in GitLab: Admin area, Settings, General, GitLab for Jira App; set Jira Connect Proxy URL to exactly {proxy_url}"
+            "in GitLab: Admin area > Settings > General > GitLab for Jira App; set Jira Connect Proxy URL to exactly {proxy_url}"
         );
         if *proxy_url != self.public_url {
             return Ok(Finding::unknown(
@@ -295,6 +297,11 @@ impl Prober {
                 "public_key",
                 "it fetches public keys from this relay and believes what they sign",
             ),
+            (StatusCode::OK, Some(_)) => Finding::unknown(
+                "probe_taken",
+                "it took an install without a secret, which no GitLab that is known here does",
+                "tell the people who make this relay, with the version of the GitLab",
+            ),
             (StatusCode::UNAUTHORIZED, Some(_)) => Finding::fail(
                 "unauthorized_key_fetched",
                 "it fetched the relay's public key, but does not believe what it signs",
@@ -333,7 +340,7 @@ impl Prober {
             "oauth_application_missing",
             "it has no OAuth application, so nobody can sign in to link groups",
             format!(
-                "in GitLab: Admin area, Applications; redirect URI {}, scope api, neither trusted nor confidential; then enter its id under Settings, General, GitLab for Jira App",
+                "in GitLab: Admin area > Applications; redirect URI {}, scope api, neither trusted nor confidential; then enter its id under Settings > General > GitLab for Jira App",
                 self.redirect_uri
             ),
         ))
@@ -373,7 +380,12 @@ impl Prober {
 
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Bytes>, DeliveryError> {
         self.client
-            .send(Destination::Named, request, PATIENCE, ANSWER_MAX_BYTES)
+            .send(
+                Destination::Named,
+                request,
+                self.connect_timeout + ANSWER_PATIENCE,
+                ANSWER_MAX_BYTES,
+            )
             .await
             .map_err(DeliveryError::Send)
     }

@@ -6,12 +6,12 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
 
-use super::{LinkRefusal, NewLink, create};
+use super::{LinkRefusal, NewLink, add, create};
 use crate::{
     client::Client,
     domain::{
-        AuditEntry, CONNECT_PATH, InstancePolicy, InstanceUrl, Link, instance_policy::PolicyError,
-        instance_url::InstanceUrlError,
+        AuditEntry, CONNECT_PATH, ClientKey, InstancePolicy, InstanceUrl, Link,
+        instance_policy::PolicyError, instance_url::InstanceUrlError,
     },
     reject::{Reject, RejectKind},
     store::{Store, Transaction},
@@ -50,8 +50,9 @@ impl Linker {
         }
         self.policy.load().check(instance_url)?;
         // A name that can't be looked up now is left to the deliveries.
-        let port = if instance_url.is_https() { 443 } else { 80 };
-        let lookup = self.client.blocked_address(instance_url.host(), port);
+        let lookup = self
+            .client
+            .blocked_address(instance_url.host(), instance_url.port());
         match tokio::time::timeout(LOOKUP_PATIENCE, lookup).await {
             Ok(Some(address)) => Err(PolicyError::NotPublic(address).into()),
             _ => Ok(()),
@@ -67,6 +68,19 @@ impl Linker {
     ) -> Result<Link, Reject> {
         self.check(&wish.instance_url).await?;
         self.change(move |transaction| create(transaction, wish, audit, now))
+            .await
+    }
+
+    /// Links an instance for a Jira admin: takes its removal back, or makes a new link.
+    pub async fn add(
+        &self,
+        client_key: ClientKey,
+        instance_url: InstanceUrl,
+        audit: AuditEntry,
+        now: Timestamp,
+    ) -> Result<Link, Reject> {
+        self.check(&instance_url).await?;
+        self.change(move |transaction| add(transaction, client_key, instance_url, audit, now))
             .await
     }
 

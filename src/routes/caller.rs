@@ -26,7 +26,7 @@ pub(super) struct Caller {
 pub(super) enum Bound {
     /// Method, path and query.
     Request,
-    /// These, or at least tenant and user: for what a browser opens, and changes nothing.
+    /// These, or at least tenant and user: for what a browser opens, or GitLab's own page would send.
     RequestOrUser,
     /// Tenant and user: for what our own page asks.
     User,

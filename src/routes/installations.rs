@@ -18,9 +18,9 @@ use super::{
     links::audit,
 };
 use crate::{
-    domain::{InstanceUrl, Link, LinkId, LinkMode},
+    domain::{InstanceUrl, Link, LinkId},
     exchange::{self, Arrival, parse_json, read_body},
-    linking::{self, NewLink},
+    linking,
     reject::{Instead, Reject, RejectKind},
 };
 
@@ -119,7 +119,13 @@ async fn change(
         },
     };
     match &wanted {
-        Some(url) if same(url).is_some() => return Ok(wanted),
+        // GitLab tells an instance that it knows once more, and does not mind a failure.
+        Some(url) if same(url).is_some() => {
+            if let Some(id) = old {
+                resend(public, caller, id, arrival).await?;
+            }
+            return Ok(wanted);
+        }
         Some(url) => install(public, caller, url, arrival).await?,
         None => {}
     }
@@ -137,14 +143,12 @@ async fn install(
     instance_url: &InstanceUrl,
     arrival: &Arrival,
 ) -> Result<(), Reject> {
-    let wish = NewLink {
-        client_key: caller.installation.client_key.clone(),
-        instance_url: instance_url.clone(),
-        mode: LinkMode::Relay,
-        keep_ids: false,
-    };
+    let client_key = caller.installation.client_key.clone();
     let audit = audit(arrival, caller, "link_created");
-    let link = public.linker.create(wish, audit, arrival.now).await?;
+    let link = public
+        .linker
+        .add(client_key, instance_url.clone(), audit, arrival.now)
+        .await?;
     arrival.notes.link(&link);
     let link = public.linker.outcome(link).await;
     if link.is_settled() {
@@ -159,6 +163,22 @@ async fn install(
         "not_installed",
         &format!("Could not be installed on the instance. {cause}"),
     ))
+}
+
+async fn resend(
+    public: &Public,
+    caller: &Caller,
+    id: LinkId,
+    arrival: &Arrival,
+) -> Result<(), Reject> {
+    let audit = audit(arrival, caller, "link_resend_requested");
+    let now = arrival.now;
+    let link = public
+        .linker
+        .change(move |transaction| linking::resend(transaction, id, audit, now))
+        .await?;
+    public.linker.outcome(link).await;
+    Ok(())
 }
 
 async fn remove(

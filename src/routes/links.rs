@@ -3,7 +3,7 @@
 //! Whoever can open the page may look; only Jira admins change anything. Every call carries a context token, which a
 //! browser never sends by itself, so nobody else's page can make one.
 
-use std::sync::Arc;
+use std::{borrow::Cow, convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, request::Parts};
@@ -11,6 +11,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     Public,
@@ -18,19 +19,29 @@ use super::{
 };
 use crate::{
     client::is_private,
-    domain::{Actor, AuditEntry, InstanceUrl, Link, LinkId, LinkMode, link::DeliveryProblem},
+    domain::{Actor, AuditEntry, InstanceUrl, Link, LinkId, link::DeliveryProblem},
     exchange::{Arrival, json, parse_json, read_body},
     gitlab::{
         groups::{GroupsError, context_token},
-        probe::{Check, Finding},
+        probe::{Check, Finding, Verdict},
     },
-    jwt::shared_key::TOKEN_LIFE_SECS,
-    linking::{self, NewLink},
+    jira::admins::NotProven,
+    jwt::{Target, shared_key::TOKEN_LIFE_SECS},
+    linking,
     reject::{Reject, RejectKind},
 };
 
 /// A removal can be taken back for so long.
 const REFLECTION: SignedDuration = SignedDuration::from_secs(10);
+
+/// Calls to instances for one site's page.
+const CALLS_AT_ONCE: usize = 16;
+
+/// How long a name may take to be looked up before nothing is said about its address.
+const LOOKUP_PATIENCE: Duration = Duration::from_secs(3);
+
+/// A slow Jira must not keep the list from whoever may look anyway.
+const RIGHTS_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What of the links is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,10 +75,19 @@ struct View<'a> {
     created_at: Timestamp,
     attempts: u32,
     next_attempt_at: Option<Timestamp>,
-    last_error: Option<&'a DeliveryProblem>,
+    last_error: Option<Cow<'a, DeliveryProblem>>,
     purge: Option<PurgeView<'a>>,
     can_purge: bool,
     can_undo: bool,
+    /// What the last look at the instance found broken.
+    faults: Vec<Fault>,
+}
+
+#[derive(Serialize)]
+struct Fault {
+    #[serde(flatten)]
+    finding: Finding,
+    id: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -132,8 +152,7 @@ pub(super) async fn serve(
         }
         (Resource::One, &Method::GET) => visit.answer(StatusCode::OK, &*visit.link(id)?),
         (Resource::One, &Method::DELETE) => {
-            let target = target(public, &head, None)?;
-            let purge = target.query("purge") == Some("true");
+            let purge = visit.target.query("purge") == Some("true");
             visit.remove(id, purge).await
         }
         (Resource::Resend, &Method::POST) => visit.resend(id).await,
@@ -155,6 +174,7 @@ struct Visit<'a> {
     public: &'a Public,
     arrival: &'a Arrival,
     caller: Caller,
+    target: Target,
 }
 
 impl<'a> Visit<'a> {
@@ -165,6 +185,7 @@ impl<'a> Visit<'a> {
             public,
             arrival,
             caller,
+            target,
         })
     }
 
@@ -178,7 +199,10 @@ impl<'a> Visit<'a> {
         }
 
         let installation = &self.caller.installation;
-        let refused = self.admin().await.err();
+        let refused = tokio::time::timeout(RIGHTS_PATIENCE, self.admin())
+            .await
+            .unwrap_or_else(|_| Err(NotProven::Unknown("it takes long".to_owned()).into()))
+            .err();
         let mut links = self.public.store.links_of(&installation.client_key);
         links.sort_by_key(|link| (link.created_at, link.id));
         let page = Page {
@@ -207,15 +231,13 @@ impl<'a> Visit<'a> {
 
         let Wish { instance_url } = parse_json(&body)?;
         self.admin().await?;
-        let wish = NewLink {
-            client_key: self.caller.installation.client_key.clone(),
-            instance_url: InstanceUrl::from_typed(&instance_url)?,
-            mode: LinkMode::Relay,
-            keep_ids: false,
-        };
+        let instance_url = InstanceUrl::from_typed(&instance_url)?;
+        let client_key = self.caller.installation.client_key.clone();
         let linker = &self.public.linker;
         let audit = audit(self.arrival, &self.caller, "link_created");
-        let link = linker.create(wish, audit, self.arrival.now).await?;
+        let link = linker
+            .add(client_key, instance_url, audit, self.arrival.now)
+            .await?;
         self.arrival.notes.link(&link);
         self.answer(StatusCode::CREATED, &linker.outcome(link).await)
     }
@@ -254,6 +276,11 @@ impl<'a> Visit<'a> {
         } = parse_json(&body)?;
         self.admin().await?;
         let instance_url = InstanceUrl::from_typed(&instance_url)?;
+        tracing::info!(
+            id = self.arrival.id, client.key = %self.caller.installation.client_key, instance.url = %instance_url,
+            "a Jira admin has an address looked at"
+        );
+        let _turn = self.turn().await?;
         let finding = match check {
             Wanted::OfUs(Ours::Address) => self.address(&instance_url).await,
             Wanted::Of(check) => {
@@ -264,7 +291,7 @@ impl<'a> Visit<'a> {
         let found = Found {
             check,
             instance_url: &instance_url,
-            finding,
+            finding: discreet(finding),
             id: &self.arrival.id,
         };
         json(StatusCode::OK, &found)
@@ -318,8 +345,17 @@ impl<'a> Visit<'a> {
         self.answer(StatusCode::OK, &linker.outcome(link).await)
     }
 
+    /// A site's page makes so many calls to instances at once; the others wait for their turn.
+    async fn turn(&self) -> Result<OwnedSemaphorePermit, Reject> {
+        let client_key = &self.caller.installation.client_key;
+        let new = || Ok::<_, Infallible>(Arc::new(Semaphore::new(CALLS_AT_ONCE)));
+        let Ok(turns) = self.public.page_turns.get_or_insert_with(client_key, new);
+        turns.acquire_owned().await.map_err(Reject::internal)
+    }
+
     async fn groups(&self, id: &str) -> Result<Response<Full<Bytes>>, Reject> {
         let link = self.link(id)?;
+        let _turn = self.turn().await?;
         let account_id = self.caller.account_id.as_deref();
         let groups = self
             .public
@@ -341,6 +377,18 @@ impl<'a> Visit<'a> {
             .unlink_group(&link, &self.caller.installation, account_id, group)
             .await
             .map_err(|error| self.refused(&error))?;
+        let entry = AuditEntry {
+            note: Some(format!("{}, linked group {group}", link.instance_url)),
+            ..audit(self.arrival, &self.caller, "group_unlinked").about(&link)
+        };
+        // The group is unlinked; that this can't be noted is no failure of it.
+        let noted = self.public.linker.change(move |transaction| {
+            transaction.audit(entry);
+            Ok(())
+        });
+        if let Err(reject) = noted.await {
+            tracing::error!(link.id = %link.id, "an entry in the audit trail is missing: {}", reject.message);
+        }
         Response::builder()
             .status(StatusCode::NO_CONTENT)
             .body(Full::default())
@@ -357,7 +405,8 @@ impl<'a> Visit<'a> {
             .await
             .map_err(|error| self.refused(&error))?;
         let instance = &link.instance_url;
-        let port = if instance.is_https() { 443 } else { 80 };
+        let private = is_private(instance.host(), instance.port());
+        let private = tokio::time::timeout(LOOKUP_PATIENCE, private);
         json(
             StatusCode::OK,
             &serde_json::json!({
@@ -368,7 +417,7 @@ impl<'a> Visit<'a> {
                 "redirect_uri": self.public.pages.redirect_uri(),
                 // GitLab's API takes no smaller one for linking a group.
                 "scope": "api",
-                "private_network": is_private(instance.host(), port).await,
+                "private_network": private.await.unwrap_or(false),
             }),
         )
     }
@@ -429,6 +478,19 @@ impl<'a> Visit<'a> {
         json(status, &self.view(link))
     }
 
+    fn faults(&self, link: &Link) -> Vec<Fault> {
+        let health = self.public.rounds.health(&link.instance_url);
+        let health = health.filter(|_| link.is_settled());
+        let faults = health.iter().flat_map(|health| &health.faults);
+        let broken = faults.filter(|step| step.finding.verdict == Verdict::Fail);
+        broken
+            .map(|step| Fault {
+                finding: discreet(step.finding.clone()),
+                id: None,
+            })
+            .collect()
+    }
+
     fn view<'l>(&self, link: &'l Link) -> View<'l> {
         View {
             id: link.id,
@@ -439,7 +501,7 @@ impl<'a> Visit<'a> {
             created_at: link.created_at,
             attempts: link.attempts,
             next_attempt_at: (!link.is_settled()).then_some(link.next_attempt_at),
-            last_error: link.last_error.as_ref(),
+            last_error: link.last_error.as_ref().map(discreet_problem),
             purge: link.purge.as_ref().map(|purge| PurgeView {
                 state: if purge.done_at.is_some() {
                     "done"
@@ -448,11 +510,39 @@ impl<'a> Visit<'a> {
                 },
                 last_error: purge.last_error.as_ref(),
             }),
+            faults: self.faults(link),
             can_purge: link.is_marked(),
-            can_undo: link.can_be_taken_back(self.arrival.now),
+            can_undo: link.can_be_taken_back(),
         }
     }
 }
+
+/// Where a name leads inside the operator's network is no business of a site's.
+fn discreet(finding: Finding) -> Finding {
+    match finding.code {
+        "address_not_public" | "instance_address_not_public" => Finding {
+            message: PRIVATE.to_owned(),
+            hint: Some(PRIVATE_HINT.to_owned()),
+            ..finding
+        },
+        _ => finding,
+    }
+}
+
+fn discreet_problem(problem: &DeliveryProblem) -> Cow<'_, DeliveryProblem> {
+    if problem.code != "address_not_public" {
+        return Cow::Borrowed(problem);
+    }
+    Cow::Owned(DeliveryProblem {
+        message: PRIVATE.to_owned(),
+        hint: PRIVATE_HINT.to_owned(),
+        ..problem.clone()
+    })
+}
+
+const PRIVATE: &str = "its name leads to an address that is not public";
+const PRIVATE_HINT: &str =
+    "if the instance lives in a private network, the operator of the relay can allow that";
 
 /// An entry about what a Jira admin does.
 pub(super) fn audit(arrival: &Arrival, caller: &Caller, action: &str) -> AuditEntry {

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    domain::{Installation, LifecycleEventKind, Link},
+    domain::{Installation, LifecycleEventKind, Link, origin::has_plain_host},
     exchange::{Arrival, typed},
     reject::{Instead, Reject, RejectKind},
 };
@@ -300,5 +300,6 @@ fn themes(ap_js_url: &str) -> String {
 /// standard writes it.
 fn display_origin(installation: &Installation) -> Option<String> {
     let url = Url::parse(installation.display_url.as_deref()?).ok()?;
-    matches!(url.scheme(), "https" | "http").then(|| url.origin().ascii_serialization())
+    (matches!(url.scheme(), "https" | "http") && has_plain_host(&url))
+        .then(|| url.origin().ascii_serialization())
 }

@@ -12,7 +12,7 @@ use super::{Public, path_and_query};
 use crate::{
     body::Body,
     clock,
-    domain::{Family, Installation, JiraCall, LifecycleEventKind, Link, Namespace},
+    domain::{Family, Installation, JiraCall, Link, Namespace},
     exchange::{Arrival, read_body},
     jira::{
         Setback, calls,
@@ -139,7 +139,7 @@ async fn caller(public: &Public, head: &Parts, arrival: &Arrival) -> Result<Call
     instance::check_claims(&token, head.method.as_str(), &target, arrival.now)
         .map_err(unbelieved)?;
     // The signature proves that the instance holds the link's secret, whatever its acknowledgement said.
-    if link.desired.event != LifecycleEventKind::Installed {
+    if !link.is_heard(arrival.now) {
         return Err(unbelieved(VerifyError::LinkRemoved));
     }
     let installation = public

@@ -48,15 +48,20 @@ impl Purges {
             let Some(link) = shared.store.link(*id) else {
                 continue;
             };
-            let start = match &link.purge {
-                Some(purge) if purge.done_at.is_none() => purge.not_before,
+            let Some(purge) = link.purge.as_ref().filter(|purge| purge.done_at.is_none()) else {
                 // Taken back since.
-                _ => continue,
+                continue;
             };
+            // A clock that was far ahead for a while must not freeze anything.
+            let wait = |start: &Timestamp| start.duration_since(now).as_secs();
+            let longest = linking::LONGEST_REFLECTION.as_secs() as i64;
+            let start = purge
+                .not_before
+                .filter(|start| *start > now && wait(start) <= longest);
             if self.under_way.values().any(|under_way| under_way == id) {
                 continue;
             }
-            if let Some(start) = start.filter(|start| *start > now) {
+            if let Some(start) = start {
                 pause = pause.min(super::until(start, now));
                 continue;
             }
@@ -64,6 +69,17 @@ impl Purges {
                 && *not_before > now
             {
                 pause = pause.min(super::until(*not_before, now));
+                continue;
+            }
+            if !purge.begun {
+                // Only what is marked can't be taken back any more, so nothing is closed or deleted before.
+                if self.tasks.len() < PURGES_MAX {
+                    let (shared, id) = (Arc::clone(shared), link.id);
+                    let task = self
+                        .tasks
+                        .spawn(async move { shared.begin_purge(id).await });
+                    self.under_way.insert(task.id(), link.id);
+                }
                 continue;
             }
             // A write that was admitted before the link was removed must not come after the deletion. Its lane was
@@ -132,6 +148,21 @@ impl Purges {
 }
 
 impl Shared {
+    /// The change wakes whoever deletes.
+    async fn begin_purge(&self, id: LinkId) -> Result<(), Setback> {
+        let begun = self
+            .store
+            .transact(move |transaction| {
+                Ok::<_, std::convert::Infallible>(linking::begin_purge(transaction, id))
+            })
+            .await;
+        if let Err(error) = begun {
+            tracing::error!(link.id = %id, "the deletion of a link's data could not be begun, it is tried again: {error}");
+            return Err(Setback::own(error.to_string()));
+        }
+        Ok(())
+    }
+
     /// Drops what still waits of the link, then deletes in every family by the mark that each write carries.
     async fn purge(&self, link: &Link) -> Result<(), Setback> {
         let Some(purge) = &link.purge else {

@@ -150,11 +150,6 @@ async fn each_fault_of_an_instance_is_found_on_its_rung() {
         broken(&look(&relay, denied).await),
         is("allowed", "not_allowed")
     );
-    let mute = format!("http://127.0.0.1:{}", free_port());
-    assert_eq!(
-        broken(&look(&relay, &mute).await),
-        is("tcp", "connection_failed")
-    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

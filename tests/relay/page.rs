@@ -322,6 +322,26 @@ async fn jiras_frame_gets_the_page_and_nobody_else_does() {
         assert!(after > before, "{expected} was not counted");
     }
 
+    // What Jira says of its own address is not proven, so it can't open the frame to everybody.
+    for display_url in [
+        "https://*",
+        "https://a;frame-ancestors",
+        "javascript:alert(1)",
+    ] {
+        let installed = stage
+            .jira
+            .call(&stage.relay.app_base_url(), "installed", Some(SECRET));
+        let installed = installed.with_field("displayUrl", display_url);
+        assert_eq!(stage.jira.send(installed).await.status(), 204);
+        let page = stage.open(FRAME, SECRET, |_| {}).await;
+        assert_eq!(page.status(), 200);
+        assert_eq!(
+            directive(&page, "frame-ancestors").len(),
+            4,
+            "{display_url}"
+        );
+    }
+
     let outside = stage.get("subscriptions", &[]).await;
     assert_eq!(outside.status(), 401);
     assert!(
@@ -553,6 +573,53 @@ async fn an_instance_is_added_removed_and_taken_back() {
     ] {
         assert!(by_admin.contains(&action), "{action} in {by_admin:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_taken_back_is_as_it_was() {
+    let stage = Stage::start().await;
+    let instance = FakeInstance::start(&stage.relay.url(), "").await;
+    let wish = json!({"client_key": "tenant", "instance_url": instance.url(), "keep_ids": true});
+    let link = stage
+        .relay
+        .admin("POST", "/api/v1/links", Some(wish), 201)
+        .await;
+    let path = format!("links/{}", link["id"].as_str().expect("id"));
+    let shown = stage.admin("GET", &path, None, 200).await;
+    assert_eq!(shown["can_purge"], false);
+    let unmarked = stage
+        .admin("DELETE", &format!("{path}?purge=true"), None, 409)
+        .await;
+    assert_eq!(unmarked["error"]["code"], "link_unmarked");
+    stage.admin("DELETE", &path, None, 202).await;
+    let back = json!({"instance_url": instance.url()});
+    stage.admin("POST", "links", Some(back), 201).await;
+    let links = stage.relay.links().await;
+    assert_eq!(
+        (&links[0]["id"], &links[0]["keep_ids"], &links[0]["state"]),
+        (&link["id"], &json!(true), &json!("connected"))
+    );
+
+    // Removed once more, and then with the data: the ten seconds are those of the first wish.
+    let other = FakeInstance::start(&stage.relay.url(), "/gitlab").await;
+    let link = stage.relay.link("tenant", &other.url()).await;
+    let path = format!("links/{}", link["id"].as_str().expect("id"));
+    let first = stage.admin("DELETE", &path, None, 202).await;
+    let second = stage
+        .admin("DELETE", &format!("{path}?purge=true"), None, 202)
+        .await;
+    assert_eq!(first["next_attempt_at"], second["next_attempt_at"]);
+    assert_eq!(second["can_undo"], true);
+    let back = json!({"instance_url": other.url()});
+    let back = stage.admin("POST", "links", Some(back), 201).await;
+    assert_eq!(back["state"], "connected");
+    assert!(
+        other
+            .state()
+            .events
+            .iter()
+            .all(|told| told.event == "installed")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

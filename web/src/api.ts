@@ -28,6 +28,8 @@ export interface Link {
   purge: { state: "pending" | "done"; last_error: Cause | null } | null;
   can_purge: boolean;
   can_undo: boolean;
+  /** What the relay found broken when it last looked at the instance. */
+  faults: Cause[];
 }
 
 export interface Links {
@@ -42,7 +44,6 @@ export interface LinkedGroup {
   name: string;
   full_name: string;
   description: string | null;
-  avatar_url: string | null;
   created_at: string | null;
 }
 

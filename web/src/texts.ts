@@ -87,6 +87,50 @@ export const texts = {
       message: "The relay is not allowed to connect to this address",
       hint: "The people who run the relay have limited which GitLab instances may be linked. Ask them to allow this one.",
     },
+    instance_not_https: {
+      message: "The address must begin with https://",
+      hint: "Secrets would travel unprotected. The people who run the relay can allow it all the same.",
+    },
+    instance_address_not_public: {
+      message: "This address is not in the public Internet",
+      hint: "If the instance lives in a private network, ask the people who run the relay to allow that.",
+    },
+    instance_is_relay: {
+      message: "This is the address of the relay itself",
+      hint: "Type the address under which people open GitLab.",
+    },
+    link_exists: {
+      message: "This instance is connected to this Jira site already",
+      hint: "Look for it in the list.",
+    },
+    link_not_alone: {
+      message: "Another instance is connected directly to Jira, so no other can be",
+      hint: "Remove that one first, or ask the people who run the relay to connect it through the relay.",
+    },
+    link_being_purged: {
+      message: "The development information of this instance is just being deleted from Jira",
+      hint: "Try again when that is done.",
+    },
+    link_being_removed: {
+      message: "This instance is just being removed",
+      hint: "Undo the removal, or wait until it is gone.",
+    },
+    link_unmarked: {
+      message: "The development information of this instance can't be deleted by itself",
+      hint: "Remove the instance without deleting it. Jira deletes all of it when the app is uninstalled.",
+    },
+    too_many_links: {
+      message: "This Jira site has as many instances as it may have",
+      hint: "Remove one that nobody needs.",
+    },
+    installation_uninstalled: {
+      message: "The app is not installed on this Jira site any more",
+      hint: "Install it again; its instances come back.",
+    },
+    store_full: {
+      message: "The relay has no room for another instance",
+      hint: "Tell the people who run the relay.",
+    },
   } as Record<string, Explanation | undefined>,
   readOnlyTitle: "You can look, but not change anything",
 

@@ -41,9 +41,11 @@ export function InstanceCard({
   const address = addressOf(link.instance_url);
   const hasGroups = link.state === "connected" || link.state === "failing";
   const groups = useWatchedGroups(api, link.id, link.state);
-  // The relay speaks to a connected instance only when something changes, so this is how one shows that it is down.
+  // The relay speaks to a connected instance only when something changes. That one is down, or was changed since,
+  // shows when its groups are asked for, or when the relay has a look at it.
   const silence = link.state === "connected" ? instanceFault(groups.failure) : null;
-  const shownState = silence ? "failing" : link.state;
+  const fault = silence ?? (link.state === "connected" ? (link.faults[0] ?? null) : null);
+  const shownState = fault ? "failing" : link.state;
   const [busy, setBusy] = useState(false);
   const [failure, setFailure] = useState<Cause | null>(null);
 
@@ -148,14 +150,14 @@ export function InstanceCard({
           <Attempts link={link} />
         </Failure>
       )}
-      {silence && (
+      {fault && (
         <Failure
-          cause={silence}
+          cause={explained(fault)}
           alert={false}
           actions={
-            silence.code === "instance_secret" ? (
+            fault.code === "instance_secret" ? (
               tryAgain
-            ) : (
+            ) : silence === null ? null : (
               <Button label={texts.checkAgainOf(address)} onClick={groups.reload}>
                 {texts.checkAgain}
               </Button>
