@@ -21,10 +21,9 @@ use crate::{
     reject::{Reject, RejectKind},
 };
 
-/// A page asks every few seconds, and rights change seldom. Who was just made an admin should not wait long, and a
-/// Jira that is in trouble should not be asked by every page.
+/// A page asks every few seconds, and rights change seldom. Who was just made an admin should not wait long.
 const ADMIN_FOR: Duration = Duration::from_secs(60);
-const OTHERS_FOR: Duration = Duration::from_secs(10);
+const NO_ADMIN_FOR: Duration = Duration::from_secs(10);
 
 /// Users whose rights are remembered.
 const USERS_MAX: usize = 10_000;
@@ -34,7 +33,9 @@ const ANSWER_MAX_BYTES: usize = 64 * 1024;
 /// Tells Jira admins from others.
 pub struct Admins {
     forwarder: Arc<Forwarder>,
-    known: Cache<(ClientKey, String), (Verdict, Instant)>,
+    /// Whether they are, and since when that is known. That Jira could not be asked is not remembered: whoever tries
+    /// again wants to know.
+    known: Cache<(ClientKey, String), (bool, Instant)>,
 }
 
 /// Why somebody may change nothing.
@@ -48,14 +49,6 @@ pub enum NotProven {
     NoAdmin,
     /// Jira says nothing.
     #[error("Jira could not be asked whether you are an administrator")]
-    Unknown(String),
-}
-
-/// What Jira said.
-#[derive(Clone, Debug)]
-enum Verdict {
-    Admin,
-    NoAdmin,
     Unknown(String),
 }
 
@@ -86,26 +79,22 @@ impl Admins {
             .filter(|account_id| !account_id.is_empty())
             .ok_or(NotProven::Nobody)?;
         let user = (installation.client_key.clone(), account_id.to_owned());
-        let known = self.known.get(&user).filter(|(verdict, since)| {
-            let is_admin = matches!(verdict, Verdict::Admin);
-            since.elapsed() < if is_admin { ADMIN_FOR } else { OTHERS_FOR }
+        let known = self.known.get(&user).filter(|(is_admin, since)| {
+            since.elapsed() < if *is_admin { ADMIN_FOR } else { NO_ADMIN_FOR }
         });
-        let verdict = match known {
-            Some((verdict, _)) => verdict,
+        let is_admin = match known {
+            Some((is_admin, _)) => is_admin,
             None => {
-                let verdict = match self.ask(installation, account_id, now).await {
-                    Ok(true) => Verdict::Admin,
-                    Ok(false) => Verdict::NoAdmin,
-                    Err(cause) => Verdict::Unknown(cause),
-                };
-                self.known.insert(user, (verdict.clone(), Instant::now()));
-                verdict
+                let asked = self.ask(installation, account_id, now).await;
+                let is_admin = asked.map_err(NotProven::Unknown)?;
+                self.known.insert(user, (is_admin, Instant::now()));
+                is_admin
             }
         };
-        match verdict {
-            Verdict::Admin => Ok(()),
-            Verdict::NoAdmin => Err(NotProven::NoAdmin),
-            Verdict::Unknown(cause) => Err(NotProven::Unknown(cause)),
+        if is_admin {
+            Ok(())
+        } else {
+            Err(NotProven::NoAdmin)
         }
     }
 
