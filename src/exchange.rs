@@ -176,6 +176,15 @@ fn check_headers(request: &Request<Incoming>, max_bytes: usize) -> Result<(), Re
     ))
 }
 
+/// Reads the whole body of a request that is no instance's write to Jira.
+pub async fn read_small_body(
+    body: Incoming,
+    headers: &HeaderMap,
+    limits: &LimitsConfig,
+) -> Result<Bytes, Reject> {
+    read_body(body, headers, limits.body_max_bytes, limits.receive_timeout).await
+}
+
 /// Reads a whole body within a size and a time.
 pub async fn read_body(
     body: Incoming,

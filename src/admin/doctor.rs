@@ -10,7 +10,7 @@ use super::AdminParts;
 use crate::{
     doctor::Depth,
     domain::InstanceUrl,
-    exchange::{Arrival, json, parse_json, read_body},
+    exchange::{Arrival, json, parse_json, read_small_body},
     reject::Reject,
 };
 
@@ -28,9 +28,7 @@ pub(super) async fn look(
     arrival: &Arrival,
 ) -> Result<Response<Full<Bytes>>, Reject> {
     let (head, body) = request.into_parts();
-    let limits = &admin.limits;
-    let (max, deadline) = (limits.body_max_bytes, limits.receive_timeout);
-    let body = read_body(body, &head.headers, max, deadline).await?;
+    let body = read_small_body(body, &head.headers, &admin.limits).await?;
     let wish: Wish = if body.is_empty() {
         Wish::default()
     } else {

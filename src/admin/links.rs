@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{AdminParts, parameter};
 use crate::{
     domain::{AuditEntry, ClientKey, InstanceUrl, Link, LinkId, LinkMode, link::DeliveryProblem},
-    exchange::{Arrival, json, parse_json, read_body},
+    exchange::{Arrival, json, parse_json, read_small_body},
     linking::{self, LinkRefusal, NewLink},
     reject::{Reject, RejectKind},
     rounds::Health,
@@ -90,13 +90,7 @@ pub(super) async fn create(
     arrival: &Arrival,
 ) -> Result<Response<Full<Bytes>>, Reject> {
     let (head, body) = request.into_parts();
-    let body = read_body(
-        body,
-        &head.headers,
-        admin.limits.body_max_bytes,
-        admin.limits.receive_timeout,
-    )
-    .await?;
+    let body = read_small_body(body, &head.headers, &admin.limits).await?;
     let body: NewLinkBody = parse_json(&body)?;
     let client_key = ClientKey::parse(&body.client_key).map_err(|error| {
         Reject::new(
@@ -215,11 +209,7 @@ fn view<'a>(admin: &AdminParts, link: &'a Link) -> View<'a> {
         last_seen_at: link.last_seen_at,
         gitlab_version: link.gitlab_version.as_deref(),
         purge: link.purge.as_ref().map(|purge| PurgeView {
-            state: if purge.done_at.is_some() {
-                "done"
-            } else {
-                "pending"
-            },
+            state: purge.state(),
             requested_at: purge.requested_at,
             done_at: purge.done_at,
             last_error: purge.last_error.as_ref(),

@@ -183,6 +183,17 @@ pub enum AttemptOutcome {
     },
 }
 
+impl Purge {
+    /// How far it is, in a word.
+    pub fn state(&self) -> &'static str {
+        if self.done_at.is_some() {
+            "done"
+        } else {
+            "pending"
+        }
+    }
+}
+
 impl Link {
     /// A new link that wants `installed` delivered at once.
     pub fn new(

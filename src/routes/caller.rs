@@ -8,10 +8,7 @@ use super::{Public, path_and_query};
 use crate::{
     domain::Installation,
     exchange::Arrival,
-    jwt::{
-        Target, TokenKind, UnverifiedToken, VerifyError, context,
-        request::{self, RequestClaims},
-    },
+    jwt::{Target, TokenKind, UnverifiedToken, VerifyError, context, request},
     reject::Reject,
 };
 
@@ -95,14 +92,9 @@ fn prove(
     );
     match proven {
         Err(VerifyError::ContextToken) if bound == Bound::RequestOrUser => by_user(),
-        proven => proven.map(
-            |RequestClaims {
-                 installation,
-                 account_id,
-             }| Caller {
-                installation,
-                account_id,
-            },
-        ),
+        proven => proven.map(|claims| Caller {
+            installation: claims.installation,
+            account_id: claims.account_id,
+        }),
     }
 }

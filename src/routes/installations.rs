@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     domain::{InstanceUrl, Link, LinkId},
-    exchange::{self, Arrival, parse_json, read_body},
+    exchange::{self, Arrival, parse_json, read_small_body},
     linking,
     reject::{Instead, Reject, RejectKind},
 };
@@ -55,9 +55,7 @@ pub(super) async fn serve(
             )
         }
         Method::PUT => {
-            let limits = &public.limits;
-            let (max, deadline) = (limits.body_max_bytes, limits.receive_timeout);
-            let body = read_body(body, &head.headers, max, deadline).await?;
+            let body = read_small_body(body, &head.headers, &public.limits).await?;
             let wish: Wish = parse_json(&body)?;
             let caller = who(public, &head, wish.jwt.as_deref(), arrival)?;
             let changed = change(public, &caller, wish.installation.instance_url, arrival).await;

@@ -8,7 +8,7 @@ use hyper::body::Incoming;
 use super::{Public, path_and_query};
 use crate::{
     domain::LifecycleEventKind,
-    exchange::{Arrival, read_body},
+    exchange::{Arrival, read_small_body},
     jira::lifecycle::{LifecycleCall, LifecycleRules, apply, change_name},
     jwt::{TokenKind, UnverifiedToken},
     reject::Reject,
@@ -26,13 +26,7 @@ pub(super) async fn receive(
     let (head, body) = request.into_parts();
     let target = public.target(path_and_query(&head), TokenKind::Lifecycle)?;
     let token = UnverifiedToken::find(&head.headers, target.tokens(), None).map_err(unbelieved)?;
-    let body = read_body(
-        body,
-        &head.headers,
-        public.limits.body_max_bytes,
-        public.limits.receive_timeout,
-    )
-    .await?;
+    let body = read_small_body(body, &head.headers, &public.limits).await?;
     let call = LifecycleCall::parse(&body, kind, &public.app_key, &public.sites)?;
     let claims = public
         .verifier

@@ -3,15 +3,19 @@
 //! Whoever can open the page may look; only Jira admins change anything. Every call carries a context token, which a
 //! browser never sends by itself, so nobody else's page can make one.
 
-use std::{borrow::Cow, convert::Infallible, sync::Arc, time::Duration};
+mod view;
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, request::Parts};
+use http::{Method, Request, Response, StatusCode, request::Parts};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use view::{View, discreet};
 
 use super::{
     Public,
@@ -19,11 +23,11 @@ use super::{
 };
 use crate::{
     client::is_private,
-    domain::{Actor, AuditEntry, InstanceUrl, Link, LinkId, link::DeliveryProblem},
-    exchange::{Arrival, json, parse_json, read_body},
+    domain::{Actor, AuditEntry, InstanceUrl, Link, LinkId},
+    exchange::{Arrival, json, parse_json, read_small_body},
     gitlab::{
         groups::{GroupsError, context_token},
-        probe::{Check, Finding, Verdict},
+        probe::{Check, Finding},
     },
     jira::admins::NotProven,
     jwt::{Target, shared_key::TOKEN_LIFE_SECS},
@@ -62,38 +66,6 @@ pub(super) enum Resource {
     SignIn,
     /// A token for one's instance.
     ContextToken,
-}
-
-/// A link as the page shows it. Never a secret.
-#[derive(Serialize)]
-struct View<'a> {
-    id: LinkId,
-    instance_url: &'a str,
-    state: &'static str,
-    gitlab_version: Option<&'a str>,
-    last_seen_at: Option<Timestamp>,
-    created_at: Timestamp,
-    attempts: u32,
-    next_attempt_at: Option<Timestamp>,
-    last_error: Option<Cow<'a, DeliveryProblem>>,
-    purge: Option<PurgeView<'a>>,
-    can_purge: bool,
-    can_undo: bool,
-    /// What the last look at the instance found broken.
-    faults: Vec<Fault>,
-}
-
-#[derive(Serialize)]
-struct Fault {
-    #[serde(flatten)]
-    finding: Finding,
-    id: Option<String>,
-}
-
-#[derive(Serialize)]
-struct PurgeView<'a> {
-    state: &'static str,
-    last_error: Option<&'a DeliveryProblem>,
 }
 
 /// Why somebody may only look.
@@ -145,10 +117,14 @@ pub(super) async fn serve(
     match (resource, &head.method) {
         (Resource::All, &Method::GET) => visit.list().await,
         (Resource::All, &Method::POST) => {
-            visit.create(read(public, body, &head.headers).await?).await
+            visit
+                .create(read_small_body(body, &head.headers, &public.limits).await?)
+                .await
         }
         (Resource::Check, &Method::POST) => {
-            visit.check(read(public, body, &head.headers).await?).await
+            visit
+                .check(read_small_body(body, &head.headers, &public.limits).await?)
+                .await
         }
         (Resource::One, &Method::GET) => visit.answer(StatusCode::OK, &*visit.link(id)?),
         (Resource::One, &Method::DELETE) => {
@@ -162,11 +138,6 @@ pub(super) async fn serve(
         (Resource::ContextToken, &Method::POST) => visit.context_token(id).await,
         (resource, _) => Err(Reject::method_not_allowed(resource.methods())),
     }
-}
-
-async fn read(public: &Public, body: Incoming, headers: &HeaderMap) -> Result<Bytes, Reject> {
-    let limits = &public.limits;
-    read_body(body, headers, limits.body_max_bytes, limits.receive_timeout).await
 }
 
 /// One call, and who makes it.
@@ -217,7 +188,10 @@ impl<'a> Visit<'a> {
                 hint: &reject.hint,
                 id: &self.arrival.id,
             }),
-            links: links.iter().map(|link| self.view(link)).collect(),
+            links: links
+                .iter()
+                .map(|link| View::of(link, &self.public.rounds))
+                .collect(),
         };
         json(StatusCode::OK, &page)
     }
@@ -475,74 +449,9 @@ impl<'a> Visit<'a> {
     }
 
     fn answer(&self, status: StatusCode, link: &Link) -> Result<Response<Full<Bytes>>, Reject> {
-        json(status, &self.view(link))
-    }
-
-    fn faults(&self, link: &Link) -> Vec<Fault> {
-        let health = self.public.rounds.health(&link.instance_url);
-        let health = health.filter(|_| link.is_settled());
-        let faults = health.iter().flat_map(|health| &health.faults);
-        let broken = faults.filter(|step| step.finding.verdict == Verdict::Fail);
-        broken
-            .map(|step| Fault {
-                finding: discreet(step.finding.clone()),
-                id: None,
-            })
-            .collect()
-    }
-
-    fn view<'l>(&self, link: &'l Link) -> View<'l> {
-        View {
-            id: link.id,
-            instance_url: link.instance_url.as_str(),
-            state: link.state().as_str(),
-            gitlab_version: link.gitlab_version.as_deref(),
-            last_seen_at: link.last_seen_at,
-            created_at: link.created_at,
-            attempts: link.attempts,
-            next_attempt_at: (!link.is_settled()).then_some(link.next_attempt_at),
-            last_error: link.last_error.as_ref().map(discreet_problem),
-            purge: link.purge.as_ref().map(|purge| PurgeView {
-                state: if purge.done_at.is_some() {
-                    "done"
-                } else {
-                    "pending"
-                },
-                last_error: purge.last_error.as_ref(),
-            }),
-            faults: self.faults(link),
-            can_purge: link.is_marked(),
-            can_undo: link.can_be_taken_back(),
-        }
+        json(status, &View::of(link, &self.public.rounds))
     }
 }
-
-/// Where a name leads inside the operator's network is no business of a site's.
-fn discreet(finding: Finding) -> Finding {
-    match finding.code {
-        "address_not_public" | "instance_address_not_public" => Finding {
-            message: PRIVATE.to_owned(),
-            hint: Some(PRIVATE_HINT.to_owned()),
-            ..finding
-        },
-        _ => finding,
-    }
-}
-
-fn discreet_problem(problem: &DeliveryProblem) -> Cow<'_, DeliveryProblem> {
-    if problem.code != "address_not_public" {
-        return Cow::Borrowed(problem);
-    }
-    Cow::Owned(DeliveryProblem {
-        message: PRIVATE.to_owned(),
-        hint: PRIVATE_HINT.to_owned(),
-        ..problem.clone()
-    })
-}
-
-const PRIVATE: &str = "its name leads to an address that is not public";
-const PRIVATE_HINT: &str =
-    "if the instance lives in a private network, the operator of the relay can allow that";
 
 /// An entry about what a Jira admin does.
 pub(super) fn audit(arrival: &Arrival, caller: &Caller, action: &str) -> AuditEntry {

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     domain::{Installation, LifecycleEventKind, Link},
-    exchange::{Arrival, json, parse_json, read_body},
+    exchange::{Arrival, json, parse_json, read_small_body},
     gitlab::ask::AskError,
     jira::toolchain::{self, Slice},
     jwt::Target,
@@ -95,14 +95,7 @@ pub(super) async fn associate(
     }
 
     let (head, body) = request.into_parts();
-    let limits = &public.limits;
-    let body = read_body(
-        body,
-        &head.headers,
-        limits.body_max_bytes,
-        limits.receive_timeout,
-    )
-    .await?;
+    let body = read_small_body(body, &head.headers, &public.limits).await?;
     let form = is_form(&head.headers).then(|| String::from_utf8_lossy(&body).into_owned());
     let (target, asking) = asked(public, &head, form.as_deref(), arrival, Bound::Request)?;
     let id = match target.query("id") {

@@ -162,16 +162,7 @@ async fn a_command_that_gets_no_answer_says_why() {
         (vec!["links", "add"], 64, "required"),
         (vec!["audit", "--limit", "0"], 1, "limit_malformed"),
     ] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_jira-connect-proxy"));
-        command
-            .env_clear()
-            .env("JIRA_CONNECT_PROXY_ADMIN_URL", relay.settings.admin_url())
-            .env("JIRA_CONNECT_PROXY_ADMIN_TOKEN_FILE", "admin-token")
-            .current_dir(&relay.settings.folder)
-            .args(&arguments);
-        let output = tokio::task::spawn_blocking(move || command.output().expect("runs"))
-            .await
-            .expect("task");
+        let output = relay.command_line(&arguments).await;
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
         assert!(text.contains(expected), "{arguments:?}: {text}");

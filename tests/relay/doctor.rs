@@ -1,7 +1,5 @@
 //! `doctor` finds each fault, on the rung where it is, and says what to do.
 
-use std::process::Command;
-
 use jiff::SignedDuration;
 use serde_json::{Value, json};
 
@@ -297,16 +295,7 @@ async fn the_command_ends_with_what_it_found() {
     let instance = FakeInstance::start(&relay.url(), "").await;
     relay.link("tenant", &instance.url()).await;
     let run = async |arguments: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_jira-connect-proxy"));
-        command
-            .env_clear()
-            .env("JIRA_CONNECT_PROXY_ADMIN_URL", relay.settings.admin_url())
-            .env("JIRA_CONNECT_PROXY_ADMIN_TOKEN_FILE", "admin-token")
-            .current_dir(&relay.settings.folder)
-            .args(arguments);
-        let output = tokio::task::spawn_blocking(move || command.output().expect("runs"))
-            .await
-            .expect("task");
+        let output = relay.command_line(arguments).await;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         (output.status.code(), text)
     };

@@ -4,7 +4,7 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -235,6 +235,20 @@ impl TestRelay {
         .await
         .map(checked)
         .expect("an answer from the admin listener")
+    }
+
+    /// A command of the program's against this relay.
+    pub async fn command_line(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_jira-connect-proxy"));
+        command
+            .env_clear()
+            .env("JIRA_CONNECT_PROXY_ADMIN_URL", self.settings.admin_url())
+            .env("JIRA_CONNECT_PROXY_ADMIN_TOKEN_FILE", "admin-token")
+            .current_dir(&self.settings.folder)
+            .args(arguments);
+        tokio::task::spawn_blocking(move || command.output().expect("the program runs"))
+            .await
+            .expect("task")
     }
 
     pub async fn links(&self) -> Vec<Value> {

@@ -1,0 +1,108 @@
+//! A link as the page inside Jira shows it, and what of it is no business of a site's.
+
+use std::borrow::Cow;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::{
+    domain::{Link, LinkId, link::DeliveryProblem},
+    gitlab::probe::{Finding, Verdict},
+    rounds::Rounds,
+};
+
+/// A link as the page shows it. Never a secret.
+#[derive(Serialize)]
+pub(super) struct View<'a> {
+    id: LinkId,
+    instance_url: &'a str,
+    state: &'static str,
+    gitlab_version: Option<&'a str>,
+    last_seen_at: Option<Timestamp>,
+    created_at: Timestamp,
+    attempts: u32,
+    next_attempt_at: Option<Timestamp>,
+    last_error: Option<Cow<'a, DeliveryProblem>>,
+    purge: Option<PurgeView<'a>>,
+    can_purge: bool,
+    can_undo: bool,
+    /// What the last look at the instance found broken.
+    faults: Vec<Fault>,
+}
+
+#[derive(Serialize)]
+struct Fault {
+    #[serde(flatten)]
+    finding: Finding,
+    id: Option<String>,
+}
+
+#[derive(Serialize)]
+struct PurgeView<'a> {
+    state: &'static str,
+    last_error: Option<&'a DeliveryProblem>,
+}
+
+impl<'a> View<'a> {
+    /// How the page shows it, with what the last round found out about its instance.
+    pub(super) fn of(link: &'a Link, rounds: &Rounds) -> Self {
+        Self {
+            id: link.id,
+            instance_url: link.instance_url.as_str(),
+            state: link.state().as_str(),
+            gitlab_version: link.gitlab_version.as_deref(),
+            last_seen_at: link.last_seen_at,
+            created_at: link.created_at,
+            attempts: link.attempts,
+            next_attempt_at: (!link.is_settled()).then_some(link.next_attempt_at),
+            last_error: link.last_error.as_ref().map(discreet_problem),
+            purge: link.purge.as_ref().map(|purge| PurgeView {
+                state: purge.state(),
+                last_error: purge.last_error.as_ref(),
+            }),
+            faults: faults(link, rounds),
+            can_purge: link.is_marked(),
+            can_undo: link.can_be_taken_back(),
+        }
+    }
+}
+
+fn faults(link: &Link, rounds: &Rounds) -> Vec<Fault> {
+    let health = rounds.health(&link.instance_url);
+    let health = health.filter(|_| link.is_settled());
+    let faults = health.iter().flat_map(|health| &health.faults);
+    let broken = faults.filter(|step| step.finding.verdict == Verdict::Fail);
+    broken
+        .map(|step| Fault {
+            finding: discreet(step.finding.clone()),
+            id: None,
+        })
+        .collect()
+}
+
+/// Where a name leads inside the operator's network is no business of a site's.
+pub(super) fn discreet(finding: Finding) -> Finding {
+    match finding.code {
+        "address_not_public" | "instance_address_not_public" => Finding {
+            message: PRIVATE.to_owned(),
+            hint: Some(PRIVATE_HINT.to_owned()),
+            ..finding
+        },
+        _ => finding,
+    }
+}
+
+fn discreet_problem(problem: &DeliveryProblem) -> Cow<'_, DeliveryProblem> {
+    if problem.code != "address_not_public" {
+        return Cow::Borrowed(problem);
+    }
+    Cow::Owned(DeliveryProblem {
+        message: PRIVATE.to_owned(),
+        hint: PRIVATE_HINT.to_owned(),
+        ..problem.clone()
+    })
+}
+
+const PRIVATE: &str = "its name leads to an address that is not public";
+const PRIVATE_HINT: &str =
+    "if the instance lives in a private network, the operator of the relay can allow that";
