@@ -144,7 +144,7 @@ impl Story {
             "Jira sends `uninstalled` once and never again. The relay takes it at once, and keeps trying \
              whoever does not answer.",
         );
-        self.stage.b.go_down().await?;
+        self.stage.b.go_down().await;
         self.tell.party("GitLab B");
         self.tell.detail("down", "nobody listens on its port");
         self.jira_tells("uninstalled", None).await?;

@@ -64,6 +64,12 @@ impl FakeServer {
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
+
+    /// Ends the server. When this returns, its port is closed: dropping only asks for that.
+    pub async fn stop(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
+    }
 }
 
 impl Drop for FakeServer {

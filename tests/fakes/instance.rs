@@ -117,8 +117,10 @@ impl FakeInstance {
     }
 
     /// The instance dies: its port is closed.
-    pub fn go_down(&mut self) {
-        self.server = None;
+    pub async fn go_down(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.stop().await;
+        }
     }
 
     /// It comes (back), on the same port.

@@ -90,7 +90,7 @@ async fn an_operator_runs_a_relay_by_the_command_line() {
     printed(&relay, &["links", "resend", &url], 0).await;
 
     // The instance dies: its cause, its cure and the id are on the one screen, and a wait for it ends.
-    instance.go_down();
+    instance.go_down().await;
     let failed = printed(&relay, &["links", "resend", &url], 1).await;
     assert!(
         failed.contains("connection_failed") && failed.contains("firewalls"),

@@ -127,7 +127,7 @@ async fn each_fault_of_an_instance_is_found_on_its_rung() {
         (rung.to_owned(), code.to_owned())
     };
     let is = |rung: &str, code: &str| (rung.to_owned(), code.to_owned());
-    instance.go_down();
+    instance.go_down().await;
     assert_eq!(
         broken(&look(&relay, &url).await),
         is("tcp", "connection_failed")

@@ -107,7 +107,7 @@ async fn an_instance_that_was_down_during_the_uninstall_hears_of_it() {
     let base = relay.app_base_url();
     jira.installed(&base, SECRET).await;
     relay.link("tenant", &instance.url()).await;
-    instance.go_down();
+    instance.go_down().await;
     jira.uninstalled(&base).await;
     relay
         .until_links("a failed attempt", |links| {

@@ -21,7 +21,7 @@ async fn an_instance_that_is_down_gets_it_when_it_is_up_and_delays_nobody() {
     let (_jira, relay) = installed().await;
     let mut down = FakeInstance::start(&relay.url(), "").await;
     let up = FakeInstance::start(&relay.url(), "").await;
-    down.go_down();
+    down.go_down().await;
     let link = relay.link("tenant", &down.url()).await;
     assert_eq!(
         (&link["state"], &link["last_error"]["code"]),
@@ -249,7 +249,7 @@ async fn a_removal_can_be_taken_back_while_the_instance_is_down() {
     let (_jira, relay) = installed().await;
     let mut instance = FakeInstance::start(&relay.url(), "").await;
     let link = relay.link("tenant", &instance.url()).await;
-    instance.go_down();
+    instance.go_down().await;
     let path = format!("/api/v1/links/{}", link["id"].as_str().expect("id"));
     relay.admin("DELETE", &path, None, 202).await;
     let again = relay.link("tenant", &instance.url()).await;
@@ -463,7 +463,7 @@ async fn a_reload_leaves_what_is_under_way_alone() {
     let (_jira, mut relay) = installed().await;
     let mut instance = FakeInstance::start(&relay.url(), "").await;
     relay.link("tenant", &instance.url()).await;
-    instance.go_down();
+    instance.go_down().await;
     let moved = relay.url().replace("127.0.0.1", "localhost");
     relay.settings.set("PUBLIC__URL", &moved);
     relay.restart().await;

@@ -697,7 +697,7 @@ async fn checks_tell_what_is_wrong_before_there_is_a_link() {
         check(&url, "public_key").await,
         is("fail", "events_refused")
     );
-    instance.go_down();
+    instance.go_down().await;
     for name in [
         "reachable",
         "gitlab",
@@ -796,7 +796,7 @@ async fn groups_are_listed_and_unlinked_and_the_browser_gets_a_token_of_the_link
         .admin("POST", &format!("{path}/sign_in"), None, 409)
         .await;
     assert_eq!(missing["error"]["code"], "oauth_application_missing");
-    instance.go_down();
+    instance.go_down().await;
     let down = stage
         .admin("GET", &format!("{path}/groups"), None, 502)
         .await;
@@ -876,7 +876,7 @@ async fn tools_that_know_gitlabs_proxy_find_the_one_instance() {
     let (status, body) = put("admin", Value::Null).await;
     assert_eq!(status, 422, "{body}");
     assert_eq!(shown().await, is(&second.url()));
-    first.go_down();
+    first.go_down().await;
     let link = stage.relay.links().await[1]["id"]
         .as_str()
         .expect("id")
