@@ -44,7 +44,7 @@ pub struct DialSettings {
 struct Pools {
     configured: Pool<Connector, Full<Bytes>>,
     named: Pool<Connector, Full<Bytes>>,
-    allow_private: bool,
+    settings: DialSettings,
 }
 
 /// Who named the address.
@@ -82,6 +82,13 @@ impl Client {
     /// Dials by other settings from now on. No connection that was judged by the old ones is used again.
     pub fn reconfigure(&self, settings: &DialSettings) {
         self.0.store(Arc::new(Pools::new(settings)));
+    }
+
+    /// One that dials in the same way and has no connections yet, for questions about the connection itself: a pooled
+    /// one that the peer has just closed breaks under the next request, which says nothing about the peer.
+    #[must_use]
+    pub fn afresh(&self) -> Self {
+        Self::new(&self.0.load().settings)
     }
 
     /// Sends a request and returns the answer as soon as its head is there; the body is still to be read.
@@ -130,7 +137,7 @@ impl Client {
     /// Resolves a host as a call to it would, and tells if it may not be dialled. A name that can't be
     /// resolved is no refusal: that may be mended.
     pub async fn blocked_address(&self, host: &str, port: u16) -> Option<IpAddr> {
-        let allow_private = self.0.load().allow_private;
+        let allow_private = self.0.load().settings.allow_private;
         match connector::resolve(host, port, allow_private).await {
             Err(DialError::BlockedAddress { address, .. }) => Some(address),
             _ => None,
@@ -187,7 +194,7 @@ impl Pools {
         Self {
             configured: pool(true),
             named: pool(settings.allow_private),
-            allow_private: settings.allow_private,
+            settings: settings.clone(),
         }
     }
 

@@ -135,7 +135,8 @@ impl Doctor {
     pub async fn instance(&self, instance: &InstanceUrl, depth: Depth, now: Timestamp) -> Report {
         let links: Vec<Arc<Link>> = self.links_to(instance);
         let mut steps = Vec::new();
-        let reached = self.prober.look(instance, Check::Reachable, now).await;
+        let prober = &self.prober.afresh();
+        let reached = prober.look(instance, Check::Reachable, now).await;
         let broken = REACH
             .iter()
             .position(|(.., codes)| codes.contains(&reached.code));
@@ -166,7 +167,7 @@ impl Doctor {
             .into_iter()
             .filter(|(_, check)| depth == Depth::Whole || *check != Check::PublicKey);
         let checks = checks.map(|(rung, check)| async move {
-            let mut finding = self.prober.look(instance, check, now).await;
+            let mut finding = prober.look(instance, check, now).await;
             if let (Check::Gitlab, Verdict::Ok, Some(version)) = (check, finding.verdict, version) {
                 finding.message = format!("it is GitLab {version}");
             }

@@ -112,6 +112,15 @@ pub struct Finding {
 }
 
 impl Prober {
+    /// One for a look at the connection too.
+    #[must_use]
+    pub fn afresh(&self) -> Self {
+        Self {
+            client: self.client.afresh(),
+            ..self.clone()
+        }
+    }
+
     /// Makes one check.
     pub async fn look(&self, instance: &InstanceUrl, check: Check, now: Timestamp) -> Finding {
         if let Err(error) = self.policy.load().check(instance) {

@@ -258,7 +258,7 @@ impl<'a> Visit<'a> {
         let finding = match check {
             Wanted::OfUs(Ours::Address) => self.address(&instance_url).await,
             Wanted::Of(check) => {
-                let prober = &self.public.prober;
+                let prober = self.public.prober.afresh();
                 prober.look(&instance_url, check, self.arrival.now).await
             }
         };
