@@ -273,7 +273,20 @@ impl AdminParts {
 
     async fn audit(&self, query: Option<&str>) -> Result<Response<Full<Bytes>>, Reject> {
         let most = limit(query, AUDIT_DEFAULT, AUDIT_MAX)?;
-        json(StatusCode::OK, &self.store.audit(most).await?)
+        let before = parameter(query, "before").map(|text| {
+            text.parse::<u64>().map_err(|_| {
+                Reject::new(
+                    RejectKind::Malformed,
+                    "before_malformed",
+                    "before is the number of an entry",
+                    "leave it out for the newest entries",
+                )
+            })
+        });
+        json(
+            StatusCode::OK,
+            &self.store.audit(before.transpose()?, most).await?,
+        )
     }
 
     fn audit_entry(arrival: &Arrival, action: &str) -> AuditEntry {

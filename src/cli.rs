@@ -136,11 +136,15 @@ pub(crate) enum Command {
     /// Show who changed what, newest first.
     #[command(after_help = "Examples:
   jira-connect-proxy audit
-  jira-connect-proxy audit --limit 1000 --json")]
+  jira-connect-proxy audit --limit 1000 --json
+  jira-connect-proxy audit verify")]
+    #[command(args_conflicts_with_subcommands = true)]
     Audit {
         /// How many entries, 1 to 10000.
         #[arg(long, default_value_t = 50)]
         limit: usize,
+        #[command(subcommand)]
+        command: Option<audit::Command>,
     },
     /// Find out what ails an instance, or the relay itself, and what to do about it.
     ///
@@ -250,7 +254,7 @@ pub(crate) async fn run(
         Command::Links(command) => links::run(command, &api, json).await,
         Command::Keys(command) => keys::run(command, &api, json).await,
         Command::Spool(command) => spool::run(command, &api, json).await,
-        Command::Audit { limit } => audit::show(&api, limit, json).await,
+        Command::Audit { limit, command } => audit::run(command, limit, &api, json).await,
         Command::Doctor { instance_url, all } => {
             doctor::run(&api, instance_url.as_deref(), all, json).await
         }

@@ -18,7 +18,7 @@ pub mod origin;
 pub mod secret;
 pub mod spooled;
 
-pub use audit::{Actor, AuditEntry};
+pub use audit::{Actor, AuditEntry, AuditHead, ChainedEntry};
 pub use client_key::ClientKey;
 pub use event::{LifecycleEvent, LifecycleEventKind};
 pub use installation::{Installation, InstallationState};

@@ -22,7 +22,7 @@
 //! - [`store`]: what is known, durably; the only place that names an engine
 //! - [`domain`]: the words of the product as types
 //! - [`config`], [`reject`], [`metrics`], [`telemetry`], [`secret_file`], [`clock`], [`backoff`], [`body`],
-//!   [`lock`]: what everybody stands on
+//!   [`digest`], [`lock`]: what everybody stands on
 
 pub mod admin;
 pub mod backoff;
@@ -30,6 +30,7 @@ pub mod body;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod digest;
 pub mod doctor;
 pub mod domain;
 pub mod exchange;

@@ -9,6 +9,7 @@
 
 mod bodies;
 mod committer;
+mod migrate;
 mod records;
 mod seal;
 mod sled;
@@ -26,8 +27,8 @@ use zeroize::Zeroizing;
 use crate::{
     config::StoreConfig,
     domain::{
-        AuditEntry, ClientKey, InstallKeyRecord, Installation, Link, LinkId, SigningKeyRecord,
-        SpoolId, SpooledWrite,
+        AuditEntry, ChainedEntry, ClientKey, InstallKeyRecord, Installation, Link, LinkId,
+        SigningKeyRecord, SpoolId, SpooledWrite,
     },
     metrics::Metrics,
     reject::{Reject, RejectKind},
@@ -42,7 +43,7 @@ use tables::Tables;
 pub use transaction::{StoreFull, Transaction};
 
 /// The form of what is stored. A store with a higher number was written by a newer relay.
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
 
 /// A handle on the store; cheap to clone.
 #[derive(Clone)]
@@ -380,10 +381,18 @@ impl Store {
             .await
     }
 
-    /// The newest entries of the audit trail, newest first.
-    pub async fn audit(&self, most: usize) -> Result<Vec<AuditEntry>, StoreError> {
+    /// Entries of the audit trail, newest first: all, or those with numbers below `before`.
+    pub async fn audit(
+        &self,
+        before: Option<u64>,
+        most: usize,
+    ) -> Result<Vec<ChainedEntry>, StoreError> {
         let (reply, result) = oneshot::channel();
-        let job = Job::ReadAudit { most, reply };
+        let job = Job::ReadAudit {
+            before,
+            most,
+            reply,
+        };
         self.jobs.send(job).await.map_err(|_| StoreError::Closed)?;
         result.await.map_err(|_| StoreError::Closed)?
     }

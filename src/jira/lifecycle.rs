@@ -8,6 +8,7 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use crate::{
+    digest::sha256_hex,
     domain::{
         Actor, AuditEntry, ClientKey, Installation, InstanceUrl, JiraBaseUrl, JiraSites,
         LifecycleEvent, LifecycleEventKind, LinkMode, SharedSecret,
@@ -17,7 +18,7 @@ use crate::{
         secret::{NoRandomness, SharedSecretError},
     },
     exchange::parse_json,
-    jwt::{lifecycle::LifecycleClaims, token::hex_digest},
+    jwt::lifecycle::LifecycleClaims,
     linking,
     reject::{Reject, RejectKind},
     store::{StoreFull, Transaction},
@@ -159,7 +160,7 @@ impl LifecycleCall {
         Ok(Self {
             client_key,
             change,
-            body_digest: hex_digest(body),
+            body_digest: sha256_hex(body),
         })
     }
 

@@ -15,10 +15,8 @@ use percent_encoding::{
 };
 use subtle::ConstantTimeEq;
 
-use super::{
-    target::{Parameter, TOKEN_PARAMETER, Target, is_dot_segment},
-    token::hex_digest,
-};
+use super::target::{Parameter, TOKEN_PARAMETER, Target, is_dot_segment};
+use crate::digest::sha256_hex;
 
 /// Whose canonical form. They differ in path escapes, trailing slashes and repeated parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,7 +197,7 @@ impl Qsh {
 
     /// Hashes a canonical form.
     pub fn of(canonical: &str) -> Self {
-        Self(hex_digest(canonical.as_bytes()))
+        Self(sha256_hex(canonical.as_bytes()))
     }
 
     /// The hash as the `qsh` claim has it.

@@ -5,10 +5,10 @@ use std::fmt;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{HeaderMap, header};
 use jiff::Timestamp;
-use ring::digest::{SHA256, digest};
 use serde::Deserialize;
 
 use super::{VerifyError, qsh};
+use crate::digest::sha256_hex;
 
 /// Longer tokens are refused before any work. The newest GitLab draws the same line
 /// (GitLab `lib/atlassian/jira_connect/jwt_validator.rb`).
@@ -118,7 +118,7 @@ impl UnverifiedToken {
     /// SHA-256 of what is signed, hex: the same for every way to write the same token.
     pub(super) fn digest(&self) -> String {
         let signed = self.text.rsplit_once('.').map_or("", |(signed, _)| signed);
-        hex_digest(signed.as_bytes())
+        sha256_hex(signed.as_bytes())
     }
 }
 
@@ -175,18 +175,6 @@ impl Claims {
             })
         }
     }
-}
-
-/// SHA-256 in lower-case hex.
-pub fn hex_digest(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or_default();
-    let digest = digest(&SHA256, bytes);
-    let mut hex = [0; 64];
-    for (pair, byte) in hex.chunks_exact_mut(2).zip(digest.as_ref()) {
-        pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 0xf)]);
-    }
-    String::from_utf8_lossy(&hex).into_owned()
 }
 
 fn decode<T: for<'de> Deserialize<'de>>(part: &str, what: &'static str) -> Result<T, VerifyError> {

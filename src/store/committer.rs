@@ -11,12 +11,16 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     OpenError, Sealer, StoreError, TransactError,
-    records::{AUDIT, Opened, open, seal_batch, unseal},
+    records::{Opened, audit_before, audit_id, open, seal_batch, unseal},
     sled::{Engine, EngineError, caught},
     tables::Tables,
     transaction::{Transaction, Written},
 };
-use crate::{config::StoreConfig, domain::AuditEntry, metrics::Metrics};
+use crate::{
+    config::StoreConfig,
+    domain::{AuditEntry, AuditHead, ChainedEntry, ClientKey},
+    metrics::Metrics,
+};
 
 /// Transactions that share one sync at the most.
 const BATCH_MAX: usize = 512;
@@ -30,8 +34,10 @@ pub(super) enum Job {
     Transact(Work),
     /// Newest entries first.
     ReadAudit {
+        /// Only those with lower numbers.
+        before: Option<u64>,
         most: usize,
-        reply: oneshot::Sender<Result<Vec<AuditEntry>, StoreError>>,
+        reply: oneshot::Sender<Result<Vec<ChainedEntry>, StoreError>>,
     },
     /// The last job.
     Close,
@@ -90,8 +96,12 @@ impl Committer {
             for job in batch.drain(..) {
                 match job {
                     Job::Transact(work) => transactions.push(work),
-                    Job::ReadAudit { most, reply } => {
-                        let _ = reply.send(self.read_audit(most));
+                    Job::ReadAudit {
+                        before,
+                        most,
+                        reply,
+                    } => {
+                        let _ = reply.send(self.read_audit(before, most));
                     }
                     Job::Close => closing = true,
                 }
@@ -140,13 +150,14 @@ impl Committer {
         }
     }
 
-    fn write(&mut self, batch: Written, transactions: usize) -> Result<(), StoreError> {
+    fn write(&mut self, mut batch: Written, transactions: usize) -> Result<(), StoreError> {
         let Some(opened) = &mut self.engine else {
             return Err(StoreError::Closed);
         };
         let timer = self.metrics.store_flush.start_timer();
         let entries_max = self.config.audit_entries_max;
-        let committed = seal_batch(&self.sealer, &batch, opened.audit_next, entries_max)
+        let audit = chain(opened.audit_head.clone(), batch.audit.drain(..));
+        let committed = seal_batch(&self.sealer, &batch, &audit, entries_max)
             .map_err(|error| error.to_string())
             .and_then(|sealed| {
                 opened
@@ -173,7 +184,10 @@ impl Committer {
         timer.observe_duration();
         self.metrics.store_batch.observe(transactions as f64);
         self.metrics.store_writable.set(1);
-        opened.audit_next += batch.audit.len() as u64;
+        if let Some(last) = audit.last() {
+            opened.audit_head = Some(last.head());
+        }
+        audit.iter().for_each(tell);
         opened.namespaces.extend(batch.namespaces);
         let links_changed = batch.links_changed;
         self.tables.publish(batch.changes);
@@ -205,11 +219,16 @@ impl Committer {
         open(&self.config, lock, &self.sealer, &self.tables)
     }
 
-    fn read_audit(&mut self, most: usize) -> Result<Vec<AuditEntry>, StoreError> {
+    fn read_audit(
+        &mut self,
+        before: Option<u64>,
+        most: usize,
+    ) -> Result<Vec<ChainedEntry>, StoreError> {
         self.reopen_if_needed();
         let opened = self.engine.as_ref().ok_or(StoreError::Closed)?;
+        let end = audit_id(before.unwrap_or(u64::MAX));
         let read = || {
-            let pairs = opened.engine.scan(AUDIT.as_bytes()).rev().take(most);
+            let pairs = opened.engine.range(audit_before(&end)).rev().take(most);
             pairs
                 .map(|pair| {
                     let (key, value) = pair.map_err(|error| error.to_string())?;
@@ -221,4 +240,29 @@ impl Committer {
             .unwrap_or_else(|error| Err(error.to_string()))
             .map_err(StoreError::Unreadable)
     }
+}
+
+fn chain(
+    mut head: Option<AuditHead>,
+    entries: impl Iterator<Item = AuditEntry>,
+) -> Vec<ChainedEntry> {
+    let chained = entries.map(|entry| {
+        let chained = ChainedEntry::after(head.as_ref(), entry);
+        head = Some(chained.head());
+        chained
+    });
+    chained.collect()
+}
+
+/// The log usually leaves the machine: with the hash in it, nobody who holds the store can rewrite the trail unseen.
+fn tell(chained: &ChainedEntry) {
+    tracing::info!(
+        number = chained.number,
+        hash = chained.hash,
+        action = chained.entry.action,
+        client_key = chained.entry.client_key.as_ref().map(ClientKey::as_str),
+        link_id = chained.entry.link_id.map(tracing::field::display),
+        request_id = chained.entry.request_id,
+        "audit trail"
+    );
 }

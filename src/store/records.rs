@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    ops::Bound,
     sync::Arc,
 };
 
@@ -10,16 +11,20 @@ use zeroize::Zeroizing;
 
 use super::{
     OpenError, SCHEMA, SealError, Sealer,
+    migrate::migrate,
     sled::{Change, Engine, EngineError, Lock, caught},
     tables::{Changes, Record, Tables},
     transaction::Written,
 };
 use crate::{
     config::StoreConfig,
-    domain::{InstallKeyRecord, Installation, Link, Namespace, SigningKeyRecord, SpooledWrite},
+    domain::{
+        AuditHead, ChainedEntry, InstallKeyRecord, Installation, Link, Namespace, SigningKeyRecord,
+        SpooledWrite,
+    },
 };
 
-const SCHEMA_KEY: &[u8] = b"m/schema";
+pub(super) const SCHEMA_KEY: &[u8] = b"m/schema";
 const KEY_CHECK: &str = "m/key-check";
 const PROBE: &str = "m/probe";
 pub(super) const AUDIT: &str = "a/";
@@ -29,8 +34,8 @@ const NAMESPACE: &str = "n/";
 pub(super) struct Opened {
     pub(super) engine: Engine,
     pub(super) namespaces: HashSet<Namespace>,
-    /// Number of the next audit entry.
-    pub(super) audit_next: u64,
+    /// Where the audit trail ends.
+    pub(super) audit_head: Option<AuditHead>,
 }
 
 /// Opens the engine, checks that schema and key are ours, and fills the tables.
@@ -92,6 +97,7 @@ fn read(
                     key_file: config.key_file.clone(),
                 });
             }
+            migrate(&mut engine, sealer, found).map_err(damaged)?;
         }
         _ => return Err(damaged("its schema or its key check is missing".to_owned())),
     }
@@ -112,39 +118,36 @@ fn read(
             .ok_or_else(|| damaged("a namespace is unreadable".to_owned()))?;
         namespaces.insert(namespace);
     }
-    let audit_next = next_audit_number(&mut engine, config).map_err(damaged)?;
+    let audit_head = audit_head(&mut engine, sealer, config).map_err(damaged)?;
     Ok(Opened {
         engine,
         namespaces,
-        audit_next,
+        audit_head,
     })
 }
 
 /// Where the audit trail goes on. Entries beyond the limit, which may have been lowered, are dropped.
-fn next_audit_number(engine: &mut Engine, config: &StoreConfig) -> Result<u64, String> {
-    let number = |key: &[u8]| {
-        key.get(AUDIT.len()..)
-            .and_then(|hex| std::str::from_utf8(hex).ok())
-            .and_then(|hex| u64::from_str_radix(hex, 16).ok())
-            .ok_or_else(|| "the audit trail is unreadable".to_owned())
-    };
+fn audit_head(
+    engine: &mut Engine,
+    sealer: &Sealer,
+    config: &StoreConfig,
+) -> Result<Option<AuditHead>, String> {
     let text = |error: EngineError| error.to_string();
-    let next = match engine.scan(AUDIT.as_bytes()).next_back() {
-        None => return Ok(0),
-        Some(pair) => number(&pair.map_err(text)?.0)? + 1,
+    let Some(last) = engine.scan(AUDIT.as_bytes()).next_back() else {
+        return Ok(None);
     };
+    let (key, value) = last.map_err(text)?;
+    let last: ChainedEntry = unseal(sealer, &String::from_utf8_lossy(&key), &value)?;
+    let head = last.head();
+    let kept_from = (head.number + 1).saturating_sub(config.audit_entries_max as u64);
     let mut surplus = Vec::new();
-    for pair in engine.scan(AUDIT.as_bytes()) {
-        let (key, _) = pair.map_err(text)?;
-        if number(&key)?.saturating_add(config.audit_entries_max as u64) >= next {
-            break;
-        }
-        surplus.push((key.to_vec(), None));
+    for pair in engine.range(audit_before(&audit_id(kept_from))) {
+        surplus.push((pair.map_err(text)?.0.to_vec(), None));
     }
     if !surplus.is_empty() {
         engine.commit(surplus).map_err(text)?;
     }
-    Ok(next)
+    Ok(Some(head))
 }
 
 fn load<R: Record>(engine: &Engine, sealer: &Sealer, changes: &mut Changes) -> Result<(), String> {
@@ -163,7 +166,7 @@ fn load<R: Record>(engine: &Engine, sealer: &Sealer, changes: &mut Changes) -> R
 pub(super) fn seal_batch(
     sealer: &Sealer,
     batch: &Written,
-    audit_next: u64,
+    audit: &[ChainedEntry],
     audit_entries_max: usize,
 ) -> Result<Vec<Change>, SealError> {
     let mut sealed = Vec::new();
@@ -183,9 +186,9 @@ pub(super) fn seal_batch(
         let id = format!("{NAMESPACE}{}", namespace.as_str());
         sealed.push((id.into_bytes(), Some(Vec::new())));
     }
-    for (number, entry) in (audit_next..).zip(&batch.audit) {
-        sealed.push(seal_one(sealer, audit_id(number), entry)?);
-        if let Some(old) = number.checked_sub(audit_entries_max as u64) {
+    for entry in audit {
+        sealed.push(seal_one(sealer, audit_id(entry.number), entry)?);
+        if let Some(old) = entry.number.checked_sub(audit_entries_max as u64) {
             sealed.push((audit_id(old).into_bytes(), None));
         }
     }
@@ -210,7 +213,7 @@ fn seal_table<R: Record>(
     Ok(())
 }
 
-fn seal_one(
+pub(super) fn seal_one(
     sealer: &Sealer,
     id: String,
     record: &impl serde::Serialize,
@@ -231,7 +234,15 @@ pub(super) fn unseal<T: DeserializeOwned>(
     serde_json::from_slice(&plain).map_err(|_| format!("{id}: its content makes no sense"))
 }
 
+/// The audit entries with lower numbers.
+pub(super) fn audit_before(id: &str) -> (Bound<&[u8]>, Bound<&[u8]>) {
+    (
+        Bound::Included(AUDIT.as_bytes()),
+        Bound::Excluded(id.as_bytes()),
+    )
+}
+
 /// Fixed width, so that the order of keys is the order of entries.
-fn audit_id(number: u64) -> String {
+pub(super) fn audit_id(number: u64) -> String {
     format!("{AUDIT}{number:016x}")
 }

@@ -1,5 +1,6 @@
 //! Sealing: what lies on disk can be read and changed only by who holds the store key.
 
+use arc_swap::ArcSwap;
 use ring::{
     aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
     hkdf::{HKDF_SHA256, Prk, Salt},
@@ -14,9 +15,17 @@ const FORM: u8 = 1;
 ///
 /// Each record id has its own AES-256-GCM key (HKDF-SHA256 of the store key), so random 96-bit nonces stay
 /// safe however long a store lives, and a record moved under another id does not open.
+///
+/// While a store gets a new key, what the old one sealed opens as well.
 pub struct Sealer {
-    prk: Prk,
+    keys: ArcSwap<Keys>,
     random: SystemRandom,
+}
+
+#[derive(Clone)]
+struct Keys {
+    current: Prk,
+    previous: Option<Prk>,
 }
 
 /// A record could not be sealed or opened.
@@ -36,10 +45,31 @@ impl Sealer {
 
     /// Seals under this key.
     pub fn new(key: &[u8; Self::KEY_BYTES]) -> Self {
+        let keys = Keys {
+            current: extract(key),
+            previous: None,
+        };
         Self {
-            prk: Salt::new(HKDF_SHA256, b"jira-connect-proxy store").extract(key),
+            keys: ArcSwap::from_pointee(keys),
             random: SystemRandom::new(),
         }
+    }
+
+    /// Seals under another key from now on, and opens what either sealed.
+    pub fn change_key(&self, key: &[u8; Self::KEY_BYTES]) {
+        let current = extract(key);
+        self.keys.rcu(|keys| Keys {
+            current: current.clone(),
+            previous: Some(keys.current.clone()),
+        });
+    }
+
+    /// The key before the current one opens nothing any more.
+    pub fn forget_previous_key(&self) {
+        self.keys.rcu(|keys| Keys {
+            previous: None,
+            ..Keys::clone(keys)
+        });
     }
 
     /// Form byte, nonce, ciphertext with tag.
@@ -50,8 +80,8 @@ impl Sealer {
         sealed.push(FORM);
         sealed.extend_from_slice(&nonce);
         let mut text = Zeroizing::new(plain.to_vec());
-        let tag = self
-            .key(id)?
+        let tag = record_key(&self.keys.load().current, id)
+            .ok_or(SealError::Seal)?
             .seal_in_place_separate_tag(
                 Nonce::assume_unique_for_key(nonce),
                 Aad::from(id),
@@ -65,27 +95,41 @@ impl Sealer {
 
     /// The plain text of what [`Sealer::seal`] made for the same id.
     pub fn open(&self, id: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
-        let Some((&FORM, rest)) = sealed.split_first() else {
-            return Err(SealError::Open);
-        };
-        let (nonce, text) = rest.split_at_checked(NONCE_LEN).ok_or(SealError::Open)?;
-        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| SealError::Open)?;
-        let mut text = Zeroizing::new(text.to_vec());
-        let plain_bytes = self
-            .key(id)?
-            .open_in_place(nonce, Aad::from(id), text.as_mut_slice())
-            .map_err(|_| SealError::Open)?
-            .len();
-        text.truncate(plain_bytes);
-        Ok(text)
+        let keys = self.keys.load();
+        let previous = || open(keys.previous.as_ref()?, id, sealed);
+        open(&keys.current, id, sealed)
+            .or_else(previous)
+            .ok_or(SealError::Open)
     }
 
-    fn key(&self, id: &str) -> Result<LessSafeKey, SealError> {
-        self.prk
-            .expand(&[id.as_bytes()], &AES_256_GCM)
-            .map(|okm| LessSafeKey::new(UnboundKey::from(okm)))
-            .map_err(|_| SealError::Seal)
+    /// Whether the current key opens it.
+    pub fn is_current(&self, id: &str, sealed: &[u8]) -> bool {
+        open(&self.keys.load().current, id, sealed).is_some()
     }
+}
+
+fn extract(key: &[u8; Sealer::KEY_BYTES]) -> Prk {
+    Salt::new(HKDF_SHA256, b"jira-connect-proxy store").extract(key)
+}
+
+fn record_key(prk: &Prk, id: &str) -> Option<LessSafeKey> {
+    let info = [id.as_bytes()];
+    let okm = prk.expand(&info, &AES_256_GCM).ok()?;
+    Some(LessSafeKey::new(UnboundKey::from(okm)))
+}
+
+fn open(prk: &Prk, id: &str, sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    let (&FORM, rest) = sealed.split_first()? else {
+        return None;
+    };
+    let (nonce, text) = rest.split_at_checked(NONCE_LEN)?;
+    let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+    let mut text = Zeroizing::new(text.to_vec());
+    let key = record_key(prk, id)?;
+    let plain = key.open_in_place(nonce, Aad::from(id), text.as_mut_slice());
+    let plain_bytes = plain.ok()?.len();
+    text.truncate(plain_bytes);
+    Some(text)
 }
 
 #[cfg(test)]
@@ -112,6 +156,26 @@ mod tests {
             flipped[cut] ^= 1;
             assert_eq!(sealer.open("link/1", &flipped), Err(SealError::Open));
         }
+    }
+
+    #[test]
+    fn a_new_key_takes_over_from_the_old_one() {
+        let sealer = Sealer::new(&[7; 32]);
+        let old = sealer.seal("a", b"x").expect("seal");
+        sealer.change_key(&[8; 32]);
+        let new = sealer.seal("a", b"y").expect("seal");
+        assert_eq!(sealer.open("a", &old).expect("open").as_slice(), b"x");
+        assert_eq!(sealer.open("a", &new).expect("open").as_slice(), b"y");
+        assert!(sealer.is_current("a", &new) && !sealer.is_current("a", &old));
+        sealer.forget_previous_key();
+        assert_eq!(sealer.open("a", &old), Err(SealError::Open));
+        assert_eq!(
+            Sealer::new(&[8; 32])
+                .open("a", &new)
+                .expect("open")
+                .as_slice(),
+            b"y"
+        );
     }
 
     #[test]

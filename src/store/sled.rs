@@ -13,6 +13,7 @@
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io,
+    ops::Bound,
     os::unix::fs::FileExt as _,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -126,6 +127,16 @@ impl Engine {
     ) -> impl DoubleEndedIterator<Item = Result<(sled::IVec, sled::IVec), EngineError>> {
         self.db
             .scan_prefix(prefix)
+            .map(|pair| pair.map_err(EngineError::from))
+    }
+
+    /// All records whose keys are in `range`, in order.
+    pub(super) fn range(
+        &self,
+        range: (Bound<&[u8]>, Bound<&[u8]>),
+    ) -> impl DoubleEndedIterator<Item = Result<(sled::IVec, sled::IVec), EngineError>> {
+        self.db
+            .range::<&[u8], _>(range)
             .map(|pair| pair.map_err(EngineError::from))
     }
 

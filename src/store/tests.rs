@@ -205,11 +205,11 @@ async fn the_audit_trail_is_bounded_and_newest_first() {
             .expect("audit");
     }
     let notes: Vec<_> = store
-        .audit(100)
+        .audit(None, 100)
         .await
         .expect("audit")
         .into_iter()
-        .filter_map(|entry| entry.note)
+        .filter_map(|chained| chained.entry.note)
         .collect();
     assert_eq!(notes, ["7", "6", "5", "4", "3"]);
     close(owner).await;
@@ -239,17 +239,17 @@ async fn a_store_that_is_not_ours_is_refused_and_left_alone() {
     std::fs::write(&key_file, key).expect("write");
     let mut engine = open_engine(&folder);
     engine
-        .commit(vec![(b"m/schema".to_vec(), Some(b"2".to_vec()))])
+        .commit(vec![(b"m/schema".to_vec(), Some(b"3".to_vec()))])
         .expect("commit");
     drop(engine);
     assert!(matches!(
         folder.open(),
-        Err(OpenError::NewerSchema { found: 2, .. })
+        Err(OpenError::NewerSchema { found: 3, .. })
     ));
     let mut engine = open_engine(&folder);
     engine
         .commit(vec![
-            (b"m/schema".to_vec(), Some(b"1".to_vec())),
+            (b"m/schema".to_vec(), Some(b"2".to_vec())),
             (b"i/tenant".to_vec(), Some(b"rubbish".to_vec())),
         ])
         .expect("commit");

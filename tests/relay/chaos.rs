@@ -218,5 +218,5 @@ fn missing(entities: &Value, promised: &[Promised]) -> Vec<String> {
 }
 
 fn sha256(text: &str) -> String {
-    jira_connect_proxy::jwt::token::hex_digest(text.as_bytes())
+    jira_connect_proxy::digest::sha256_hex(text.as_bytes())
 }

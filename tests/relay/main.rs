@@ -25,6 +25,7 @@ mod judges;
 mod keys;
 mod lifecycle;
 mod links;
+mod moving;
 mod operating;
 mod page;
 mod process;
