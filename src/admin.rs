@@ -6,6 +6,7 @@ mod keys;
 mod links;
 mod spool;
 mod status;
+mod store;
 
 pub use status::Standing;
 
@@ -77,6 +78,7 @@ pub struct AdminParts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Route {
     Audit,
+    Backup,
     Doctor,
     Health,
     Installations,
@@ -90,6 +92,7 @@ enum Route {
     Spool,
     SpoolRetry,
     Status,
+    StoreReseal,
 }
 
 impl Admin {
@@ -114,6 +117,8 @@ impl Admin {
             ("/api/v1/doctor", Route::Doctor),
             ("/api/v1/status", Route::Status),
             ("/api/v1/audit", Route::Audit),
+            ("/api/v1/backup", Route::Backup),
+            ("/api/v1/store/reseal", Route::StoreReseal),
         ] {
             router.insert(path, route)?;
         }
@@ -172,7 +177,7 @@ impl AdminParts {
         id: &str,
         request: Request<Incoming>,
         arrival: &Arrival,
-    ) -> Result<Response<Full<Bytes>>, Reject> {
+    ) -> Result<Response<Body>, Reject> {
         if !route.is_open() {
             self.authorise(request.headers())?;
         }
@@ -180,7 +185,10 @@ impl AdminParts {
             &Method::HEAD => &Method::GET,
             method => method,
         };
-        match (route, method) {
+        if let (Route::Backup, &Method::GET) = (route, method) {
+            return store::backup(self, arrival).await;
+        }
+        let answer = match (route, method) {
             (Route::Health, &Method::GET) => typed(StatusCode::OK, "text/plain", "ok\n"),
             (Route::Ready, &Method::GET) => self.ready(arrival).await,
             (Route::Metrics, &Method::GET) => self.metrics(),
@@ -199,8 +207,10 @@ impl AdminParts {
             (Route::Doctor, &Method::POST) => doctor::look(self, request, arrival).await,
             (Route::Status, &Method::GET) => status::show(self, arrival).await,
             (Route::Audit, &Method::GET) => self.audit(request.uri().query()).await,
+            (Route::StoreReseal, &Method::POST) => store::reseal(self, arrival).await,
             (route, _) => Err(Reject::method_not_allowed(route.methods())),
-        }
+        };
+        answer.map(|response| response.map(Body::from))
     }
 
     fn authorise(&self, headers: &HeaderMap) -> Result<(), Reject> {
@@ -301,6 +311,7 @@ impl Route {
     fn label(self) -> &'static str {
         match self {
             Self::Audit => "audit",
+            Self::Backup => "backup",
             Self::Doctor => "doctor",
             Self::Health => "healthz",
             Self::Installations => "installations",
@@ -314,6 +325,7 @@ impl Route {
             Self::Spool => "spool",
             Self::SpoolRetry => "spool/retry",
             Self::Status => "status",
+            Self::StoreReseal => "store/reseal",
         }
     }
 
@@ -325,7 +337,11 @@ impl Route {
         match self {
             Self::Link => "GET or DELETE",
             Self::Links => "GET or POST",
-            Self::Doctor | Self::KeysRotate | Self::LinkResend | Self::SpoolRetry => "POST",
+            Self::Doctor
+            | Self::KeysRotate
+            | Self::LinkResend
+            | Self::SpoolRetry
+            | Self::StoreReseal => "POST",
             _ => "GET",
         }
     }

@@ -5,6 +5,7 @@
 
 mod api;
 mod audit;
+mod backup;
 mod doctor;
 mod installations;
 mod keys;
@@ -163,6 +164,35 @@ pub(crate) enum Command {
         #[arg(long)]
         all: bool,
     },
+    /// Write everything that the relay keeps into one sealed file, while it runs.
+    ///
+    /// The file holds the store as it was at one moment, with the writes that wait for Jira. It opens only with the store
+    /// key (`store.key_file`), which is not in it: keep that elsewhere.
+    #[command(after_help = "Examples:
+  jira-connect-proxy backup /var/backups/jira-connect-proxy-2026-11-26.backup
+  jira-connect-proxy restore --verify /var/backups/jira-connect-proxy-2026-11-26.backup")]
+    Backup {
+        /// Where to. A file that is there is never replaced.
+        file: PathBuf,
+    },
+    /// Make a store from a backup, or prove that one could be made.
+    ///
+    /// Works without a relay, as its user. A store that is there is never replaced. Instances may have been told other
+    /// secrets since the backup was made, so the relay tells them all again once it is started.
+    #[command(after_help = "Examples:
+  jira-connect-proxy restore --verify relay.backup                      prove it, touch nothing
+  jira-connect-proxy restore relay.backup --config proxy.toml           make the store that the configuration names
+  jira-connect-proxy restore relay.backup --key-file store-key.retired-20261126T000000Z")]
+    Restore(backup::Restore),
+    /// Give the store a new key, while the relay runs.
+    ///
+    /// Everything in the store is sealed anew. The old key stays beside the new one for the backups that need it. When it
+    /// is cut, nothing is lost: run it again, or start the relay again. What the old key sealed may linger in freed
+    /// space of the disk: if the old key leaked, replace the secrets too (`links resend`, `keys rotate`, and update the
+    /// app in Jira).
+    #[command(after_help = "Examples:
+  jira-connect-proxy reseal")]
+    Reseal,
     /// Print a script that completes commands in a shell.
     #[command(after_help = "Examples:
   jira-connect-proxy completions bash > /etc/bash_completion.d/jira-connect-proxy
@@ -246,8 +276,11 @@ pub(crate) async fn run(
     remote: &Remote,
     config: &Config,
 ) -> anyhow::Result<bool> {
-    let api = Api::new(remote, config)?;
     let json = remote.json;
+    if let Command::Restore(wish) = command {
+        return backup::restore(wish, config, json).await;
+    }
+    let api = Api::new(remote, config)?;
     match command {
         Command::Status => status::show(&api, json).await,
         Command::Installations => installations::list(&api, json).await,
@@ -258,7 +291,13 @@ pub(crate) async fn run(
         Command::Doctor { instance_url, all } => {
             doctor::run(&api, instance_url.as_deref(), all, json).await
         }
-        Command::Serve | Command::Check | Command::Completions { .. } | Command::Man => Ok(true),
+        Command::Backup { file } => backup::backup(&api, &file, json).await,
+        Command::Reseal => backup::reseal(&api, json).await,
+        Command::Serve
+        | Command::Check
+        | Command::Completions { .. }
+        | Command::Man
+        | Command::Restore(_) => Ok(true),
     }
 }
 

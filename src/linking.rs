@@ -10,8 +10,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     domain::{
-        Actor, AuditEntry, ClientKey, InstanceUrl, Link, LinkId, LinkMode, SharedSecret,
-        link::Purge, secret::NoRandomness,
+        Actor, AuditEntry, ClientKey, InstanceUrl, LifecycleEventKind, Link, LinkId, LinkMode,
+        SharedSecret, link::Purge, secret::NoRandomness,
     },
     reject::{Reject, RejectKind},
     store::{StoreFull, Transaction},
@@ -302,6 +302,34 @@ pub fn resend(
     transaction.put_link(link.clone())?;
     transaction.audit(audit.about(&link));
     Ok(link)
+}
+
+/// Has `installed` delivered again to all of these links that want it, and tells how many they are. For a store that was
+/// restored: what instances were told since its backup was made is not known.
+pub fn deliver_again(
+    transaction: &mut Transaction<'_>,
+    ids: &[LinkId],
+    now: Timestamp,
+) -> Result<u64, NoRandomness> {
+    let mut count = 0;
+    for &id in ids {
+        let Some(link) = transaction.link(id) else {
+            continue;
+        };
+        if link.remove || link.desired.event != LifecycleEventKind::Installed {
+            continue;
+        }
+        let mut link = Link::clone(&link);
+        let fresh = match link.mode {
+            LinkMode::Relay => Some(SharedSecret::generate()?),
+            // Jira's own.
+            LinkMode::Direct => None,
+        };
+        link.want_installed(fresh, now);
+        transaction.replace_link(link);
+        count += 1;
+    }
+    Ok(count)
 }
 
 /// Sees to it that an installation is linked to every instance of `instances.auto_link`. What can't be linked

@@ -7,16 +7,22 @@
 //!
 //! Records are sealed under `store.key_file`. This module is the only one that names an engine.
 
+mod backup;
 mod bodies;
 mod committer;
 mod migrate;
 mod records;
+mod reseal;
+mod restore;
 mod seal;
 mod sled;
 mod tables;
 mod transaction;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -25,6 +31,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use zeroize::Zeroizing;
 
 use crate::{
+    clock,
     config::StoreConfig,
     domain::{
         AuditEntry, ChainedEntry, ClientKey, InstallKeyRecord, Installation, Link, LinkId,
@@ -34,9 +41,13 @@ use crate::{
     reject::{Reject, RejectKind},
     secret_file::{self, SecretFileError},
 };
+pub use backup::{Backup, BackupContents, BackupError, BackupFile, BackupHeader, BackupReader};
 use bodies::Bodies;
 pub use bodies::BodyError;
 use committer::{Committer, Job};
+use reseal::Resealing;
+pub use reseal::{ResealError, ResealProgress};
+pub use restore::{RestoreError, Restored};
 pub use seal::{SealError, Sealer};
 use sled::{Engine, EngineError};
 use tables::Tables;
@@ -50,6 +61,8 @@ const SCHEMA: u32 = 2;
 pub struct Store {
     tables: Arc<Tables>,
     bodies: Arc<Bodies>,
+    sealer: Arc<Sealer>,
+    resealing: Arc<Resealing>,
     jobs: mpsc::Sender<Job>,
     /// Counts changes of links; the reconciler waits on it.
     link_changes: watch::Sender<u64>,
@@ -78,17 +91,6 @@ pub enum OpenError {
         store: PathBuf,
         /// The key.
         key_file: PathBuf,
-    },
-    /// Not 32 bytes.
-    #[error(
-        "the key file {path} has {length} bytes, it must have {expected}: put the right one back from your backup",
-        expected = Sealer::KEY_BYTES
-    )]
-    KeyMalformed {
-        /// The key.
-        path: PathBuf,
-        /// Its size.
-        length: usize,
     },
     /// The key belongs to another store.
     #[error(
@@ -128,12 +130,36 @@ pub enum OpenError {
         /// What it said.
         cause: String,
     },
+    /// A restore was cut.
+    #[error(
+        "the store at {0} is what a restore that was cut has left: run `jira-connect-proxy restore` again, it begins anew"
+    )]
+    RestoreUnfinished(PathBuf),
     /// The key file can't be used.
     #[error(transparent)]
-    KeyFile(#[from] SecretFileError),
+    KeyFile(#[from] KeyFileError),
     /// No random bytes for a key.
     #[error("the operating system gave no random bytes for the store key")]
     NoRandomness,
+}
+
+/// Why a store key can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyFileError {
+    /// It can't be read or written.
+    #[error(transparent)]
+    File(#[from] SecretFileError),
+    /// Not 32 bytes.
+    #[error(
+        "the key file {path} has {length} bytes, it must have {expected}: put the right one back from your backup",
+        expected = Sealer::KEY_BYTES
+    )]
+    Malformed {
+        /// The key.
+        path: PathBuf,
+        /// Its size.
+        length: usize,
+    },
 }
 
 /// Why a change was not made.
@@ -167,22 +193,34 @@ impl StoreOwner {
         // The lock comes first: two relays that start at once must not make two keys for one store.
         let lock =
             Engine::lock(&config.path).map_err(|error| OpenError::from_engine(config, error))?;
+        if restore::is_unfinished(&config.path) {
+            return Err(OpenError::RestoreUnfinished(config.path.clone()));
+        }
         let sealer = Arc::new(Sealer::new(&*store_key(config)?));
+        let next_key = reseal::unfinished_key(&config.key_file)?;
+        if let Some(key) = &next_key {
+            sealer.change_key(key);
+        }
         let tables = Arc::new(Tables::default());
-        let engine = records::open(config, lock, &sealer, &tables)?;
+        let mut opened = records::open(config, lock, &sealer, &tables)?;
         let known = tables.spooled.all().into_iter().map(|write| write.id);
-        let bodies = Bodies::open(&config.path, Arc::clone(&sealer), known.collect());
-        let bodies = bodies.map_err(|error| OpenError::Io {
+        let io = |cause: String| OpenError::Io {
             store: config.path.clone(),
-            cause: error.to_string(),
-        })?;
+            cause,
+        };
+        let bodies = Bodies::open(&config.path, Arc::clone(&sealer), known.collect())
+            .map_err(|error| io(error.to_string()))?;
+        if next_key.is_some() {
+            let (engine, key_file) = (&mut opened.engine, &config.key_file);
+            reseal::finish(engine, &bodies, &sealer, key_file, clock::now()).map_err(io)?;
+        }
         let (jobs, received) = mpsc::channel(4096);
         let link_changes = watch::Sender::new(0);
         let committer = Committer {
             config: config.clone(),
-            sealer,
+            sealer: Arc::clone(&sealer),
             tables: Arc::clone(&tables),
-            engine: Some(engine),
+            engine: Some(opened),
             link_changes: link_changes.clone(),
             metrics,
         };
@@ -197,6 +235,8 @@ impl StoreOwner {
             store: Store {
                 tables,
                 bodies: Arc::new(bodies),
+                sealer,
+                resealing: Resealing::new(&config.key_file),
                 jobs,
                 link_changes,
             },
@@ -381,6 +421,24 @@ impl Store {
             .await
     }
 
+    /// Adds to the audit trail what changed nothing else. Durable on return.
+    pub async fn record(&self, entry: AuditEntry) -> Result<(), StoreError> {
+        self.change(move |transaction| transaction.audit(entry))
+            .await
+    }
+
+    /// Begins a backup of what is there now.
+    ///
+    /// # Errors
+    /// The store is closed or can't be read.
+    pub async fn backup(&self, now: Timestamp) -> Result<Backup, BackupError> {
+        let (reply, snapshot) = oneshot::channel();
+        let job = Job::Snapshot { reply };
+        self.jobs.send(job).await.map_err(|_| StoreError::Closed)?;
+        let snapshot = snapshot.await.map_err(|_| StoreError::Closed)??;
+        Backup::new(self.clone(), Arc::clone(&self.sealer), snapshot, now)
+    }
+
     /// Entries of the audit trail, newest first: all, or those with numbers below `before`.
     pub async fn audit(
         &self,
@@ -442,16 +500,8 @@ impl OpenError {
 
 /// Reads the store key, or makes one if there is no store either.
 fn store_key(config: &StoreConfig) -> Result<Zeroizing<[u8; Sealer::KEY_BYTES]>, OpenError> {
-    let mut key = Zeroizing::new([0_u8; Sealer::KEY_BYTES]);
-    if let Some(content) = secret_file::read(&config.key_file)? {
-        if content.len() != key.len() {
-            return Err(OpenError::KeyMalformed {
-                path: config.key_file.clone(),
-                length: content.len(),
-            });
-        }
-        key.copy_from_slice(&content);
-        if !Engine::exists(&config.path) {
+    if let Some(key) = read_key(&config.key_file)? {
+        if !Engine::exists(&config.path) && !restore::is_unfinished(&config.path) {
             let store = std::path::absolute(&config.path).unwrap_or_else(|_| config.path.clone());
             tracing::warn!(
                 store = %store.display(),
@@ -466,11 +516,31 @@ fn store_key(config: &StoreConfig) -> Result<Zeroizing<[u8; Sealer::KEY_BYTES]>,
             key_file: config.key_file.clone(),
         });
     }
+    let mut key = Zeroizing::new([0_u8; Sealer::KEY_BYTES]);
     SystemRandom::new()
         .fill(&mut *key)
         .map_err(|_| OpenError::NoRandomness)?;
-    secret_file::create(&config.key_file, &*key)?;
+    secret_file::create(&config.key_file, &*key).map_err(KeyFileError::from)?;
     Ok(key)
+}
+
+/// Reads a store key; `None` if there is no such file.
+///
+/// # Errors
+/// It can't be read, or is none.
+pub fn read_key(path: &Path) -> Result<Option<Zeroizing<[u8; Sealer::KEY_BYTES]>>, KeyFileError> {
+    let Some(content) = secret_file::read(path)? else {
+        return Ok(None);
+    };
+    let mut key = Zeroizing::new([0_u8; Sealer::KEY_BYTES]);
+    if content.len() != key.len() {
+        return Err(KeyFileError::Malformed {
+            path: path.to_owned(),
+            length: content.len(),
+        });
+    }
+    key.copy_from_slice(&content);
+    Ok(Some(key))
 }
 
 #[cfg(test)]

@@ -6,8 +6,9 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use http::{Method, Request, header};
 use http_body_util::Full;
+use hyper::body::Incoming;
 use jira_connect_proxy::{
-    client::{Client, Destination, DialSettings, SendError, root_certificates},
+    client::{Client, Destination, DialSettings, SendError, read_answer, root_certificates},
     config::Config,
     jwt::crypto,
 };
@@ -139,22 +140,27 @@ impl Api {
         body: Option<&Value>,
     ) -> Result<Value, ApiError> {
         let (status, body) = self.send(method, path, body).await?;
-        let refused = || ApiError::Stranger {
-            url: self.url.clone(),
-            status,
-        };
         if (200..300).contains(&status) {
-            return serde_json::from_slice(&body).map_err(|_| refused());
+            return serde_json::from_slice(&body).map_err(|_| self.stranger(status));
         }
-        match serde_json::from_slice::<Envelope>(&body) {
-            Ok(Envelope { error }) => Err(ApiError::Refused {
-                code: error.code,
-                message: error.message,
-                hint: error.hint,
-                id: error.id,
-            }),
-            Err(_) => Err(refused()),
+        Err(self.refusal(status, &body))
+    }
+
+    /// Asks for something too large to be held at once.
+    pub(super) async fn download(&self, path: &str) -> Result<Incoming, ApiError> {
+        let request = self.request(Method::GET, path, None)?;
+        let answer = self
+            .client
+            .send_for_stream(Destination::Configured, request, PATIENCE)
+            .await
+            .map_err(|cause| self.unreachable(cause))?;
+        let status = answer.status().as_u16();
+        if status == 200 {
+            return Ok(answer.into_body());
         }
+        let answer = read_answer(answer, ANSWER_MAX_BYTES).await;
+        let answer = answer.map_err(|cause| self.unreachable(cause))?;
+        Err(self.refusal(status, answer.body()))
     }
 
     async fn send(
@@ -163,12 +169,23 @@ impl Api {
         path: &str,
         body: Option<&Value>,
     ) -> Result<(u16, Bytes), ApiError> {
-        let unreachable = |cause| ApiError::Unreachable {
-            url: self.url.clone(),
-            cause,
-        };
+        let request = self.request(method, path, body)?;
+        let answer = self
+            .client
+            .send(Destination::Configured, request, PATIENCE, ANSWER_MAX_BYTES)
+            .await
+            .map_err(|cause| self.unreachable(cause))?;
+        Ok((answer.status().as_u16(), answer.into_body()))
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Request<Full<Bytes>>, ApiError> {
         let body = body.map(Value::to_string).unwrap_or_default();
-        let request = Request::builder()
+        Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.url))
             .header(
@@ -176,13 +193,33 @@ impl Api {
                 format!("Bearer {}", self.token.as_str()),
             )
             .body(Full::new(Bytes::from(body)))
-            .map_err(|error| unreachable(SendError::Broken(error.to_string())))?;
-        let answer = self
-            .client
-            .send(Destination::Configured, request, PATIENCE, ANSWER_MAX_BYTES)
-            .await
-            .map_err(unreachable)?;
-        Ok((answer.status().as_u16(), answer.into_body()))
+            .map_err(|error| self.unreachable(SendError::Broken(error.to_string())))
+    }
+
+    fn unreachable(&self, cause: SendError) -> ApiError {
+        ApiError::Unreachable {
+            url: self.url.clone(),
+            cause,
+        }
+    }
+
+    fn refusal(&self, status: u16, body: &[u8]) -> ApiError {
+        match serde_json::from_slice::<Envelope>(body) {
+            Ok(Envelope { error }) => ApiError::Refused {
+                code: error.code,
+                message: error.message,
+                hint: error.hint,
+                id: error.id,
+            },
+            Err(_) => self.stranger(status),
+        }
+    }
+
+    fn stranger(&self, status: u16) -> ApiError {
+        ApiError::Stranger {
+            url: self.url.clone(),
+            status,
+        }
     }
 }
 

@@ -84,6 +84,14 @@ impl Touches {
     }
 }
 
+impl std::str::FromStr for SpoolId {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        u64::from_str_radix(text, 16).map(Self)
+    }
+}
+
 impl fmt::Display for SpoolId {
     /// Fixed width, so that the order of records is the order of writes.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -28,7 +28,11 @@ use super::{
     HungUp,
     socket::{Flow, Socket, Watched},
 };
-use crate::{body::Body, config::LimitsConfig, reject::HangUp};
+use crate::{
+    body::{Body, BodyFault},
+    config::LimitsConfig,
+    reject::HangUp,
+};
 
 const H2_STREAMS_MAX: u32 = 100;
 
@@ -317,24 +321,31 @@ async fn answered(
     activity.read_by_then.store(read, Ordering::Relaxed);
     let open = Counted::new(activity, |activity| &activity.answers);
     drop(handled);
-    Ok(answer.map(|body| WatchedBody { body, _open: open }))
+    Ok(answer.map(|body| WatchedBody { body, open }))
 }
 
 /// An answer's body, open until hyper lets go of it.
 struct WatchedBody {
     body: Body,
-    _open: Counted,
+    open: Counted,
 }
 
 impl hyper::body::Body for WatchedBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyFault;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyFault>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        // Nobody knew how long this would take: whoever took the last part gets time for the next.
+        if let Body::Made(_) = &self.body
+            && frame.is_ready()
+        {
+            *self.open.0.ends_at() = Instant::now() + IDLE_TIMEOUT;
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

@@ -10,7 +10,7 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use bytes::Bytes;
@@ -21,6 +21,8 @@ use crate::{domain::SpoolId, secret_file::make_folders};
 pub(super) struct Bodies {
     folder: PathBuf,
     sealer: Arc<Sealer>,
+    /// Shared by those that seal and write a body, so that none comes to lie under a key that is no longer current.
+    writing: RwLock<()>,
 }
 
 /// Why a body can't be had.
@@ -43,7 +45,11 @@ impl Bodies {
     ) -> io::Result<Self> {
         let folder = store.join("spool");
         make_folders(&folder)?;
-        let bodies = Self { folder, sealer };
+        let bodies = Self {
+            folder,
+            sealer,
+            writing: RwLock::default(),
+        };
         let names: HashSet<_> = known.iter().map(ToString::to_string).collect();
         for entry in fs::read_dir(&bodies.folder)? {
             let entry = entry?;
@@ -60,26 +66,56 @@ impl Bodies {
 
     /// Writes a body, durably.
     pub(super) fn write(&self, id: SpoolId, body: &[u8]) -> io::Result<()> {
+        let _writing = self.writing.read().unwrap_or_else(PoisonError::into_inner);
         let sealed = self
             .sealer
-            .seal(&sealed_as(id), body)
+            .seal(&body_id(id), body)
             .map_err(io::Error::other)?;
         let path = self.path(id);
-        let written = || -> io::Result<()> {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&path)?;
-            file.write_all(&sealed)?;
-            file.sync_data()?;
-            // The name, too.
-            File::open(&self.folder)?.sync_all()
-        };
-        written().inspect_err(|_| {
+        // The name, too.
+        let written =
+            write_file(&path, &sealed).and_then(|()| File::open(&self.folder)?.sync_all());
+        written.inspect_err(|_| {
             let _ = fs::remove_file(&path);
         })
+    }
+
+    /// Does something while no body is being sealed or written.
+    pub(super) fn while_none_is_written(&self, work: impl FnOnce()) {
+        let _writing = self.writing.write().unwrap_or_else(PoisonError::into_inner);
+        work();
+    }
+
+    /// Seals anew what lies under the previous key, durably, and tells how many bodies that were. One that is removed at
+    /// the same moment may come back as a leftover.
+    pub(super) fn reseal(&self) -> io::Result<u64> {
+        let mut resealed = 0;
+        for entry in fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str());
+            let Some(id) = name.and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let id = body_id(id);
+            let sealed = match fs::read(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                read => read?,
+            };
+            if self.sealer.is_current(&id, &sealed) {
+                continue;
+            }
+            // What does not open was lost before, and is told so when its turn comes.
+            let Ok(plain) = self.sealer.open(&id, &sealed) else {
+                continue;
+            };
+            let sealed = self.sealer.seal(&id, &plain).map_err(io::Error::other)?;
+            let new = path.with_extension("new");
+            write_file(&new, &sealed)?;
+            fs::rename(&new, &path)?;
+            resealed += 1;
+        }
+        File::open(&self.folder)?.sync_all()?;
+        Ok(resealed)
     }
 
     pub(super) fn read(&self, id: SpoolId) -> Result<Bytes, BodyError> {
@@ -89,7 +125,7 @@ impl Bodies {
         })?;
         let plain = self
             .sealer
-            .open(&sealed_as(id), &sealed)
+            .open(&body_id(id), &sealed)
             .map_err(|error| BodyError::Lost(error.to_string()))?;
         Ok(Bytes::copy_from_slice(&plain))
     }
@@ -110,6 +146,18 @@ impl Bodies {
     }
 }
 
-fn sealed_as(id: SpoolId) -> String {
+/// What it is sealed as, and called in a backup.
+pub(super) fn body_id(id: SpoolId) -> String {
     format!("body/{id}")
+}
+
+fn write_file(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(content)?;
+    file.sync_data()
 }

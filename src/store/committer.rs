@@ -11,8 +11,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     OpenError, Sealer, StoreError, TransactError,
+    backup::Snapshot,
     records::{Opened, audit_before, audit_id, open, seal_batch, unseal},
-    sled::{Engine, EngineError, caught},
+    reseal::{self, ResealedPage},
+    sled::{Change, Engine, EngineError, caught},
     tables::Tables,
     transaction::{Transaction, Written},
 };
@@ -38,6 +40,15 @@ pub(super) enum Job {
         before: Option<u64>,
         most: usize,
         reply: oneshot::Sender<Result<Vec<ChainedEntry>, StoreError>>,
+    },
+    /// Everything that is there now.
+    Snapshot {
+        reply: oneshot::Sender<Result<Snapshot, StoreError>>,
+    },
+    /// Seals the next records behind this key anew.
+    Reseal {
+        behind: Vec<u8>,
+        reply: oneshot::Sender<Result<ResealedPage, StoreError>>,
     },
     /// The last job.
     Close,
@@ -103,6 +114,12 @@ impl Committer {
                     } => {
                         let _ = reply.send(self.read_audit(before, most));
                     }
+                    Job::Snapshot { reply } => {
+                        let _ = reply.send(self.snapshot());
+                    }
+                    Job::Reseal { behind, reply } => {
+                        let _ = reply.send(self.reseal(&behind));
+                    }
                     Job::Close => closing = true,
                 }
             }
@@ -151,39 +168,18 @@ impl Committer {
     }
 
     fn write(&mut self, mut batch: Written, transactions: usize) -> Result<(), StoreError> {
+        let Some(opened) = &self.engine else {
+            return Err(StoreError::Closed);
+        };
+        let entries_max = self.config.audit_entries_max;
+        let audit = chain(opened.audit_head.clone(), batch.audit.drain(..));
+        let sealed = seal_batch(&self.sealer, &batch, &audit, entries_max)
+            .map_err(|error| StoreError::NotDurable(error.to_string()))?;
+        self.make_durable(sealed, &format!("a batch of {transactions} changes"))?;
+        self.metrics.store_batch.observe(transactions as f64);
         let Some(opened) = &mut self.engine else {
             return Err(StoreError::Closed);
         };
-        let timer = self.metrics.store_flush.start_timer();
-        let entries_max = self.config.audit_entries_max;
-        let audit = chain(opened.audit_head.clone(), batch.audit.drain(..));
-        let committed = seal_batch(&self.sealer, &batch, &audit, entries_max)
-            .map_err(|error| error.to_string())
-            .and_then(|sealed| {
-                opened
-                    .engine
-                    .commit(sealed)
-                    .map_err(|error| error.to_string())
-            });
-        if let Err(cause) = committed {
-            timer.stop_and_discard();
-            self.metrics.store_writable.set(0);
-            tracing::error!(
-                store = %self.config.path.display(),
-                "a batch of {transactions} changes could not be made durable, nobody was told it was: {cause}"
-            );
-            // The engine refuses everything after a failed write, and what it still holds in memory is not what
-            // is on disk: look at the disk again before the next batch.
-            let broken = self.engine.take();
-            // Letting go of it can fail as well.
-            if let Err(error) = caught(|| drop(broken)) {
-                tracing::error!("the store's engine could not be closed: {error}");
-            }
-            return Err(StoreError::NotDurable(cause));
-        }
-        timer.observe_duration();
-        self.metrics.store_batch.observe(transactions as f64);
-        self.metrics.store_writable.set(1);
         if let Some(last) = audit.last() {
             opened.audit_head = Some(last.head());
         }
@@ -194,6 +190,32 @@ impl Committer {
         if links_changed {
             self.link_changes.send_modify(|count| *count += 1);
         }
+        Ok(())
+    }
+
+    fn make_durable(&mut self, changes: Vec<Change>, what: &str) -> Result<(), StoreError> {
+        let Some(opened) = &mut self.engine else {
+            return Err(StoreError::Closed);
+        };
+        let timer = self.metrics.store_flush.start_timer();
+        if let Err(error) = opened.engine.commit(changes) {
+            timer.stop_and_discard();
+            self.metrics.store_writable.set(0);
+            tracing::error!(
+                store = %self.config.path.display(),
+                "{what} could not be made durable, nobody was told it was: {error}"
+            );
+            // The engine refuses everything after a failed write, and what it still holds in memory is not what
+            // is on disk: look at the disk again before the next batch.
+            let broken = self.engine.take();
+            // Letting go of it can fail as well.
+            if let Err(error) = caught(|| drop(broken)) {
+                tracing::error!("the store's engine could not be closed: {error}");
+            }
+            return Err(StoreError::NotDurable(error.to_string()));
+        }
+        timer.observe_duration();
+        self.metrics.store_writable.set(1);
         Ok(())
     }
 
@@ -217,6 +239,33 @@ impl Committer {
         let error = |error: EngineError| OpenError::from_engine(&self.config, error);
         let lock = Engine::lock(&self.config.path).map_err(error)?;
         open(&self.config, lock, &self.sealer, &self.tables)
+    }
+
+    /// What readers see is what is on the disk, and nobody else changes it.
+    fn snapshot(&mut self) -> Result<Snapshot, StoreError> {
+        self.reopen_if_needed();
+        let opened = self.engine.as_ref().ok_or(StoreError::Closed)?;
+        Ok(Snapshot {
+            installations: self.tables.installations.all(),
+            links: self.tables.links.all(),
+            signing_keys: self.tables.signing_keys.all(),
+            install_keys: self.tables.install_keys.all(),
+            spooled: self.tables.spooled.all(),
+            namespaces: opened.namespaces.iter().cloned().collect(),
+            audit_head: opened.audit_head.clone(),
+        })
+    }
+
+    fn reseal(&mut self, behind: &[u8]) -> Result<ResealedPage, StoreError> {
+        self.reopen_if_needed();
+        let opened = self.engine.as_ref().ok_or(StoreError::Closed)?;
+        let (page, changes) = caught(|| reseal::page(&opened.engine, &self.sealer, behind))
+            .unwrap_or_else(|error| Err(error.to_string()))
+            .map_err(StoreError::Unreadable)?;
+        if !changes.is_empty() {
+            self.make_durable(changes, "a page of records under the new key")?;
+        }
+        Ok(page)
     }
 
     fn read_audit(

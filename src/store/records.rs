@@ -25,10 +25,10 @@ use crate::{
 };
 
 pub(super) const SCHEMA_KEY: &[u8] = b"m/schema";
-const KEY_CHECK: &str = "m/key-check";
+pub(super) const KEY_CHECK: &str = "m/key-check";
 const PROBE: &str = "m/probe";
 pub(super) const AUDIT: &str = "a/";
-const NAMESPACE: &str = "n/";
+pub(super) const NAMESPACE: &str = "n/";
 
 /// An open engine and what only the committer keeps of its content.
 pub(super) struct Opened {

@@ -230,7 +230,10 @@ async fn a_store_that_is_not_ours_is_refused_and_left_alone() {
     std::fs::write(&key_file, b"short").expect("write");
     assert!(matches!(
         folder.open(),
-        Err(OpenError::KeyMalformed { length: 5, .. })
+        Err(OpenError::KeyFile(KeyFileError::Malformed {
+            length: 5,
+            ..
+        }))
     ));
     std::fs::remove_file(&key_file).expect("remove");
     assert!(matches!(folder.open(), Err(OpenError::KeyMissing { .. })));
@@ -391,4 +394,243 @@ async fn an_unfinished_snapshot_is_no_damage() {
     assert_eq!(owner.store().installations().len(), 3);
     assert!(!folder.config().path.join("unsynced").exists());
     close(owner).await;
+}
+
+/// A store with something of everything.
+async fn furnished(folder: &Folder) -> StoreOwner {
+    let owner = folder.open().expect("open");
+    let store = owner.store().clone();
+    put(&store, "tenant").await.expect("put");
+    let link = store
+        .transact(|t| {
+            let link = link(t, "tenant", "https://gitlab.example.com");
+            t.audit(AuditEntry::new(
+                Timestamp::UNIX_EPOCH,
+                Actor::Admin,
+                "link_created",
+            ));
+            t.put_link(link.clone()).map(|()| link)
+        })
+        .await
+        .expect("link");
+    for id in [1, 2] {
+        let write = SpooledWrite {
+            id: SpoolId(id),
+            client_key: link.client_key.clone(),
+            link: link.id,
+            namespace: link.namespace.clone(),
+            call: crate::domain::JiraCall::Submit(crate::domain::Family::Builds),
+            bytes: 100_000,
+            touches: crate::domain::spooled::Touches::everything(),
+            received_at: Timestamp::UNIX_EPOCH,
+            request_id: "r".to_owned(),
+            reason: "jira_429".to_owned(),
+        };
+        let body = vec![id as u8; 100_000];
+        store.spool(write, body.into()).await.expect("spool");
+    }
+    owner
+}
+
+async fn backup_of(store: &Store) -> Vec<u8> {
+    let mut backup = store.backup(Timestamp::UNIX_EPOCH).await.expect("begin");
+    let mut file = Vec::new();
+    while let Some(part) = backup.next().await.expect("part") {
+        file.extend_from_slice(&part);
+    }
+    file
+}
+
+fn key_of(folder: &Folder) -> Zeroizing<[u8; 32]> {
+    read_key(&folder.config().key_file)
+        .expect("read")
+        .expect("key")
+}
+
+fn verify(file: &[u8], key: &[u8; 32]) -> Result<BackupContents, BackupError> {
+    BackupFile::open(file)?.unlock(key)?.verify()
+}
+
+#[tokio::test]
+async fn a_backup_holds_everything_and_becomes_the_same_store_again() {
+    let folder = Folder::new();
+    let owner = furnished(&folder).await;
+    let store = owner.store().clone();
+    let file = backup_of(&store).await;
+    let key = key_of(&folder);
+    let contents = verify(&file, &key).expect("whole");
+    assert_eq!(
+        (
+            contents.installations,
+            contents.links,
+            contents.spooled_writes,
+            contents.audit_entries
+        ),
+        (1, 1, 2, 1)
+    );
+    let checked = BackupFile::open(file.as_slice()).and_then(BackupFile::check);
+    assert_eq!(checked.expect("checksum").records, 7);
+    let secret = store.links()[0].secret.expose().to_owned();
+    let in_clear = file
+        .windows(secret.len())
+        .any(|window| window == secret.as_bytes());
+    assert!(!in_clear);
+
+    // Under a key of its own.
+    let other = Folder::new();
+    let restore = || {
+        let backup = BackupFile::open(file.as_slice()).expect("file");
+        let backup = backup.unlock(&key).expect("key");
+        Restored::fill(backup, &other.config(), |_| {})
+    };
+    // Cut before it was in its place: nobody starts on it, and the next one begins anew.
+    drop(restore().expect("restore"));
+    assert!(matches!(other.open(), Err(OpenError::RestoreUnfinished(_))));
+    restore().expect("again").finish().expect("in place");
+    assert!(matches!(restore(), Err(RestoreError::Occupied(_))));
+    assert_ne!(key_of(&other), key);
+    let copy = other.open().expect("open");
+    assert_eq!(copy.store().installations(), store.installations());
+    assert_eq!(copy.store().links(), store.links());
+    assert_eq!(
+        copy.store().audit(None, 10).await,
+        store.audit(None, 10).await
+    );
+    for write in store.spooled() {
+        let there = copy.store().spooled_body(write.id).await.expect("body");
+        assert_eq!(there, store.spooled_body(write.id).await.expect("body"));
+    }
+    close(copy).await;
+    close(owner).await;
+}
+
+#[tokio::test]
+async fn a_backup_that_was_touched_is_told_so() {
+    let folder = Folder::new();
+    let owner = furnished(&folder).await;
+    let file = backup_of(owner.store()).await;
+    let key = key_of(&folder);
+    close(owner).await;
+    let checked = |file: &[u8]| BackupFile::open(file).and_then(BackupFile::check);
+    for place in (0..file.len())
+        .step_by(997)
+        .chain(file.len() - 40..file.len())
+    {
+        let mut changed = file.clone();
+        changed[place] ^= 1;
+        assert!(verify(&changed, &key).is_err(), "byte {place}");
+        assert!(checked(&changed).is_err(), "byte {place}, without the key");
+        assert!(verify(&file[..place], &key).is_err(), "cut at {place}");
+        assert!(checked(&file[..place]).is_err(), "cut at {place}");
+    }
+    let longer = [file.as_slice(), b"x"].concat();
+    assert!(matches!(
+        verify(&longer, &key),
+        Err(BackupError::Damaged(_))
+    ));
+    assert!(matches!(
+        verify(&file, &[7; 32]),
+        Err(BackupError::WrongKey)
+    ));
+    assert!(matches!(
+        verify(b"PK\x03\x04", &key),
+        Err(BackupError::NotABackup)
+    ));
+    let newer = String::from_utf8_lossy(&file[..300]).replace("\"schema\":2", "\"schema\":9");
+    assert!(matches!(
+        verify(newer.as_bytes(), &key),
+        Err(BackupError::Newer { schema: 9, .. })
+    ));
+}
+
+#[tokio::test]
+async fn a_backup_is_of_one_moment() {
+    let folder = Folder::new();
+    let owner = furnished(&folder).await;
+    let store = owner.store().clone();
+    let mut backup = store.backup(Timestamp::UNIX_EPOCH).await.expect("begin");
+    put(&store, "later").await.expect("put");
+    // Jira takes one of the two that wait before its turn comes.
+    store
+        .unspool(vec![SpoolId(1)], None)
+        .await
+        .expect("unspool");
+    let mut file = Vec::new();
+    while let Some(part) = backup.next().await.expect("part") {
+        file.extend_from_slice(&part);
+    }
+    let contents = verify(&file, &key_of(&folder)).expect("whole");
+    assert_eq!((contents.installations, contents.spooled_writes), (1, 1));
+    close(owner).await;
+}
+
+async fn reseal(store: &Store) -> ResealProgress {
+    loop {
+        let progress = store.reseal(Timestamp::UNIX_EPOCH).await.expect("reseal");
+        if progress.finished {
+            return progress;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_new_key_opens_everything_and_the_old_one_nothing() {
+    let folder = Folder::new();
+    let owner = furnished(&folder).await;
+    let store = owner.store().clone();
+    let (old, before) = (key_of(&folder), backup_of(&store).await);
+    // What is written in the middle of it is under the new key as well.
+    assert!(
+        !store
+            .reseal(Timestamp::UNIX_EPOCH)
+            .await
+            .expect("page")
+            .finished
+    );
+    put(&store, "meanwhile").await.expect("put");
+    let progress = reseal(&store).await;
+    let retired = progress.retired_key_file.expect("kept");
+    assert_eq!(read_key(&retired).expect("read").expect("key"), old);
+    assert!(progress.sealed >= 6, "{}", progress.sealed);
+    assert_ne!(key_of(&folder), old);
+    assert!(verify(&before, &old).is_ok());
+    let links = store.links();
+    close(owner).await;
+
+    let again = folder.open().expect("open");
+    assert_eq!(again.store().links(), links);
+    assert_eq!(again.store().installations().len(), 2);
+    for id in [1, 2] {
+        let body = again.store().spooled_body(SpoolId(id)).await.expect("body");
+        assert_eq!(body.len(), 100_000);
+    }
+    close(again).await;
+    std::fs::copy(retired, folder.config().key_file).expect("copy");
+    assert!(matches!(folder.open(), Err(OpenError::WrongKey { .. })));
+}
+
+#[tokio::test]
+async fn a_new_key_that_was_cut_is_finished_at_the_next_start() {
+    let folder = Folder::new();
+    let owner = furnished(&folder).await;
+    let store = owner.store().clone();
+    let old = key_of(&folder);
+    // Begun, one page done, then gone.
+    store.reseal(Timestamp::UNIX_EPOCH).await.expect("page");
+    close(owner).await;
+    assert_eq!(key_of(&folder), old);
+    let again = folder.open().expect("open");
+    assert_ne!(key_of(&folder), old);
+    assert_eq!(again.store().links(), store.links());
+    assert_eq!(
+        again
+            .store()
+            .spooled_body(SpoolId(2))
+            .await
+            .expect("body")
+            .len(),
+        100_000
+    );
+    close(again).await;
+    close(folder.open().expect("and again")).await;
 }

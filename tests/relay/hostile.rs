@@ -610,6 +610,7 @@ async fn the_admin_api_wants_its_token() {
         "/api/v1/installations",
         "/api/v1/keys",
         "/api/v1/audit",
+        "/api/v1/backup",
         "/api/v1/nothing",
         "/",
     ] {
