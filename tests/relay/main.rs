@@ -19,6 +19,7 @@ mod chaos;
 mod cli;
 mod crash;
 mod doctor;
+mod faults;
 mod hostile;
 mod isolation;
 mod judges;
