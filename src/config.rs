@@ -68,6 +68,26 @@ pub struct PublicConfig {
     pub base_path: String,
     /// Certificate and key, if we end TLS ourselves.
     pub tls: Option<TlsFiles>,
+    /// Where to get a certificate, if the relay does that itself.
+    pub acme: Option<AcmeConfig>,
+}
+
+impl PublicConfig {
+    /// Whether the public listener speaks TLS, so that nobody before it need.
+    pub fn ends_tls(&self) -> bool {
+        self.tls.is_some() || self.acme.is_some()
+    }
+}
+
+/// `[acme]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcmeConfig {
+    /// Where the server tells its addresses.
+    pub directory_url: String,
+    /// Whom it may write to, like `mailto:ops@example.com`.
+    pub contact: Option<String>,
+    /// Account, key and certificate.
+    pub folder: PathBuf,
 }
 
 /// PEM files of the public listener.

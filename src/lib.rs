@@ -10,6 +10,7 @@
 //! - [`reconcile`]: drives every link until the instance holds what it should
 //! - [`doctor`]: finds out what ails an instance, or the relay itself
 //! - [`spool`]: writes that Jira could not take yet, kept and replayed in order
+//! - [`acme`]: keeps a good certificate, if the relay gets it by itself
 //! - [`rotation`]: keeps one signing key active
 //! - [`sightings`]: notes when an instance last spoke, and its version
 //! - [`rounds`]: looks at every connected instance from time to time
@@ -24,6 +25,7 @@
 //! - [`config`], [`reject`], [`metrics`], [`telemetry`], [`secret_file`], [`clock`], [`backoff`], [`body`],
 //!   [`digest`], [`lock`]: what everybody stands on
 
+pub mod acme;
 pub mod admin;
 pub mod backoff;
 pub mod body;

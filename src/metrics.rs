@@ -31,6 +31,8 @@ pub struct Metrics {
     pub links: IntGaugeVec,
     /// Connected instances, by what the last look at them found.
     pub instance_health: IntGaugeVec,
+    /// Certificates ordered from the ACME server, by outcome.
+    pub acme_orders: IntCounterVec,
     /// Installations, by state.
     pub installations: IntGaugeVec,
     /// Requests for one of our public keys, by whose key it was (`ours`, `atlassian`, `unknown`, ...).
@@ -179,6 +181,11 @@ impl Metrics {
                 "instance_health",
                 "Connected instances, by what the last look at them found.",
                 &["verdict"],
+            )?,
+            acme_orders: counter(
+                "acme_orders_total",
+                "Certificates ordered from the ACME server, by outcome.",
+                &["outcome"],
             )?,
             installations: gauges("installations", "Installations, by state.", &["state"])?,
             public_key_requests: counter(

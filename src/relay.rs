@@ -17,6 +17,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use zeroize::Zeroizing;
 
 use crate::{
+    acme::{self, Acme},
     admin::{Admin, AdminParts, Standing},
     client::{Client, DialSettings, root_certificates},
     clock,
@@ -60,6 +61,7 @@ pub struct Relay {
     keep_uninstalled: SignedDuration,
     key_news: tokio::sync::mpsc::Receiver<KeyNews>,
     tls: Option<Arc<TlsFiles>>,
+    acme: Option<Acme>,
     reload: Reload,
     addresses: Addresses,
 }
@@ -302,7 +304,19 @@ impl Relay {
             metrics: Arc::clone(&metrics),
         })
         .map_err(internal)?;
+        let acme = tls.as_ref().zip(config.public.acme.clone());
+        let acme = acme.map(|(tls, acme)| {
+            let host = config.public.url.host();
+            Acme::new(
+                acme,
+                host,
+                client.clone(),
+                Arc::clone(tls),
+                Arc::clone(&metrics),
+            )
+        });
         Ok(Self {
+            acme,
             public_server: Server {
                 name: "public",
                 listener: public_listener,
@@ -415,6 +429,9 @@ impl Relay {
         if let Some(tls) = self.tls {
             tasks.spawn(watch_tls(tls, stopped()));
         }
+        if let Some(acme) = self.acme {
+            tasks.spawn(acme.run(stopped()));
+        }
         drop(self.reload);
         let mut ended = tokio::select! {
             () = shutdown => None,
@@ -521,6 +538,9 @@ pub fn check_files(config: &Config) -> Result<Vec<String>, StartError> {
 
 /// Reads the public listener's certificate and key, if there are any.
 pub fn load_tls(config: &Config) -> Result<Option<TlsFiles>, StartError> {
+    if let Some(acme) = &config.public.acme {
+        return Ok(Some(acme::open(acme)?));
+    }
     let files = config.public.tls.as_ref();
     Ok(files
         .map(|files| TlsFiles::load(&files.cert, &files.key))

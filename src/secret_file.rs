@@ -46,6 +46,23 @@ pub fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, SecretFileError> 
 /// Writes a new file, mode 0600, whole or not at all, and durably; makes the folders above it. A file that is
 /// there already is an error, never replaced.
 pub fn create(path: &Path, content: &[u8]) -> Result<(), SecretFileError> {
+    write(path, content, |temporary| {
+        let linked = fs::hard_link(temporary, path);
+        fs::remove_file(temporary)?;
+        linked
+    })
+}
+
+/// The same, in place of the file that is there.
+pub fn replace(path: &Path, content: &[u8]) -> Result<(), SecretFileError> {
+    write(path, content, |temporary| fs::rename(temporary, path))
+}
+
+fn write(
+    path: &Path,
+    content: &[u8],
+    put: impl FnOnce(&Path) -> io::Result<()>,
+) -> Result<(), SecretFileError> {
     let write = || -> io::Result<()> {
         let folder = match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -61,9 +78,7 @@ pub fn create(path: &Path, content: &[u8]) -> Result<(), SecretFileError> {
             .open(&temporary)?;
         file.write_all(content)?;
         file.sync_all()?;
-        let linked = fs::hard_link(&temporary, path);
-        fs::remove_file(&temporary)?;
-        linked?;
+        put(&temporary)?;
         File::open(folder)?.sync_all()
     };
     write().map_err(|cause| SecretFileError {

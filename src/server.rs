@@ -22,6 +22,7 @@ use crate::{
     body::Body,
     config::LimitsConfig,
     metrics::{Counted, Metrics},
+    tls::ACME_PROTOCOL,
 };
 
 /// The pause after an `accept` that failed for want of file descriptors or memory.
@@ -93,10 +94,14 @@ impl Server {
                     Some(acceptor) => {
                         Box::pin(async {
                             let stream = accept(acceptor, tcp, peer, receive_timeout).await?;
-                            if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-                                Box::pin(protocols.http2(stream, peer, &handler, stopping)).await
-                            } else {
-                                protocols.http1(stream, peer, &handler, stopping).await
+                            match stream.get_ref().1.alpn_protocol() {
+                                Some(b"h2") => {
+                                    let served = protocols.http2(stream, peer, &handler, stopping);
+                                    Box::pin(served).await
+                                }
+                                // The handshake has said it all (RFC 8737 section 3).
+                                Some(ACME_PROTOCOL) => Ok(()),
+                                _ => protocols.http1(stream, peer, &handler, stopping).await,
                             }
                         })
                         .await

@@ -7,7 +7,7 @@ use std::{
     time::SystemTime,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use jiff::Timestamp;
 use rustls::{
     ServerConfig,
@@ -16,7 +16,10 @@ use rustls::{
     sign::CertifiedKey,
 };
 use tokio_rustls::TlsAcceptor;
-use x509_cert::{Certificate, der::Decode as _};
+use x509_cert::{Certificate, der::Decode as _, time::Time};
+
+/// The protocol of a challenge (RFC 8737 section 6.2).
+pub const ACME_PROTOCOL: &[u8] = b"acme-tls/1";
 
 /// Certificate and key on disk, and the pair in use.
 pub struct TlsFiles {
@@ -39,18 +42,44 @@ pub struct TlsError {
     cause: String,
 }
 
-struct Current(ArcSwap<CertifiedKey>);
+/// What handshakes are answered with.
+#[derive(Default)]
+struct Current {
+    pair: ArcSwapOption<CertifiedKey>,
+    /// For an ACME server that looks whether this host is ours.
+    challenge: ArcSwapOption<CertifiedKey>,
+}
 
 impl TlsFiles {
     /// Reads the pair and checks that its halves belong together.
     pub fn load(cert: &Path, key: &Path) -> Result<Self, TlsError> {
         let changed = changed(cert, key);
+        let current = Current::default();
+        current.pair.store(Some(read(cert, key)?));
         Ok(Self {
             cert: cert.to_owned(),
             key: key.to_owned(),
-            current: Arc::new(Current(ArcSwap::new(read(cert, key)?))),
+            current: Arc::new(current),
             changed: Mutex::new(changed),
         })
+    }
+
+    /// Reads key and chain from one file of ours, where they may not be yet. Until they are, no handshake succeeds but
+    /// an ACME server's.
+    pub fn kept_in(file: &Path) -> Self {
+        let current = Current::default();
+        if file.exists() {
+            match read(file, file) {
+                Ok(pair) => current.pair.store(Some(pair)),
+                Err(error) => tracing::error!("{error}; another one is wanted"),
+            }
+        }
+        Self {
+            cert: file.to_owned(),
+            key: file.to_owned(),
+            current: Arc::new(current),
+            changed: Mutex::new(changed(file, file)),
+        }
     }
 
     /// Shakes hands with whatever pair is current: TLS 1.2 and 1.3, HTTP/2 and 1.1.
@@ -58,24 +87,41 @@ impl TlsFiles {
         let mut config = ServerConfig::builder()
             .with_no_client_auth()
             .with_cert_resolver(Arc::<Current>::clone(&self.current));
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        // The challenge's protocol is agreed on only while there is a challenge: see `Current::resolve`.
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), ACME_PROTOCOL.to_vec()];
         TlsAcceptor::from(Arc::new(config))
     }
 
-    /// Until when the certificate in use is good, if that can be read.
-    pub fn expires_at(&self) -> Option<Timestamp> {
-        let pair = self.current.0.load();
+    /// From when until when the certificate in use is good, if there is one and that can be read.
+    pub fn validity(&self) -> Option<(Timestamp, Timestamp)> {
+        let pair = self.current.pair.load_full()?;
         let leaf = Certificate::from_der(pair.cert.first()?).ok()?;
-        let not_after = leaf.tbs_certificate().validity().not_after;
-        let seconds = not_after.to_unix_duration().as_secs();
-        Timestamp::from_second(i64::try_from(seconds).ok()?).ok()
+        let validity = leaf.tbs_certificate().validity();
+        let timestamp = |time: Time| {
+            let seconds = time.to_unix_duration().as_secs();
+            Timestamp::from_second(i64::try_from(seconds).ok()?).ok()
+        };
+        Some((
+            timestamp(validity.not_before)?,
+            timestamp(validity.not_after)?,
+        ))
+    }
+
+    /// Until when it is good.
+    pub fn expires_at(&self) -> Option<Timestamp> {
+        self.validity().map(|(_, until)| until)
+    }
+
+    /// What an ACME server is shown that looks whether this host is ours.
+    pub fn answer_challenge(&self, proof: Option<CertifiedKey>) {
+        self.current.challenge.store(proof.map(Arc::new));
     }
 
     /// Reads the files again. Files that can't be used change nothing but the log.
     pub fn reload(&self) {
         match read(&self.cert, &self.key) {
             Ok(pair) => {
-                self.current.0.store(pair);
+                self.current.pair.store(Some(pair));
                 tracing::info!(cert = %self.cert.display(), "the TLS certificate was read again");
             }
             Err(error) => tracing::error!("{error}; the old certificate stays in use"),
@@ -96,8 +142,14 @@ impl TlsFiles {
 }
 
 impl ResolvesServerCert for Current {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load_full())
+    /// A challenge is asked for by its protocol alone (RFC 8737 section 3).
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let mut protocols = hello.alpn().into_iter().flatten();
+        if protocols.any(|protocol| protocol == ACME_PROTOCOL) {
+            self.challenge.load_full()
+        } else {
+            self.pair.load_full()
+        }
     }
 }
 

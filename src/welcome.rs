@@ -24,7 +24,7 @@ impl Welcome {
             app_base_url: config.app_base_url(),
             proxy_url: config.proxy_url(),
             placeholder: config.public.url.as_str() == PLACEHOLDER_URL,
-            scheme: if config.public.tls.is_some() {
+            scheme: if config.public.ends_tls() {
                 "https"
             } else {
                 "http"

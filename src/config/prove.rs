@@ -6,8 +6,8 @@ use jiff::SignedDuration;
 use url::Url;
 
 use super::{
-    AdminConfig, AppConfig, Checks, Config, InstancesConfig, JiraConfig, LimitsConfig, LogConfig,
-    PLACEHOLDER_URL, PageConfig, PublicConfig, SpoolConfig, StoreConfig, TlsFiles,
+    AcmeConfig, AdminConfig, AppConfig, Checks, Config, InstancesConfig, JiraConfig, LimitsConfig,
+    LogConfig, PLACEHOLDER_URL, PageConfig, PublicConfig, SpoolConfig, StoreConfig, TlsFiles,
     raw::{self, RawConfig},
 };
 use crate::domain::{
@@ -17,7 +17,7 @@ use crate::domain::{
 /// Turns text and numbers into settings. `None` or a mistake in `checks`: not usable.
 pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
     let mut warnings = Vec::new();
-    let public = public(&raw.public, checks, &mut warnings);
+    let public = public(&raw.public, &raw.acme, checks, &mut warnings);
     let sites = JiraSites::new(&raw.jira.extra_sites)
         .map_err(|(site, error)| checks.add("jira.extra_sites", format!("{site:?}: {error}")))
         .ok();
@@ -208,6 +208,7 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
 
 fn public(
     raw: &raw::RawPublic,
+    raw_acme: &raw::RawAcme,
     checks: &mut Checks,
     warnings: &mut Vec<String>,
 ) -> Option<PublicConfig> {
@@ -242,7 +243,20 @@ fn public(
             None
         }
     };
+    let acme = acme(raw_acme, checks);
+    if acme.is_some() && tls.is_some() {
+        checks.add(
+            "acme.directory_url",
+            "the certificate comes from public.tls_cert: set one or the other",
+        );
+    }
     let url = url?;
+    if acme.is_some() && !url.is_https() {
+        checks.add(
+            "acme.directory_url",
+            "a certificate makes sense only if public.url is https",
+        );
+    }
     if url.as_str() == PLACEHOLDER_URL {
         warnings.push(format!(
             "public.url is still the placeholder {PLACEHOLDER_URL}: neither Jira nor an instance can reach it"
@@ -261,6 +275,30 @@ fn public(
         listen: listen?,
         base_path: raw.base_path.clone(),
         tls,
+        acme,
+    })
+}
+
+fn acme(raw: &raw::RawAcme, checks: &mut Checks) -> Option<AcmeConfig> {
+    let directory_url = raw.directory_url.as_ref()?;
+    if !Url::parse(directory_url).is_ok_and(|url| url.scheme() == "https") {
+        checks.add(
+            "acme.directory_url",
+            format!("{directory_url:?} is no https URL (RFC 8555 wants one)"),
+        );
+    }
+    if let Some(contact) = &raw.contact
+        && !contact.starts_with("mailto:")
+    {
+        checks.add(
+            "acme.contact",
+            "it must look like \"mailto:ops@example.com\"",
+        );
+    }
+    Some(AcmeConfig {
+        directory_url: directory_url.clone(),
+        contact: raw.contact.clone(),
+        folder: raw.folder.clone(),
     })
 }
 

@@ -15,6 +15,7 @@ use super::{Checks, ConfigError, DEFAULTS, ENV_PREFIX, Mistake};
 #[serde(deny_unknown_fields)]
 pub(super) struct RawConfig {
     pub(super) public: RawPublic,
+    pub(super) acme: RawAcme,
     pub(super) admin: RawAdmin,
     pub(super) store: RawStore,
     pub(super) app: RawApp,
@@ -35,6 +36,14 @@ pub(super) struct RawPublic {
     pub(super) base_path: String,
     pub(super) tls_cert: Option<PathBuf>,
     pub(super) tls_key: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawAcme {
+    pub(super) directory_url: Option<String>,
+    pub(super) contact: Option<String>,
+    pub(super) folder: PathBuf,
 }
 
 #[derive(Clone, Debug, Deserialize)]
