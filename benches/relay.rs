@@ -30,7 +30,7 @@ use jira_connect_proxy::{
         namespace,
     },
     jwt::{
-        InstallKeys, SharedKey, Signer, Target, UnverifiedToken, crypto, instance,
+        InstallKeys, SharedKey, Signer, Target, TokenKind, UnverifiedToken, crypto, instance,
         lifecycle::LifecycleVerifier,
         qsh::{self, Rule},
         request::{self, Audiences},
@@ -39,6 +39,7 @@ use jira_connect_proxy::{
     metrics::Metrics,
     relay::Relay,
     store::{Sealer, Store, StoreFull, StoreOwner, Transaction},
+    trace::{self, Context, Hop, Shelf, Subject, Traces},
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use tokio::{runtime::Runtime, task::JoinSet};
@@ -51,6 +52,48 @@ const SECRET: &str = "a-secret-of-a-site-a-secret-of-a-site";
 fn main() {
     crypto::install();
     divan::main();
+}
+
+/// What `trace` adds to a relayed GET: context, token, link, one call, the end, and what must go for it.
+#[divan::bench]
+fn remember_a_relayed_read(bencher: Bencher<'_, '_>) {
+    let traces = Traces::new(8 << 20, None, clock::now());
+    let claims = r#"{"iss":"gitlab-jira-connect-relay.example.com","iat":1,"exp":2,"qsh":"8063ff4ca1e41df7bc90c8ab6d0f6207d491cf6dad7c66ea797b4614b71922e9"}"#;
+    let part = |json: &str| base64::Engine::encode(&base64::prelude::BASE64_URL_SAFE_NO_PAD, json);
+    let token = format!("{}.{}.c2ln", part(r#"{"alg":"HS256"}"#), part(claims));
+    let token = UnverifiedToken::parse(&token).unwrap();
+    let client_key = ClientKey::parse("b6a0e7a5-3a3f-4a83-9d5c-7c3c1a6c9a11").unwrap();
+    let uri: http::Uri = "https://acme.atlassian.net/rest/api/3/user?accountId=1"
+        .parse()
+        .unwrap();
+    let mut headers = http::HeaderMap::new();
+    let id = uuid::Uuid::new_v4();
+    let peer = "192.0.2.7:1".parse().unwrap();
+    let once = || {
+        let context = Context::of(&headers, id);
+        let subject = Subject::Request {
+            listener: "public",
+            route: "rest/user",
+            method: "GET",
+            peer,
+        };
+        let trace = traces.begin(id, context, subject, jiff::Timestamp::UNIX_EPOCH);
+        let handled = trace::within(Arc::clone(&trace), async {
+            trace::note(|| token.seen(TokenKind::Instance, None));
+            trace::note(|| Hop::Recognised {
+                client_key: client_key.clone(),
+                link: None,
+            });
+            let calling = trace::called(&http::Method::GET, &uri, &mut headers);
+            calling.unwrap().ended(Ok(200));
+        });
+        futures_util::FutureExt::now_or_never(handled).unwrap();
+        traces.end(trace, Shelf::Routine, Hop::Answered(200, None));
+    };
+    let mut once = once;
+    // Full, so that each new one costs an old one.
+    (0..20_000).for_each(|_| once());
+    bencher.bench_local(once);
 }
 
 #[divan::bench(args = [INSTALLED, FRAME])]

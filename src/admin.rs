@@ -7,6 +7,7 @@ mod links;
 mod spool;
 mod status;
 mod store;
+mod trace;
 
 pub use status::Standing;
 
@@ -35,6 +36,7 @@ use crate::{
     rounds::Rounds,
     spool::Spool,
     store::Store,
+    trace::Traces,
 };
 
 const LISTENER: &str = "admin";
@@ -73,6 +75,8 @@ pub struct AdminParts {
     pub limits: LimitsConfig,
     /// Shown, and counted in.
     pub metrics: Arc<Metrics>,
+    /// What happened lately, shown and added to.
+    pub traces: Arc<Traces>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +97,7 @@ enum Route {
     SpoolRetry,
     Status,
     StoreReseal,
+    Trace,
 }
 
 impl Admin {
@@ -119,6 +124,7 @@ impl Admin {
             ("/api/v1/audit", Route::Audit),
             ("/api/v1/backup", Route::Backup),
             ("/api/v1/store/reseal", Route::StoreReseal),
+            ("/api/v1/trace/{id}", Route::Trace),
         ] {
             router.insert(path, route)?;
         }
@@ -149,6 +155,7 @@ impl Admin {
             peer,
             &parts.limits,
             &parts.metrics,
+            &parts.traces,
             |request, arrival| {
                 Box::pin(async move {
                     match route {
@@ -206,6 +213,7 @@ impl AdminParts {
             (Route::SpoolRetry, &Method::POST) => spool::retry(self, arrival),
             (Route::Doctor, &Method::POST) => doctor::look(self, request, arrival).await,
             (Route::Status, &Method::GET) => status::show(self, arrival).await,
+            (Route::Trace, &Method::GET) => trace::show(self, id),
             (Route::Audit, &Method::GET) => self.audit(request.uri().query()).await,
             (Route::StoreReseal, &Method::POST) => store::reseal(self, arrival).await,
             (route, _) => Err(Reject::method_not_allowed(route.methods())),
@@ -326,6 +334,7 @@ impl Route {
             Self::SpoolRetry => "spool/retry",
             Self::Status => "status",
             Self::StoreReseal => "store/reseal",
+            Self::Trace => "trace/id",
         }
     }
 

@@ -13,6 +13,7 @@ mod links;
 mod print;
 mod spool;
 mod status;
+mod trace;
 
 use std::{
     io::{self, Write as _},
@@ -146,6 +147,19 @@ pub(crate) enum Command {
         limit: usize,
         #[command(subcommand)]
         command: Option<audit::Command>,
+    },
+    /// Show what happened to one request or delivery, hop by hop.
+    ///
+    /// The id stands in the log, in every answer (`x-request-id`, and `id` of an error), in `last_error` of a link, in
+    /// the audit trail, and in what `status` lists. Shows the token's claims and whether each held, whom the relay
+    /// called and what they said, what waited, what was delivered because of it. Never a token or a secret. What is
+    /// long ago is not remembered; `telemetry.trace_max_bytes` is the room.
+    #[command(after_help = "Examples:
+  jira-connect-proxy trace 12abe4c6856c4f72bdeb32d7885d4c28
+  jira-connect-proxy trace 12abe4c6856c4f72bdeb32d7885d4c28 --json")]
+    Trace {
+        /// Of a request, a delivery attempt, or a W3C trace.
+        id: String,
     },
     /// Find out what ails an instance, or the relay itself, and what to do about it.
     ///
@@ -288,6 +302,7 @@ pub(crate) async fn run(
         Command::Keys(command) => keys::run(command, &api, json).await,
         Command::Spool(command) => spool::run(command, &api, json).await,
         Command::Audit { limit, command } => audit::run(command, limit, &api, json).await,
+        Command::Trace { id } => trace::show(&api, &id, json).await,
         Command::Doctor { instance_url, all } => {
             doctor::run(&api, instance_url.as_deref(), all, json).await
         }

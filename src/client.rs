@@ -18,7 +18,7 @@ use hyper_util::{
 };
 use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer};
 
-use crate::domain::address;
+use crate::{domain::address, trace};
 use connector::Connector;
 pub use connector::{DialError, TlsFault};
 
@@ -95,15 +95,22 @@ impl Client {
     pub async fn send_for_stream(
         &self,
         destination: Destination,
-        request: Request<Full<Bytes>>,
+        mut request: Request<Full<Bytes>>,
         deadline: Duration,
     ) -> Result<Response<Incoming>, SendError> {
+        let (method, uri) = (request.method().clone(), request.uri().clone());
+        let calling = trace::called(&method, &uri, request.headers_mut());
         let pools = self.0.load();
         let answer = pools.of(destination).request(request);
-        tokio::time::timeout(deadline, answer)
-            .await
-            .map_err(|_| SendError::TimedOut(deadline))?
-            .map_err(SendError::from_hyper)
+        let answer = match tokio::time::timeout(deadline, answer).await {
+            Ok(answer) => answer.map_err(SendError::from_hyper),
+            Err(_) => Err(SendError::TimedOut(deadline)),
+        };
+        if let Some(calling) = calling {
+            let status = answer.as_ref().map(|answer| answer.status().as_u16());
+            calling.ended(status.map_err(ToString::to_string));
+        }
+        answer
     }
 
     /// Sends a request and returns the head of the answer, whatever body it has.

@@ -53,6 +53,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// `[log]`
     pub log: LogConfig,
+    /// `[telemetry]`
+    pub telemetry: TelemetryConfig,
     /// Legal, but probably not what the operator wants.
     pub warnings: Vec<String>,
 }
@@ -236,6 +238,13 @@ pub struct LogConfig {
     pub json: bool,
     /// A tracing filter.
     pub filter: String,
+}
+
+/// `[telemetry]`
+#[derive(Clone, Debug)]
+pub struct TelemetryConfig {
+    /// Of all that is remembered for `trace`.
+    pub trace_max_bytes: usize,
 }
 
 /// Everything that is wrong with a configuration.

@@ -24,6 +24,7 @@ use crate::{
     domain::{ClientKey, Link, LinkId},
     metrics::{Counted, Metrics},
     reject::{Reject, RejectKind},
+    trace::{self, Context, Fault, Hop, Shelf, Subject, Trace, Traces},
 };
 
 /// What is known of a request before anybody looks into it.
@@ -83,26 +84,39 @@ pub async fn observe<'a, B>(
     peer: SocketAddr,
     limits: &LimitsConfig,
     metrics: &Arc<Metrics>,
+    traces: &Arc<Traces>,
     handle: impl FnOnce(Request<Incoming>, Arrival) -> Handling<'a, B>,
 ) -> Response<Body>
 where
     B: Into<Body> + Send + 'a,
 {
+    let number = uuid::Uuid::new_v4();
     let arrival = Arrival {
-        id: uuid::Uuid::new_v4().simple().to_string(),
+        id: number.simple().to_string(),
         now: clock::now(),
         peer,
         notes: Arc::default(),
     };
     let id = arrival.id.clone();
+    let method = known_method(request.method());
+    let subject = Subject::Request {
+        listener: labels.listener,
+        route: labels.route,
+        method,
+        peer,
+    };
+    let context = Context::of(request.headers(), number);
+    let trace = traces.begin(number, context, subject, arrival.now);
     // The closing line says it all; this is for whoever looks closer.
     let span = tracing::debug_span!("request", id, route = labels.route);
     let mut closing = ClosingLine {
         labels,
-        method: known_method(request.method()),
+        method,
         started: Instant::now(),
         peer,
         metrics: Arc::clone(metrics),
+        traces: Arc::clone(traces),
+        trace: Arc::clone(&trace),
         id: id.clone(),
         notes: Arc::clone(&arrival.notes),
         told: false,
@@ -116,7 +130,8 @@ where
         Ok(()) => handle(request, arrival),
         Err(reject) => Box::pin(std::future::ready(Err(reject))),
     };
-    let result = tokio::time::timeout(limits.request_timeout, handled.instrument(span))
+    let handled = trace::within(trace, handled).instrument(span);
+    let result = tokio::time::timeout(limits.request_timeout, handled)
         .await
         .unwrap_or_else(|_| {
             let kind = if labels.push_back {
@@ -274,6 +289,8 @@ struct ClosingLine {
     started: Instant,
     peer: SocketAddr,
     metrics: Arc<Metrics>,
+    traces: Arc<Traces>,
+    trace: Arc<Trace>,
     id: String,
     notes: Arc<Notes>,
     told: bool,
@@ -297,7 +314,9 @@ impl ClosingLine {
             .request_duration
             .with_label_values(&[listener, route])
             .observe(elapsed.as_secs_f64());
+        self.remember(status, reject);
         let id = self.id.as_str();
+        let trace_id = format_args!("{:032x}", self.trace.context.trace_id);
         let client_key = self.notes.client_key.get().map(ClientKey::as_str);
         let link = self.notes.link.get().map(tracing::field::display);
         let (change, spooled) = (self.notes.change.get(), self.notes.spooled.get());
@@ -305,7 +324,7 @@ impl ClosingLine {
         macro_rules! line {
             ($level:ident, $($rest:tt)*) => {
                 tracing::$level!(
-                    id, listener, route, client.key = client_key, link.id = link, change, spooled,
+                    id, %trace_id, listener, route, client.key = client_key, link.id = link, change, spooled,
                     %peer, method, status, duration_ms, $($rest)*
                 )
             };
@@ -342,6 +361,38 @@ impl ClosingLine {
                 );
             }
         }
+    }
+}
+
+impl ClosingLine {
+    fn remember(&self, status: u16, reject: Option<&Reject>) {
+        let admin = self.labels.listener == "admin";
+        let known = match reject.map(|reject| reject.kind) {
+            Some(RejectKind::Internal) => true,
+            Some(RejectKind::AdminTokenWanted) => false,
+            _ => admin || self.notes.client_key.get().is_some(),
+        };
+        let changes = self.notes.change.get().is_some() || self.notes.spooled.get().is_some();
+        let shelf = match (known, reject) {
+            (false, _) => Shelf::Strangers,
+            (true, None) if !changes && (!admin || self.method == "GET") => Shelf::Routine,
+            (true, _) => Shelf::Notable,
+        };
+        // Whoever watches the relay should not fill its memory with that.
+        if admin && shelf == Shelf::Routine {
+            return;
+        }
+        let fault = reject.map(|reject| {
+            Box::new(Fault {
+                code: reject.code,
+                message: reject.message.clone(),
+                hint: reject.hint.clone(),
+                cause: reject.internal.clone(),
+                retry_in_secs: None,
+            })
+        });
+        let trace = Arc::clone(&self.trace);
+        self.traces.end(trace, shelf, Hop::Answered(status, fault));
     }
 }
 

@@ -149,6 +149,35 @@ pub enum VerifyError {
 }
 
 impl TokenKind {
+    /// What its verifier looks at, in its order.
+    fn checks(self) -> &'static [&'static str] {
+        match self {
+            Self::Lifecycle => &[
+                "alg",
+                "kid",
+                "exp",
+                "iat",
+                "nbf",
+                "aud",
+                "qsh",
+                "iss",
+                "signature",
+            ],
+            Self::Request | Self::Context => &[
+                "qsh",
+                "alg",
+                "exp",
+                "iat",
+                "nbf",
+                "aud",
+                "iss",
+                "signature",
+                "site",
+            ],
+            Self::Instance => &["alg", "signature", "exp", "iat", "nbf", "qsh", "site"],
+        }
+    }
+
     /// The word in metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -188,6 +217,32 @@ impl VerifyError {
             Self::ContextToken => "token_context_refused",
             Self::NotContextToken => "token_not_context",
             Self::Target(error) => error.code(),
+        }
+    }
+
+    /// Which of a kind's checks did not hold, if it was one of them.
+    fn check(&self) -> Option<&'static str> {
+        match self {
+            Self::Missing
+            | Self::Ambiguous
+            | Self::TooLarge { .. }
+            | Self::Malformed(_)
+            | Self::TooManyUnknown
+            | Self::Target(_) => None,
+            Self::Algorithm { .. } => Some("alg"),
+            Self::ClaimMissing(claim) => Some(claim),
+            Self::KeyIdMalformed => Some("kid"),
+            Self::UnknownKey(_)
+            | Self::KeysUnavailable { .. }
+            | Self::Signature
+            | Self::UnknownSecret => Some("signature"),
+            Self::UnknownIssuer | Self::IssuerMismatch => Some("iss"),
+            Self::Uninstalled | Self::LinkRemoved => Some("site"),
+            Self::Expired { .. } => Some("exp"),
+            Self::FromTheFuture { .. } => Some("iat"),
+            Self::NotYet { .. } => Some("nbf"),
+            Self::Audience { .. } => Some("aud"),
+            Self::QueryHash | Self::ContextToken | Self::NotContextToken => Some("qsh"),
         }
     }
 

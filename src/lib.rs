@@ -22,6 +22,7 @@
 //! - [`client`]: outbound HTTP with an eye on the address
 //! - [`store`]: what is known, durably; the only place that names an engine
 //! - [`domain`]: the words of the product as types
+//! - [`trace`]: what happened lately, hop by hop
 //! - [`config`], [`reject`], [`metrics`], [`telemetry`], [`secret_file`], [`clock`], [`backoff`], [`body`],
 //!   [`digest`], [`lock`]: what everybody stands on
 
@@ -56,3 +57,4 @@ pub mod spool;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
+pub mod trace;

@@ -27,6 +27,7 @@ use crate::{
     linking,
     metrics::Metrics,
     store::{Store, StoreError, StoreFull, TransactError, Transaction},
+    trace::{self, Context, Fault, Hop, Shelf, Subject, Traces},
 };
 
 /// Looks at all links at least this often, should a wake-up ever be lost.
@@ -49,6 +50,8 @@ pub struct Reconciler {
     pub drain_deadline: Duration,
     /// Counts attempts.
     pub metrics: Arc<Metrics>,
+    /// Remembers attempts.
+    pub traces: Arc<Traces>,
 }
 
 impl Reconciler {
@@ -149,12 +152,20 @@ impl Reconciler {
         }
         let goal = link.desired;
         let event = goal.event;
-        let id = uuid::Uuid::new_v4().simple().to_string();
+        let (number, began) = (uuid::Uuid::new_v4(), clock::now());
+        let id = number.simple().to_string();
+        let subject = Subject::Delivery {
+            link: link.id,
+            client_key: link.client_key.clone(),
+            instance_url: link.instance_url.clone(),
+            goal,
+        };
+        let trace = self
+            .traces
+            .begin(number, Context::new(number), subject, began);
         let started = Instant::now();
-        let result = self
-            .courier
-            .deliver(link, goal, &installation, clock::now())
-            .await;
+        let attempt = self.courier.deliver(link, goal, &installation, began);
+        let result = trace::within(Arc::clone(&trace), attempt).await;
         let elapsed = started.elapsed();
         let now = clock::now();
         let duration_ms = elapsed.as_millis() as u64;
@@ -169,6 +180,7 @@ impl Reconciler {
             .delivery_duration
             .with_label_values(&[event.as_str()])
             .observe(elapsed.as_secs_f64());
+        let mut fault = None;
         let outcome = match result {
             Ok(acknowledged) => {
                 tracing::info!(
@@ -194,6 +206,13 @@ impl Reconciler {
                     "{event} for {} not delivered to {}: {}; {}",
                     link.client_key, link.instance_url, problem.message, problem.hint
                 );
+                fault = Some(Box::new(Fault {
+                    code: outcome_name,
+                    message: problem.message.clone(),
+                    hint: problem.hint.clone(),
+                    cause: None,
+                    retry_in_secs: u64::try_from(retry_in.as_secs()).ok(),
+                }));
                 AttemptOutcome::Failed {
                     refused: error.refused(),
                     may_have_arrived: link.reached || error.may_have_arrived(),
@@ -202,6 +221,9 @@ impl Reconciler {
                 }
             }
         };
+        // Before it is recorded, so that who reads the id in a record finds it.
+        let end = Hop::Ended(outcome_name, fault);
+        self.traces.end(trace, Shelf::Notable, end);
         if let Err(error) = self.record(link.id, goal, outcome, id, now).await {
             tracing::error!(link.id = %link.id, "the outcome of a delivery could not be saved, it will be made again: {error}");
             // Nothing was recorded, so the link is still due: do not hammer the instance over our own trouble.

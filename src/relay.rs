@@ -40,6 +40,7 @@ use crate::{
     spool::{Spool, SpoolWorker},
     store::{OpenError, Store, StoreError, StoreOwner},
     tls::{TlsError, TlsFiles},
+    trace::Traces,
 };
 
 /// How often changed TLS files are looked for.
@@ -154,6 +155,7 @@ impl Relay {
         crypto::install();
         let now = clock::now();
         let metrics = Arc::new(Metrics::new().map_err(internal)?);
+        let traces = Arc::new(Traces::new(config.telemetry.trace_max_bytes, None, now));
         let tls = load_tls(&config)?.map(Arc::new);
         let client = Client::new(&dial_settings(&config)?);
         let public_listener = listen(config.public.listen, "public.listen").await?;
@@ -214,6 +216,7 @@ impl Relay {
             secret_grace: config.jira.secret_grace,
             drain_deadline: config.limits.drain_deadline,
             metrics: Arc::clone(&metrics),
+            traces: Arc::clone(&traces),
         };
         let forwarder = Arc::new(Forwarder::new(
             client.clone(),
@@ -228,6 +231,7 @@ impl Relay {
             config.spool,
             config.limits.drain_deadline,
             Arc::clone(&metrics),
+            Arc::clone(&traces),
         );
         let (sightings, sighted) = Sightings::new();
         let sightings = Arc::new(sightings);
@@ -282,6 +286,7 @@ impl Relay {
             spool: spool.clone(),
             asker,
             metrics: Arc::clone(&metrics),
+            traces: Arc::clone(&traces),
         };
         let public = Public::new(&config, public).map_err(internal)?;
         let admin = Admin::new(AdminParts {
@@ -302,6 +307,7 @@ impl Relay {
             },
             limits: config.limits,
             metrics: Arc::clone(&metrics),
+            traces,
         })
         .map_err(internal)?;
         let acme = tls.as_ref().zip(config.public.acme.clone());

@@ -41,6 +41,7 @@ use crate::{
     sightings::Sightings,
     spool::Spool,
     store::Store,
+    trace::Traces,
 };
 
 const LISTENER: &str = "public";
@@ -100,6 +101,8 @@ pub struct PublicParts {
     pub asker: Asker,
     /// Counted in.
     pub metrics: Arc<Metrics>,
+    /// Remembers what happened.
+    pub traces: Arc<Traces>,
 }
 
 impl std::ops::Deref for Public {
@@ -233,6 +236,7 @@ impl Public {
             peer,
             &self.limits,
             &self.metrics,
+            &self.traces,
             |request, arrival| {
                 Box::pin(async move {
                     match route {
@@ -280,6 +284,7 @@ impl Public {
             peer,
             limits,
             metrics,
+            &self.traces,
             |request, arrival| Box::pin(async move { rest::relay(self, request, &arrival).await }),
         )
         .await

@@ -44,6 +44,7 @@ use crate::{
     lock::lock,
     metrics::Metrics,
     store::Store,
+    trace::Traces,
 };
 pub use shared::ParkError;
 use shared::{Parcel, Shared};
@@ -101,6 +102,14 @@ impl Why {
             Self::SetBack(setback) => setback.reason,
         }
     }
+
+    /// What Jira, or nobody, said.
+    pub fn message(&self) -> Option<&str> {
+        match self {
+            Self::Behind(_) => None,
+            Self::SetBack(setback) => Some(&setback.message),
+        }
+    }
 }
 
 impl Spool {
@@ -111,6 +120,7 @@ impl Spool {
         settings: SpoolConfig,
         drain_deadline: Duration,
         metrics: Arc<Metrics>,
+        traces: Arc<Traces>,
     ) -> (Self, SpoolWorker) {
         let mut waiting = store.spooled();
         waiting.sort_by_key(|write| write.id);
@@ -120,6 +130,7 @@ impl Spool {
             forwarder,
             settings,
             metrics,
+            traces,
             // Numbers of writes that are long gone must not come again: their files may be there still.
             next_id: AtomicU64::new(next_id.max(first_id(clock::now()))),
             sites: DashMap::new(),

@@ -15,6 +15,7 @@ use crate::{
     reject::{Reject, RejectKind},
     rounds::Health,
     store::Transaction,
+    trace,
 };
 
 /// A link as operators see it. Never a secret.
@@ -146,6 +147,7 @@ pub(super) async fn remove(
         )
         .await?
     };
+    trace::wanted(&link);
     json(StatusCode::ACCEPTED, &view(admin, &link))
 }
 

@@ -37,6 +37,8 @@ struct View<'a> {
     public: Listener<'a>,
     admin: Listener<'a>,
     store: Store<'a>,
+    /// What went wrong lately; `trace` takes the ids.
+    last_errors: Vec<serde_json::Value>,
 }
 
 #[derive(Serialize)]
@@ -82,6 +84,7 @@ pub(super) async fn show(
             path: &standing.store_path,
             writable: admin.metrics.store_writable.get() == 1,
         },
+        last_errors: admin.traces.faults(),
     };
     json(StatusCode::OK, &view)
 }

@@ -19,6 +19,18 @@ struct Status {
     public: Listener,
     admin: Listener,
     store: Store,
+    last_errors: Vec<LastError>,
+}
+
+/// Something that went wrong lately.
+#[derive(Deserialize)]
+struct LastError {
+    at: Timestamp,
+    id: String,
+    what: String,
+    code: String,
+    message: String,
+    times: usize,
 }
 
 #[derive(Deserialize)]
@@ -105,6 +117,24 @@ pub(super) async fn show(api: &Api, as_json: bool) -> anyhow::Result<bool> {
         if let Some(problem) = &link.last_error {
             print::line(format!("\n{}: {}", link.instance_url, problem.text(now)))?;
         }
+    }
+    if !status.last_errors.is_empty() {
+        print::line("\nlast errors (`jira-connect-proxy trace ID` shows one)")?;
+    }
+    let errors = status.last_errors.into_iter().map(|error| {
+        [
+            print::distance(error.at, now),
+            error.times.to_string(),
+            error.what,
+            error.code,
+            error.id,
+            error.message,
+        ]
+    });
+    let errors: Vec<_> = errors.collect();
+    if !errors.is_empty() {
+        let headings = ["last", "times", "what", "code", "id", "message"];
+        print::table(headings, errors, "")?;
     }
     Ok(status.ready)
 }

@@ -7,7 +7,7 @@ use url::Url;
 
 use super::{
     AcmeConfig, AdminConfig, AppConfig, Checks, Config, InstancesConfig, JiraConfig, LimitsConfig,
-    LogConfig, PLACEHOLDER_URL, PageConfig, PublicConfig, SpoolConfig, StoreConfig, TlsFiles,
+    LogConfig, PLACEHOLDER_URL, PageConfig, PublicConfig, SpoolConfig, StoreConfig, TelemetryConfig, TlsFiles,
     raw::{self, RawConfig},
 };
 use crate::domain::{
@@ -201,6 +201,9 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
         log: LogConfig {
             json: raw.log.format == "json",
             filter: raw.log.filter,
+        },
+        telemetry: TelemetryConfig {
+            trace_max_bytes: raw.telemetry.trace_max_bytes as usize,
         },
         warnings,
     })

@@ -26,6 +26,7 @@ pub(super) struct RawConfig {
     pub(super) keys: RawKeys,
     pub(super) limits: RawLimits,
     pub(super) log: RawLog,
+    pub(super) telemetry: RawTelemetry,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -145,6 +146,12 @@ pub(super) struct RawLimits {
 pub(super) struct RawLog {
     pub(super) format: String,
     pub(super) filter: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawTelemetry {
+    pub(super) trace_max_bytes: u32,
 }
 
 /// Defaults, file and environment on top of each other, with the mistakes met on the way.

@@ -31,6 +31,7 @@ use crate::{
     jwt::{SharedKey, qsh::AgreedTarget},
     lock::lock,
     metrics::Metrics,
+    trace,
 };
 
 /// An answer is as good as new for this long.
@@ -253,9 +254,13 @@ impl Asker {
             while tasks.try_join_next().is_some() {}
             if tasks.len() < UNDER_WAY_MAX {
                 // It goes on after the deadline, so that the next search has its answer.
-                tasks.spawn(async move {
+                let asking = async move {
                     let _ = reply.send(inner.list(&link, &installation, key).await);
-                });
+                };
+                match trace::current() {
+                    Some(trace) => tasks.spawn(trace::within(trace, asking)),
+                    None => tasks.spawn(asking),
+                };
             }
         }
         let fresh = tokio::time::timeout_at(deadline, answered).await;

@@ -257,4 +257,69 @@ mod tests {
         );
         assert_eq!(verdict, Err(VerifyError::Uninstalled));
     }
+
+    /// What `trace` says of the checks before the one that failed is true only if they are made in that order.
+    #[test]
+    fn the_first_check_that_does_not_hold_is_the_one_that_is_told() {
+        let target = Target::parse_strict(PATH, &[]).expect("target");
+        let mut installed = rotated().as_ref().clone();
+        installed.state = crate::domain::InstallationState::Uninstalled;
+        let known = Arc::new(installed);
+        // Everything is wrong; then one thing after the other is put right.
+        let mut claims = claims(2100);
+        let good = claims.clone();
+        for (name, bad) in [
+            ("qsh", json!("x")),
+            ("exp", json!(1500)),
+            ("iat", json!(1400)),
+            ("aud", json!("x")),
+            ("iss", json!("x")),
+        ] {
+            claims[name] = bad;
+        }
+        let mut told = Vec::new();
+        for mend in ["", "qsh", "exp", "iat", "nbf", "aud", "iss"] {
+            match mend {
+                "exp" => claims["exp"] = json!(99_999_999),
+                "iat" => {
+                    claims["iat"] = good["iat"].clone();
+                    claims["nbf"] = json!(9_999_999);
+                }
+                "nbf" => claims["nbf"] = json!(2100),
+                "aud" => claims["aud"] = json!("app"),
+                mend if !mend.is_empty() => claims[mend] = good[mend].clone(),
+                _ => {}
+            }
+            if mend == "exp" {
+                claims["iat"] = json!(9_999_999);
+            }
+            let token = signed("c", &claims);
+            let find = |key: &ClientKey| (key.as_str() == "tenant").then(|| Arc::clone(&known));
+            let verdict = verify(
+                &token,
+                "GET",
+                "/-/jira_connect",
+                &target,
+                &audiences(),
+                find,
+                at(2100),
+            );
+            told.extend(verdict.err().and_then(|error| error.check()));
+        }
+        let token = signed("b", &claims);
+        let find = |_: &ClientKey| Some(Arc::clone(&known));
+        let verdict = verify(
+            &token,
+            "GET",
+            "/-/jira_connect",
+            &target,
+            &audiences(),
+            find,
+            at(2100),
+        );
+        told.extend(verdict.err().and_then(|error| error.check()));
+        let in_order = super::super::TokenKind::Request.checks();
+        let in_order: Vec<_> = in_order.iter().filter(|check| **check != "alg").collect();
+        assert_eq!(told.iter().collect::<Vec<_>>(), in_order);
+    }
 }

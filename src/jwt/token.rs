@@ -7,8 +7,14 @@ use http::{HeaderMap, header};
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::{VerifyError, qsh};
-use crate::digest::sha256_hex;
+use super::{TokenKind, VerifyError, qsh};
+use crate::{
+    digest::sha256_hex,
+    trace::{
+        Hop,
+        hop::{TokenSeen, short},
+    },
+};
 
 /// Longer tokens are refused before any work. The newest GitLab draws the same line
 /// (GitLab `lib/atlassian/jira_connect/jwt_validator.rb`).
@@ -113,6 +119,43 @@ impl UnverifiedToken {
     /// Its length as it came.
     pub fn bytes(&self) -> usize {
         self.text.len()
+    }
+
+    /// What may be shown of it, with what became of it. Never its signature.
+    pub fn seen(&self, kind: TokenKind, refused: Option<&VerifyError>) -> Hop {
+        let (header, claims) = (&self.unverified_header, &self.unverified_claims);
+        let mut texts = Vec::with_capacity(5);
+        let mut add = |name, text: Option<&str>| {
+            if let Some(text) = text {
+                texts.push((name, Box::from(short(text))));
+            }
+        };
+        if kind == TokenKind::Lifecycle {
+            add("kid", header.kid.as_deref());
+        }
+        if matches!(refused, Some(VerifyError::Algorithm { .. })) {
+            add("alg", Some(&header.alg));
+        }
+        add("iss", claims.iss.as_deref());
+        add("sub", claims.sub.as_deref());
+        add("qsh", claims.qsh.as_deref());
+        match &claims.aud {
+            None => {}
+            Some(Audience::One(one)) => add("aud", Some(one)),
+            Some(Audience::Several(several)) => add("aud", Some(&several.join(", "))),
+        }
+        Hop::Token(Box::new(TokenSeen {
+            kind: kind.as_str(),
+            checks: kind.checks(),
+            failed: refused.and_then(VerifyError::check),
+            refused: refused.map(VerifyError::code),
+            texts,
+            times: [
+                ("iat", claims.iat),
+                ("exp", claims.exp),
+                ("nbf", claims.nbf),
+            ],
+        }))
     }
 
     /// SHA-256 of what is signed, hex: the same for every way to write the same token.

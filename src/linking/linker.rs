@@ -15,6 +15,7 @@ use crate::{
     },
     reject::{Reject, RejectKind},
     store::{Store, Transaction},
+    trace,
 };
 
 /// How long a caller waits for the outcome of a first delivery, at most. An attempt may take longer; it goes on.
@@ -94,6 +95,7 @@ impl Linker {
 
     /// Waits until the reconciler has made an attempt at what the link wants now, or for long enough.
     pub async fn outcome(&self, wanted: Link) -> Link {
+        trace::wanted(&wanted);
         let mut changes = self.store.link_changes();
         let mut latest = wanted;
         let attempted = async {

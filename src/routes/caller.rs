@@ -10,6 +10,7 @@ use crate::{
     exchange::Arrival,
     jwt::{Target, TokenKind, UnverifiedToken, VerifyError, context, request},
     reject::Reject,
+    trace::{self, Hop},
 };
 
 /// A site of Jira's, and perhaps a user of it.
@@ -57,6 +58,10 @@ pub(super) fn caller(
     let caller = proven.map_err(|error| public.unbelieved(kind, error))?;
     // Noted before is as good.
     let client_key = caller.installation.client_key.clone();
+    trace::note(|| Hop::Recognised {
+        client_key: client_key.clone(),
+        link: None,
+    });
     let _ = arrival.notes.client_key.set(client_key);
     Ok(caller)
 }
@@ -72,8 +77,9 @@ fn prove(
     let token = UnverifiedToken::find(&head.headers, target.tokens(), body_token)?;
     let find = |client_key: &_| public.store.installation(client_key);
     let by_user = || {
-        let claims = context::verify(&token, &public.audiences, find, arrival.now)?;
-        Ok(Caller {
+        let proven = context::verify(&token, &public.audiences, find, arrival.now);
+        trace::note(|| token.seen(TokenKind::Context, proven.as_ref().err()));
+        proven.map(|claims| Caller {
             installation: claims.installation,
             account_id: claims.account_id,
         })
@@ -90,6 +96,7 @@ fn prove(
         find,
         arrival.now,
     );
+    trace::note(|| token.seen(TokenKind::Request, proven.as_ref().err()));
     match proven {
         Err(VerifyError::ContextToken) if bound == Bound::RequestOrUser => by_user(),
         proven => proven.map(|claims| Caller {

@@ -12,6 +12,7 @@ use crate::{
     jira::lifecycle::{LifecycleCall, LifecycleRules, apply, change_name},
     jwt::{TokenKind, UnverifiedToken},
     reject::Reject,
+    trace::{self, Hop},
 };
 
 /// Takes a lifecycle call. The answer goes out when the change is durable; telling the instances is not part
@@ -28,7 +29,7 @@ pub(super) async fn receive(
     let token = UnverifiedToken::find(&head.headers, target.tokens(), None).map_err(unbelieved)?;
     let body = read_small_body(body, &head.headers, &public.limits).await?;
     let call = LifecycleCall::parse(&body, kind, &public.app_key, &public.sites)?;
-    let claims = public
+    let verified = public
         .verifier
         .verify(
             &token,
@@ -37,8 +38,9 @@ pub(super) async fn receive(
             &target,
             arrival.now,
         )
-        .await
-        .map_err(unbelieved)?;
+        .await;
+    trace::note(|| token.seen(TokenKind::Lifecycle, verified.as_ref().err()));
+    let claims = verified.map_err(unbelieved)?;
     let _ = arrival.notes.client_key.set(claims.client_key.clone());
     let client_key = claims.client_key.clone();
     let event = call.into_event(claims, arrival.now);
@@ -60,6 +62,13 @@ pub(super) async fn receive(
         .with_label_values(&[kind.as_str(), change])
         .inc();
     let _ = arrival.notes.change.set(change);
+    trace::note(|| Hop::Changed(change));
+    // Those that it may have made due, or that wait for the same thing already.
+    for link in public.store.links_of(&client_key) {
+        if !link.is_settled() {
+            trace::wanted(&link);
+        }
+    }
     Response::builder()
         .status(StatusCode::NO_CONTENT)
         .body(Full::default())

@@ -33,6 +33,7 @@ use crate::{
     jwt::{Target, shared_key::TOKEN_LIFE_SECS},
     linking,
     reject::{Reject, RejectKind},
+    trace,
 };
 
 /// A removal can be taken back for so long.
@@ -305,7 +306,9 @@ impl<'a> Visit<'a> {
         let link = self.public.linker.change(move |transaction| {
             linking::remove_after(transaction, id, purge, REFLECTION, audit, now)
         });
-        self.answer(StatusCode::ACCEPTED, &link.await?)
+        let link = link.await?;
+        trace::wanted(&link);
+        self.answer(StatusCode::ACCEPTED, &link)
     }
 
     async fn resend(&self, id: &str) -> Result<Response<Full<Bytes>>, Reject> {

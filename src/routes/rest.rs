@@ -23,9 +23,10 @@ use crate::{
         rate_limit::throttle,
         shape,
     },
-    jwt::{TokenKind, UnverifiedToken, VerifyError, instance},
+    jwt::{Target, TokenKind, UnverifiedToken, VerifyError, instance},
     reject::{Reject, RejectKind},
     spool::{Admission, Why},
+    trace::{self, Hop, hop},
 };
 
 /// An instance that proved which link it is, and what it wants.
@@ -130,23 +131,13 @@ async fn caller(public: &Public, head: &Parts, arrival: &Arrival) -> Result<Call
     let unbelieved = |error| public.unbelieved(TokenKind::Instance, error);
     let target = public.target(path_and_query(head), TokenKind::Instance)?;
     let token = UnverifiedToken::find(&head.headers, target.tokens(), None).map_err(unbelieved)?;
-    let link = public
-        .recogniser
-        .recognise(&token, arrival.peer.ip(), arrival.now)
-        .await
-        .map_err(unbelieved)?;
-    arrival.notes.link(&link);
-    instance::check_claims(&token, head.method.as_str(), &target, arrival.now)
-        .map_err(unbelieved)?;
-    // The signature proves that the instance holds the link's secret, whatever its acknowledgement said.
-    if !link.is_heard(arrival.now) {
-        return Err(unbelieved(VerifyError::LinkRemoved));
-    }
-    let installation = public
-        .store
-        .installation(&link.client_key)
-        .filter(|installation| installation.is_installed())
-        .ok_or_else(|| unbelieved(VerifyError::Uninstalled))?;
+    let proven = prove(public, head, &target, &token, arrival).await;
+    trace::note(|| token.seen(TokenKind::Instance, proven.as_ref().err()));
+    let (link, installation) = proven.map_err(unbelieved)?;
+    trace::note(|| Hop::Recognised {
+        client_key: link.client_key.clone(),
+        link: Some(link.id),
+    });
     let call = calls::parse(&head.method, &target).map_err(|error| Reject {
         internal: Some(format!(
             "{} {}",
@@ -160,6 +151,29 @@ async fn caller(public: &Public, head: &Parts, arrival: &Arrival) -> Result<Call
         installation,
         call,
     })
+}
+
+/// The link and the site that the token proves.
+async fn prove(
+    public: &Public,
+    head: &Parts,
+    target: &Target,
+    token: &UnverifiedToken,
+    arrival: &Arrival,
+) -> Result<(Arc<Link>, Arc<Installation>), VerifyError> {
+    let recognised = public
+        .recogniser
+        .recognise(token, arrival.peer.ip(), arrival.now);
+    let link = recognised.await?;
+    arrival.notes.link(&link);
+    instance::check_claims(token, head.method.as_str(), target, arrival.now)?;
+    // The signature proves that the instance holds the link's secret, whatever its acknowledgement said.
+    if !link.is_heard(arrival.now) {
+        return Err(VerifyError::LinkRemoved);
+    }
+    let installation = public.store.installation(&link.client_key);
+    let installation = installation.filter(|installation| installation.is_installed());
+    Ok((link, installation.ok_or(VerifyError::Uninstalled)?))
 }
 
 async fn read(public: &Public, caller: &Caller) -> Result<Response<Body>, Reject> {
@@ -252,8 +266,10 @@ async fn write(
         }
     };
     let _ = arrival.notes.spooled.set(why.reason());
+    trace::note(|| Hop::Waits(why.reason(), why.message().map(|m| hop::short(m).into())));
     let kept = public.spool.park(ticket, call, body, &arrival.id, why, now);
     kept.await.map_err(|error| pushed_back(error.into()))?;
+    trace::note(|| Hop::Kept);
     Ok(json(StatusCode::ACCEPTED, Bytes::from_static(b"{}")))
 }
 
@@ -307,6 +323,11 @@ fn prepare(
             let size = Size::from(&survey);
             count_oversize(public, size);
             let own = rewritten(link, family, &mended, &survey)?;
+            trace::note(|| Hop::Prepared {
+                entities: size.entities,
+                rewritten: own.is_some(),
+                mended: changed,
+            });
             let body = match own {
                 Some(own) => Bytes::from(own),
                 None if changed => Bytes::from(mended.into_owned()),

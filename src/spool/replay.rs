@@ -1,10 +1,11 @@
 //! One attempt at a write that waits.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use http::StatusCode;
 use jiff::Timestamp;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::{Shared, site::Site};
 use crate::{
@@ -19,6 +20,7 @@ use crate::{
     },
     lock::lock,
     store::BodyError,
+    trace::{self, Context, Fault, Hop, Shelf, Subject, Trace},
 };
 
 /// An error of Jira's own (500) is taken for the last word after so many tries.
@@ -40,7 +42,8 @@ impl Shared {
     /// Sends a write that is marked as under way.
     pub(super) async fn replay(&self, site: &Mutex<Site>, write: &SpooledWrite) {
         let started = Instant::now();
-        let fate = self.attempt(write).await;
+        let trace = self.begin(write);
+        let fate = trace::within(Arc::clone(&trace), self.attempt(write)).await;
         let now = clock::now();
         let duration_ms = started.elapsed().as_millis() as u64;
         let endpoint = write.call.endpoint();
@@ -52,6 +55,34 @@ impl Shared {
             Fate::Alone(_) => "jira_error",
         };
         self.metrics.replays.with_label_values(&[outcome]).inc();
+        let (shelf, fault) = match &fate {
+            Fate::Done(_) => (Shelf::Routine, None),
+            Fate::GivenUp(reason, message) => (
+                Shelf::Notable,
+                Some((
+                    *reason,
+                    message,
+                    "it will never reach Jira: see `jira-connect-proxy audit`",
+                )),
+            ),
+            Fate::Later(Setback { message, .. }) | Fate::Alone(message) => (
+                Shelf::Notable,
+                Some((
+                    outcome,
+                    message,
+                    "it is tried again: see `jira-connect-proxy spool list`",
+                )),
+            ),
+        };
+        let fault = fault.map(|(code, message, hint)| {
+            Box::new(Fault {
+                code,
+                message: message.clone(),
+                hint: hint.to_owned(),
+                ..Fault::default()
+            })
+        });
+        self.traces.end(trace, shelf, Hop::Ended(outcome, fault));
         match fate {
             Fate::Done(delivered) => {
                 tracing::info!(
@@ -109,6 +140,20 @@ impl Shared {
             }
         }
         self.wake.notify_one();
+    }
+
+    /// Under the id of the request that brought the write.
+    fn begin(&self, write: &SpooledWrite) -> Arc<Trace> {
+        let id = Uuid::try_parse(&write.request_id).unwrap_or_default();
+        let subject = Subject::Replay {
+            link: write.link,
+            client_key: write.client_key.clone(),
+            endpoint: write.call.endpoint().as_str(),
+            received_at: write.received_at,
+        };
+        // Not the request's own span: that is over.
+        let context = Context::replay(id);
+        self.traces.begin(id, context, subject, clock::now())
     }
 
     async fn attempt(&self, write: &SpooledWrite) -> Fate {

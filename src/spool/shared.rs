@@ -28,6 +28,7 @@ use crate::{
     metrics::Metrics,
     reject::{Reject, RejectKind},
     store::{Store, StoreError},
+    trace::Traces,
 };
 
 /// What handle and worker share.
@@ -36,6 +37,7 @@ pub(super) struct Shared {
     pub(super) forwarder: Arc<Forwarder>,
     pub(super) settings: SpoolConfig,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) traces: Arc<Traces>,
     pub(super) next_id: AtomicU64,
     /// One entry for each installation that is spoken for: bounded by `store.installations_max`.
     pub(super) sites: DashMap<ClientKey, Arc<Mutex<Site>>>,

@@ -34,3 +34,4 @@ mod process;
 mod rest;
 mod spool;
 mod toolchain;
+mod trace;
