@@ -245,6 +245,19 @@ pub struct LogConfig {
 pub struct TelemetryConfig {
     /// Of all that is remembered for `trace`.
     pub trace_max_bytes: usize,
+    /// Where traces go.
+    pub otlp: Option<OtlpConfig>,
+}
+
+/// A collector that speaks OTLP over HTTP.
+#[derive(Clone, Debug)]
+pub struct OtlpConfig {
+    /// Its address, without trailing slash and without `/v1/traces`.
+    pub endpoint: String,
+    /// Headers for it, which may hold secrets.
+    pub headers_file: Option<PathBuf>,
+    /// The part of traces to send, 0 to 1.
+    pub sample_ratio: f64,
 }
 
 /// Everything that is wrong with a configuration.

@@ -22,7 +22,7 @@
 //! - [`client`]: outbound HTTP with an eye on the address
 //! - [`store`]: what is known, durably; the only place that names an engine
 //! - [`domain`]: the words of the product as types
-//! - [`trace`]: what happened lately, hop by hop
+//! - [`trace`]: what happened lately, hop by hop; `otlp` sends it to a collector
 //! - [`config`], [`reject`], [`metrics`], [`telemetry`], [`secret_file`], [`clock`], [`backoff`], [`body`],
 //!   [`digest`], [`lock`]: what everybody stands on
 
@@ -44,6 +44,8 @@ pub mod jwt;
 pub mod linking;
 pub mod lock;
 pub mod metrics;
+#[cfg(feature = "otlp")]
+pub mod otlp;
 pub mod reconcile;
 pub mod reject;
 pub mod relay;

@@ -67,6 +67,8 @@ pub struct Metrics {
     pub superseded: IntCounter,
     /// Questions to instances for Jira's toolchain, by question and outcome.
     pub questions: IntCounterVec,
+    /// Traces for the collector, by what became of them.
+    pub exported: IntCounterVec,
     /// Age of the active signing key in seconds.
     pub signing_key_age: IntGauge,
     /// When the relay's own certificate expires, in seconds since 1970; 0 if TLS ends in front of it.
@@ -256,6 +258,11 @@ impl Metrics {
                 "instance_questions_total",
                 "Questions to instances for Jira's toolchain, by question and outcome.",
                 &["question", "outcome"],
+            )?,
+            exported: counter(
+                "otlp_traces_total",
+                "Traces for the collector, by what became of them.",
+                &["outcome"],
             )?,
             signing_key_age: gauge(
                 "signing_key_age_seconds",

@@ -42,6 +42,11 @@ use crate::{
     tls::{TlsError, TlsFiles},
     trace::Traces,
 };
+#[cfg(feature = "otlp")]
+use crate::{
+    otlp::{self, Exporter, OtlpError},
+    trace::Export,
+};
 
 /// How often changed TLS files are looked for.
 const TLS_CHECK_EVERY: Duration = Duration::from_secs(30);
@@ -60,6 +65,10 @@ pub struct Relay {
     rotation: Arc<KeyRotation>,
     rounds: Arc<Rounds>,
     keep_uninstalled: SignedDuration,
+    #[cfg(feature = "otlp")]
+    exporter: Option<Exporter>,
+    #[cfg(feature = "otlp")]
+    drain_deadline: Duration,
     key_news: tokio::sync::mpsc::Receiver<KeyNews>,
     tls: Option<Arc<TlsFiles>>,
     acme: Option<Acme>,
@@ -122,6 +131,10 @@ pub enum StartError {
     /// The public listener's certificate.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The collector of traces.
+    #[cfg(feature = "otlp")]
+    #[error(transparent)]
+    Otlp(#[from] OtlpError),
     /// Certificate authorities.
     #[error("instances.extra_ca_file {path} can't be used: {cause}")]
     ExtraCa {
@@ -138,7 +151,12 @@ pub enum StartError {
 impl StartError {
     /// Whether a setting, or a file that one names, is wrong.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Tls(_) | Self::ExtraCa { .. })
+        match self {
+            Self::Tls(_) | Self::ExtraCa { .. } => true,
+            #[cfg(feature = "otlp")]
+            Self::Otlp(_) => true,
+            _ => false,
+        }
     }
 }
 
@@ -155,9 +173,14 @@ impl Relay {
         crypto::install();
         let now = clock::now();
         let metrics = Arc::new(Metrics::new().map_err(internal)?);
-        let traces = Arc::new(Traces::new(config.telemetry.trace_max_bytes, None, now));
         let tls = load_tls(&config)?.map(Arc::new);
         let client = Client::new(&dial_settings(&config)?);
+        #[cfg(feature = "otlp")]
+        let (export, exporter) = exporter(&config, &client, &metrics)?.unzip();
+        #[cfg(not(feature = "otlp"))]
+        let export = None;
+        let trace_max_bytes = config.telemetry.trace_max_bytes;
+        let traces = Arc::new(Traces::new(trace_max_bytes, export, now));
         let public_listener = listen(config.public.listen, "public.listen").await?;
         let admin_listener = listen(config.admin.listen, "admin.listen").await?;
         let addresses = Addresses {
@@ -357,6 +380,10 @@ impl Relay {
             rotation,
             rounds,
             keep_uninstalled: config.jira.keep_uninstalled,
+            #[cfg(feature = "otlp")]
+            exporter,
+            #[cfg(feature = "otlp")]
+            drain_deadline: config.limits.drain_deadline,
             key_news,
             tls,
             addresses,
@@ -425,6 +452,10 @@ impl Relay {
             self.key_news,
             stopped(),
         ));
+        #[cfg(feature = "otlp")]
+        if let Some(exporter) = self.exporter {
+            tasks.spawn(exporter.run(stopped(), self.drain_deadline));
+        }
         let (watched, until) = (self.reload.store.clone(), stopped());
         tasks.spawn(async move {
             tokio::select! {
@@ -536,6 +567,15 @@ async fn watch_tls(tls: Arc<TlsFiles>, stopped: impl Future<Output = ()>) {
 /// Reads what a start would read besides the configuration, and tells what is odd about it.
 pub fn check_files(config: &Config) -> Result<Vec<String>, StartError> {
     load_roots(config)?;
+    #[cfg(feature = "otlp")]
+    if let Some(path) = config
+        .telemetry
+        .otlp
+        .as_ref()
+        .and_then(|otlp| otlp.headers_file.as_ref())
+    {
+        otlp::read_headers(path)?;
+    }
     let tls = load_tls(config)?;
     let certificate = tls.map(|tls| doctor::certificate(tls.expires_at(), clock::now()));
     let odd = certificate.filter(|finding| finding.verdict != Verdict::Ok);
@@ -564,6 +604,21 @@ pub fn load_roots(config: &Config) -> Result<RootCertStore, StartError> {
             path: path.clone(),
             cause,
         })
+}
+
+/// What sends traces to the collector, if there is one.
+#[cfg(feature = "otlp")]
+fn exporter(
+    config: &Config,
+    client: &Client,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<(Export, Exporter)>, StartError> {
+    let otlp = config.telemetry.otlp.as_ref();
+    let exporter = otlp.map(|otlp| {
+        let (client, metrics) = (client.clone(), Arc::clone(metrics));
+        Exporter::new(otlp, config.public.url.as_str(), client, metrics)
+    });
+    Ok(exporter.transpose()?)
 }
 
 fn dial_settings(config: &Config) -> Result<DialSettings, StartError> {

@@ -7,7 +7,7 @@ use url::Url;
 
 use super::{
     AcmeConfig, AdminConfig, AppConfig, Checks, Config, InstancesConfig, JiraConfig, LimitsConfig,
-    LogConfig, PLACEHOLDER_URL, PageConfig, PublicConfig, SpoolConfig, StoreConfig, TelemetryConfig, TlsFiles,
+    LogConfig, OtlpConfig, PLACEHOLDER_URL, PageConfig, PublicConfig, SpoolConfig, StoreConfig, TelemetryConfig, TlsFiles,
     raw::{self, RawConfig},
 };
 use crate::domain::{
@@ -33,6 +33,7 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
             checks.add("page.frame_ancestors", format!("{origin:?}: {error}"));
         })
         .ok();
+    let otlp = otlp(&raw.telemetry, checks);
     let admin_listen = listen(&raw.admin.listen, "admin.listen", checks);
     checks.at_least(
         "instances.connect_timeout_ms",
@@ -204,6 +205,7 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
         },
         telemetry: TelemetryConfig {
             trace_max_bytes: raw.telemetry.trace_max_bytes as usize,
+            otlp: otlp?,
         },
         warnings,
     })
@@ -387,6 +389,37 @@ fn policy(
         );
     }
     (checks.mistakes.len() == before).then_some(policy)
+}
+
+/// Outer `None`: not usable.
+fn otlp(raw: &raw::RawTelemetry, checks: &mut Checks) -> Option<Option<OtlpConfig>> {
+    let sample_ratio = raw.otlp_sample_ratio;
+    if !(0.0..=1.0).contains(&sample_ratio) {
+        checks.add(
+            "telemetry.otlp_sample_ratio",
+            format!("it is {sample_ratio}, it must be from 0 to 1"),
+        );
+    }
+    if raw.otlp_endpoint.is_empty() {
+        return Some(None);
+    }
+    if !cfg!(feature = "otlp") {
+        checks.add(
+            "telemetry.otlp_endpoint",
+            "this program was built without OTLP (cargo feature \"otlp\")",
+        );
+    }
+    match base_address(&raw.otlp_endpoint) {
+        Ok(endpoint) => Some(Some(OtlpConfig {
+            endpoint: endpoint.trim_end_matches("/v1/traces").to_owned(),
+            headers_file: raw.otlp_headers_file.clone(),
+            sample_ratio,
+        })),
+        Err(what) => {
+            checks.add("telemetry.otlp_endpoint", what);
+            None
+        }
+    }
 }
 
 fn listen(text: &str, key: &str, checks: &mut Checks) -> Option<SocketAddr> {

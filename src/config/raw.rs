@@ -152,6 +152,9 @@ pub(super) struct RawLog {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawTelemetry {
     pub(super) trace_max_bytes: u32,
+    pub(super) otlp_endpoint: String,
+    pub(super) otlp_headers_file: Option<PathBuf>,
+    pub(super) otlp_sample_ratio: f64,
 }
 
 /// Defaults, file and environment on top of each other, with the mistakes met on the way.

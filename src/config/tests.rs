@@ -123,6 +123,26 @@ fn relations_are_checked_too() {
 }
 
 #[test]
+fn a_collector_has_an_address_and_a_share() {
+    let found = mistakes(
+        "[telemetry]\notlp_endpoint = \"localhost:4317\"\notlp_sample_ratio = 1.5\n",
+        &[],
+    );
+    assert_eq!(found.len(), 2, "{found:#?}");
+    let config = load(
+        "[telemetry]\notlp_endpoint = \"http://127.0.0.1:4318/v1/traces\"\n",
+        &[("JIRA_CONNECT_PROXY__TELEMETRY__OTLP_SAMPLE_RATIO", "0.25")],
+    );
+    if cfg!(feature = "otlp") {
+        let otlp = config.expect("good").telemetry.otlp.expect("a collector");
+        assert_eq!(otlp.endpoint, "http://127.0.0.1:4318");
+        assert!((otlp.sample_ratio - 0.25).abs() < f64::EPSILON);
+    } else {
+        assert!(config.is_err());
+    }
+}
+
+#[test]
 fn two_listeners_need_two_ports() {
     let found = mistakes("[admin]\nlisten = \"127.0.0.1:8080\"\n", &[]);
     assert_eq!(found.len(), 1, "{found:#?}");

@@ -94,6 +94,11 @@ impl Context {
         span
     }
 
+    /// The caller's `tracestate`.
+    pub fn state(&self) -> Option<&str> {
+        self.state.as_ref()?.to_str().ok()
+    }
+
     /// What it keeps on the heap.
     pub(super) fn bytes(&self) -> usize {
         self.state.as_ref().map_or(0, HeaderValue::len)

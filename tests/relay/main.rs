@@ -29,6 +29,8 @@ mod lifecycle;
 mod links;
 mod moving;
 mod operating;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod page;
 mod process;
 mod rest;
