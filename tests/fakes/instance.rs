@@ -18,7 +18,10 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::http::{FakeServer, answer, client, try_send};
+use super::{
+    http::{FakeServer, answer, client, try_send},
+    secrets,
+};
 
 /// One simulated instance.
 pub struct FakeInstance {
@@ -289,6 +292,10 @@ fn signed_by(request: &Request<Bytes>, state: &State) -> Option<Value> {
         let claims = jsonwebtoken::decode::<Value>(token, &key, &validation)
             .ok()?
             .claims;
+        // A context token is for a browser, which gets it in an answer.
+        if claims["qsh"] != "context-qsh" {
+            secrets::know_token("a token that the relay signed for an instance", token);
+        }
         (claims["iss"] == client_key.as_str()).then_some(claims)
     })
 }
@@ -310,6 +317,15 @@ async fn judge(
     let fields: BTreeMap<String, String> = form_urlencoded::parse(request.body())
         .into_owned()
         .collect();
+    // What belongs into this call and nowhere else.
+    for (name, kind) in [
+        ("sharedSecret", "a secret that an instance was given"),
+        ("jwt", "a token that the relay signed for an instance"),
+    ] {
+        if let Some(secret) = fields.get(name) {
+            secrets::know_token(kind, secret);
+        }
+    }
     let text = |name| {
         let value = request
             .headers()

@@ -20,7 +20,10 @@ use jira_connect_proxy::{
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 
-use super::http::{FakeServer, answer, client, try_send};
+use super::{
+    http::{FakeServer, answer, client, try_send},
+    secrets,
+};
 
 /// A site with one app installed, as Jira sees it.
 pub struct FakeJira {
@@ -164,6 +167,7 @@ impl Site<'_> {
             "oauthClientId": "an-id-that-nobody-asked-for",
         });
         if let (Some(secret), Some(body)) = (secret, body.as_object_mut()) {
+            secrets::know("Jira's shared secret", secret);
             body.insert("sharedSecret".to_owned(), secret.into());
         }
         let mut header = Header::new(Algorithm::RS256);
@@ -181,7 +185,9 @@ impl Site<'_> {
 
 impl Call {
     pub fn token(&self) -> String {
-        jsonwebtoken::encode(&self.header, &self.claims, &self.key).expect("sign")
+        let token = jsonwebtoken::encode(&self.header, &self.claims, &self.key).expect("sign");
+        secrets::know_token("a token that Jira signed", &token);
+        token
     }
 
     pub fn with_claim(mut self, name: &str, value: impl Into<Value>) -> Self {

@@ -14,6 +14,7 @@
 pub mod http;
 pub mod instance;
 pub mod jira;
+pub mod secrets;
 
 pub use instance::FakeInstance;
 pub use jira::FakeJira;

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::{
     fakes::{FakeInstance, FakeJira},
-    harness::{SECRET, TestRelay, free_port},
+    harness::{SECRET, TestRelay, free_port, hear_output},
 };
 
 /// One command, against this relay.
@@ -18,9 +18,10 @@ async fn run(relay: &TestRelay, arguments: &[&str]) -> Output {
         .args(["--admin-url", &relay.settings.admin_url()])
         .args(["--admin-token-file", "admin-token"])
         .args(arguments);
-    tokio::task::spawn_blocking(move || command.output().expect("the program runs"))
-        .await
-        .expect("task")
+    let output = tokio::task::spawn_blocking(move || command.output().expect("the program runs"));
+    let output = output.await.expect("task");
+    hear_output(&output);
+    output
 }
 
 /// What it printed; it must have ended with this code.

@@ -1,10 +1,13 @@
 //! A relay in this process or in one of its own, and a client that looks at every answer twice.
 
 use std::{
-    io::{BufRead as _, BufReader, Write as _},
+    collections::HashMap,
+    fs::File,
+    io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _},
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    sync::{LazyLock, Mutex},
     time::{Duration, Instant},
 };
 
@@ -23,6 +26,7 @@ use tokio::{sync::oneshot, task::JoinHandle};
 use crate::fakes::{
     FakeJira,
     http::{client, send, try_send},
+    secrets,
 };
 
 /// Long enough for a busy machine, short enough for a person.
@@ -57,6 +61,7 @@ pub struct RelayProcess {
 
 impl Settings {
     pub fn new(folder: &Path, jira: &FakeJira) -> Self {
+        secrets::watch();
         let (public_port, admin_port) = (free_port(), free_port());
         let mut settings = Self {
             folder: folder.to_owned(),
@@ -105,6 +110,15 @@ impl Settings {
         Config::load(None, self.variables.clone()).expect("configuration")
     }
 
+    /// The admin token. From here on, what the relay made at its start must not be said.
+    pub fn know_secrets(&self) -> String {
+        let key = std::fs::read(self.folder.join("store-key")).expect("store key");
+        secrets::know_bytes("store key", &key);
+        let token = std::fs::read_to_string(self.folder.join("admin-token")).expect("token");
+        secrets::know("admin token", &token);
+        token
+    }
+
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.public_port)
     }
@@ -148,7 +162,7 @@ impl TestRelay {
                 .await
                 .expect("no part ends by itself");
         });
-        let token = std::fs::read_to_string(settings.folder.join("admin-token")).expect("token");
+        let token = settings.know_secrets();
         Self {
             settings,
             reload,
@@ -246,9 +260,10 @@ impl TestRelay {
             .env("JIRA_CONNECT_PROXY_ADMIN_TOKEN_FILE", "admin-token")
             .current_dir(&self.settings.folder)
             .args(arguments);
-        tokio::task::spawn_blocking(move || command.output().expect("the program runs"))
-            .await
-            .expect("task")
+        let output = tokio::task::spawn_blocking(move || command.output().expect("it runs"));
+        let output = output.await.expect("task");
+        hear_output(&output);
+        output
     }
 
     pub async fn links(&self) -> Vec<Value> {
@@ -294,17 +309,36 @@ impl TestRelay {
     }
 }
 
+impl Drop for TestRelay {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            secrets::check();
+        }
+    }
+}
+
+/// What a command of the program's printed.
+pub fn hear_output(output: &Output) {
+    for text in [&output.stdout, &output.stderr] {
+        secrets::hear("command", "output", &String::from_utf8_lossy(text));
+    }
+}
+
 impl RelayProcess {
     /// Starts and waits until it answers.
     pub async fn start(settings: &Settings, client: &Client) -> Self {
+        // A file without a name: it is read when the relay ends, however it ends.
+        let log = tempfile::tempfile().expect("log");
         let child = settings
             .command()
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(log.try_clone().expect("log"))
             .spawn()
             .expect("start the relay");
+        LOGS.lock().expect("logs").insert(child.id(), log);
         let mut relay = Self { child };
         relay.until_ready(settings, client).await;
+        settings.know_secrets();
         relay
     }
 
@@ -338,8 +372,24 @@ impl Drop for RelayProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let log = LOGS.lock().ok();
+        let log = log.and_then(|mut logs| logs.remove(&self.child.id()));
+        if let Some(mut log) = log {
+            let mut text = Vec::new();
+            let read = log.rewind().and_then(|()| log.read_to_end(&mut text));
+            if read.is_ok() {
+                let pid = self.child.id().to_string();
+                secrets::hear("log of a process", &pid, &String::from_utf8_lossy(&text));
+            }
+            if !std::thread::panicking() {
+                secrets::check();
+            }
+        }
     }
 }
+
+/// Of relays in processes of their own, by process id.
+static LOGS: LazyLock<Mutex<HashMap<u32, File>>> = LazyLock::new(Mutex::default);
 
 pub async fn admin(
     client: &Client,

@@ -8,6 +8,7 @@ use tokio::{
 };
 
 use crate::{
+    fakes::secrets,
     harness::{SECRET, SECRET_2},
     stage::{APP_KEY, GitLab, JiraSite, Stage, call, instance_token},
 };
@@ -23,7 +24,9 @@ async fn raw(stage: &Stage, text: &str) -> String {
     let mut answer = Vec::new();
     let reading = stream.read_to_end(&mut answer);
     let _ = tokio::time::timeout(std::time::Duration::from_millis(2500), reading).await;
-    String::from_utf8_lossy(&answer).into_owned()
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    secrets::hear("public answer", "read as bytes", &answer);
+    answer
 }
 
 fn statuses(answer: &str) -> Vec<&str> {

@@ -34,6 +34,7 @@ mod otlp;
 mod page;
 mod process;
 mod rest;
+mod secrets;
 mod spool;
 mod toolchain;
 mod trace;

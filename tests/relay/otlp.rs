@@ -21,6 +21,7 @@ use crate::{
     fakes::{
         FakeInstance, FakeJira,
         http::{FakeServer, answer, client, send},
+        secrets,
     },
     harness::{PATIENCE, RelayProcess, SECRET, Settings, TestRelay, free_port},
     stage::instance_token,
@@ -47,6 +48,7 @@ impl Collector {
                 assert_eq!(request.uri().path(), "/v1/traces");
                 let (head, body) = request.into_parts();
                 let message = ExportTraceServiceRequest::decode(body).expect("protobuf");
+                secrets::hear("exported trace", "collector", &format!("{message:?}"));
                 kept.lock().expect("lock").push((head.headers, message));
                 answer(200, "")
             }

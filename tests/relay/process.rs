@@ -11,15 +11,17 @@ use crate::{
         http::{client, send},
         instance::Behaviour,
     },
-    harness::{PATIENCE, RelayProcess, SECRET, SECRET_2, Settings},
+    harness::{PATIENCE, RelayProcess, SECRET, SECRET_2, Settings, hear_output},
 };
 
 fn output(command: &mut Command) -> (Option<i32>, String, String) {
+    let output = command.output().expect("run");
+    hear_output(&output);
     let Output {
         status,
         stdout,
         stderr,
-    } = command.output().expect("run");
+    } = output;
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     (status.code(), text(stdout), text(stderr))
 }

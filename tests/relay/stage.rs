@@ -18,6 +18,7 @@ use crate::{
         FakeJira,
         http::{client, send, try_send},
         jira::now,
+        secrets,
     },
     harness::{Judge, PATIENCE, SECRET, Settings, TestRelay},
 };
@@ -173,7 +174,9 @@ impl GitLab {
     pub async fn secret(&self) -> String {
         let state = self.state().await;
         let secret = state["installations"][CLIENT_KEY]["shared_secret"].as_str();
-        secret.expect("secret").to_owned()
+        let secret = secret.expect("secret");
+        secrets::know("a secret that an instance was given", secret);
+        secret.to_owned()
     }
 }
 
@@ -260,7 +263,10 @@ pub fn instance_token(secret: &str, method: &str, path_and_query: &str, change: 
         };
     }
     let key = EncodingKey::from_secret(secret.as_bytes());
-    jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key).expect("sign")
+    let token = jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key);
+    let token = token.expect("sign");
+    secrets::know_token("a token that an instance signed", &token);
+    token
 }
 
 /// A call of an instance to the relay, by our own hand.
