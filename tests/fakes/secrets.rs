@@ -47,13 +47,13 @@ impl Ledger {
             return;
         }
         *self.known.entry(kind).or_default() += 1;
-        for piece in pieces(secret) {
-            self.secrets.insert(piece, kind);
-            if let Some(place) = self.said.get(&piece) {
-                let place = self.places.get(*place).map_or("", String::as_str);
-                self.leaks.push(leak(kind, &piece, place));
-            }
+        let said = pieces(secret).find_map(|piece| self.said.get(&piece).map(|at| (piece, *at)));
+        if let Some((piece, at)) = said {
+            let place = self.places.get(at).map_or("", String::as_str);
+            self.leaks.push(leak(kind, &piece, place));
         }
+        self.secrets
+            .extend(pieces(secret).map(|piece| (piece, kind)));
     }
 
     /// Something that a relay said: `source` is the kind of it, `place` where exactly.
@@ -72,12 +72,13 @@ impl Ledger {
                 continue;
             }
             is_new = true;
+            let known = pieces(word).find_map(|piece| Some((piece, *self.secrets.get(&piece)?)));
+            if let Some((piece, kind)) = known {
+                let found = leak(kind, &piece, &format!("{source}: {place}"));
+                self.leaks.push(found);
+            }
             for piece in pieces(word) {
                 self.said.entry(piece).or_insert(at);
-                if let Some(kind) = self.secrets.get(&piece) {
-                    let found = leak(kind, &piece, &format!("{source}: {place}"));
-                    self.leaks.push(found);
-                }
             }
         }
         if is_new {
@@ -86,7 +87,7 @@ impl Ledger {
     }
 }
 
-/// Says what was found where, without saying it.
+/// Says what was found where, without saying it: so one piece of a secret only, and of that only its beginning.
 fn leak(kind: &str, piece: &[u8; PIECE], place: &str) -> String {
     let begins = String::from_utf8_lossy(piece.get(..4).unwrap_or_default()).into_owned();
     format!("{kind}, a piece that begins with {begins:?}, in {place}")
@@ -200,9 +201,18 @@ impl<'a> MakeWriter<'a> for Log {
 impl io::Write for Log {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(line);
-        // Time and level; the message could hold what it must not.
-        let place: String = text.chars().take(34).collect();
-        hear("log", &place, &text);
+        // Time, level and module; the rest could hold what it must not.
+        let head: String = text.chars().take(34).collect();
+        let module = text
+            .find("jira_connect_proxy::")
+            .and_then(|at| text.get(at..));
+        let is_path = |c: &char| c.is_ascii_lowercase() || matches!(c, '_' | ':');
+        let module: String = module
+            .unwrap_or_default()
+            .chars()
+            .take_while(is_path)
+            .collect();
+        hear("log", &format!("{head} {module}"), &text);
         Ok(line.len())
     }
 

@@ -27,6 +27,7 @@ fn a_leak_is_noticed_whichever_comes_first_and_not_repeated() {
         assert!(ledger.leaks.is_empty());
         ledger.know("a secret that an instance was given", DRAWN);
         ledger.hear("admin answer", "/api/v1/links", &after);
+        assert_eq!(ledger.leaks.len(), 1, "{:?}", ledger.leaks);
         let leak = ledger.leaks.first().expect("a leak");
         assert!(
             leak.contains("a secret that an instance was given"),
