@@ -3,6 +3,8 @@
 //! One [`Metrics`] per relay with a registry of its own, so that two relays can live in one test. Labels are
 //! enums or matched routes, never a peer's text.
 
+use std::cell::RefCell;
+
 use prometheus::{
     Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder, process_collector::ProcessCollector,
@@ -11,6 +13,7 @@ use prometheus::{
 /// All metrics of one relay. The doc comment of a field is its help text.
 pub struct Metrics {
     registry: Registry,
+    catalogue: Vec<Entry>,
     /// Requests answered, by listener, matched route, method and status.
     pub requests: IntCounterVec,
     /// Seconds from complete headers to the answer, by listener and matched route.
@@ -85,6 +88,17 @@ pub struct Metrics {
     pub connection_failures: IntCounterVec,
 }
 
+/// A metric as it is documented.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Without our prefix.
+    pub name: String,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: &'static str,
+    /// The names of its labels.
+    pub labels: Vec<String>,
+}
+
 /// A gauge that goes down again when dropped.
 pub struct Counted(IntGauge);
 
@@ -99,33 +113,47 @@ impl Metrics {
     /// Two metrics with one name: a mistake in this file.
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new_custom(Some("jira_connect_proxy".to_owned()), None)?;
+        let catalogue = RefCell::new(Vec::new());
+        let enter = |name: &str, kind: &'static str, labels: &[&str]| {
+            catalogue.borrow_mut().push(Entry {
+                name: name.to_owned(),
+                kind,
+                labels: labels.iter().map(ToString::to_string).collect(),
+            });
+        };
         let counter = |name: &str, help: &str, labels: &[&str]| {
+            enter(name, "counter", labels);
             let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(metric.clone()))?;
             Ok::<_, prometheus::Error>(metric)
         };
         let single = |name: &str, help: &str| {
+            enter(name, "counter", &[]);
             let metric = IntCounter::new(name, help)?;
             registry.register(Box::new(metric.clone()))?;
             Ok::<_, prometheus::Error>(metric)
         };
         let gauges = |name: &str, help: &str, labels: &[&str]| {
+            enter(name, "gauge", labels);
             let metric = IntGaugeVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(metric.clone()))?;
             Ok::<_, prometheus::Error>(metric)
         };
         let gauge = |name: &str, help: &str| {
+            enter(name, "gauge", &[]);
             let metric = IntGauge::new(name, help)?;
             registry.register(Box::new(metric.clone()))?;
             Ok::<_, prometheus::Error>(metric)
         };
         let timers = |name: &str, help: &str, labels: &[&str]| {
+            enter(name, "histogram", labels);
             let opts = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
             let metric = HistogramVec::new(opts, labels)?;
             registry.register(Box::new(metric.clone()))?;
             Ok::<_, prometheus::Error>(metric)
         };
         let histogram = |name: &str, help: &str, buckets: &[f64]| {
+            enter(name, "histogram", &[]);
             let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
             let metric = Histogram::with_opts(opts)?;
             registry.register(Box::new(metric.clone()))?;
@@ -137,7 +165,7 @@ impl Metrics {
             &["version"],
         )?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let metrics = Self {
+        let mut metrics = Self {
             requests: counter(
                 "requests_total",
                 "Requests answered, by listener, matched route, method and status.",
@@ -296,10 +324,17 @@ impl Metrics {
                 "Connections that ended badly, by listener and cause.",
                 &["listener", "cause"],
             )?,
-            registry,
+            catalogue: Vec::new(),
+            registry: registry.clone(),
         };
+        metrics.catalogue = catalogue.take();
         metrics.store_writable.set(1);
         Ok(metrics)
+    }
+
+    /// Every metric there is, for whoever documents them.
+    pub fn catalogue(&self) -> &[Entry] {
+        &self.catalogue
     }
 
     /// Everything in Prometheus' text format, with the process's own numbers (`process_*`).
@@ -340,5 +375,95 @@ mod tests {
         assert!(text.contains("jira_connect_proxy_build_info{version="));
         assert!(text.contains("jira_connect_proxy_store_writable 1"));
         assert!(text.contains("\nprocess_open_fds "));
+    }
+
+    const README: &str = include_str!("../README.md");
+    const RULES: &str = include_str!("../deploy/prometheus/rules.yml");
+
+    /// Rows of the README's table of metrics, as cells: name, type, labels, meaning, alert.
+    fn table() -> Vec<Vec<&'static str>> {
+        let rows = README
+            .lines()
+            .skip_while(|line| !line.starts_with("| metric | type"));
+        let rows = rows.skip(2).take_while(|line| line.starts_with('|'));
+        rows.map(|row| row.trim_matches('|').split('|').map(str::trim).collect())
+            .collect()
+    }
+
+    #[test]
+    fn the_readme_has_every_metric_with_its_type_and_labels_and_no_other() {
+        let metrics = Metrics::new().expect("metrics");
+        let documented: Vec<Vec<&str>> = table();
+        let mut names: Vec<String> = Vec::new();
+        for row in &documented {
+            let [name, kind, labels, meaning, _alert] = row.as_slice() else {
+                panic!("five cells, not {row:?}");
+            };
+            let name = name.trim_matches('`');
+            let entry = metrics.catalogue().iter().find(|entry| entry.name == name);
+            let entry = entry.unwrap_or_else(|| panic!("there is no metric {name}"));
+            assert_eq!(entry.kind, *kind, "{name}");
+            assert!(!meaning.is_empty(), "{name}");
+            // Values of a label may stand behind its name, in brackets.
+            let mut bare = String::new();
+            let mut depth = 0;
+            for c in labels.chars() {
+                match c {
+                    '(' => depth += 1,
+                    ')' => depth -= 1,
+                    c if depth == 0 => bare.push(c),
+                    _ => {}
+                }
+            }
+            let told: Vec<&str> = bare
+                .split(',')
+                .map(str::trim)
+                .filter(|l| !l.is_empty())
+                .collect();
+            assert_eq!(told, entry.labels, "{name}");
+            names.push(name.to_owned());
+        }
+        for entry in metrics.catalogue() {
+            assert!(
+                names.contains(&entry.name),
+                "{} is not documented",
+                entry.name
+            );
+        }
+        names.sort_unstable();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count, "one row for each");
+    }
+
+    #[test]
+    fn every_alert_is_documented_and_no_other() {
+        let alerts = RULES
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("- alert: "));
+        let alerts: Vec<&str> = alerts
+            .map(|alert| alert.strip_prefix("JiraConnectProxy").expect("a prefix"))
+            .collect();
+        assert!(alerts.len() > 10, "{alerts:?}");
+        let rows = README
+            .lines()
+            .skip_while(|line| !line.starts_with("| alert |"));
+        let rows: Vec<&str> = rows.take_while(|line| line.starts_with('|')).collect();
+        let in_table = rows.join("\n");
+        for alert in &alerts {
+            assert!(
+                in_table.contains(&format!("`{alert}`")),
+                "{alert} is not in the table"
+            );
+        }
+        for row in table() {
+            let told = row.last().into_iter().flat_map(|cell| cell.split(','));
+            for alert in told.map(|alert| alert.trim().trim_matches('`')) {
+                assert!(
+                    alert.is_empty() || alerts.contains(&alert),
+                    "there is no alert {alert}"
+                );
+            }
+        }
     }
 }

@@ -350,12 +350,48 @@ async fn no_secret_and_no_token_is_ever_logged() {
         ] {
             assert!(log.contains(part), "{part} in {log}");
         }
+        if format == "json" {
+            every_field_is_documented(&log);
+        }
         assert!(secrets.len() > 8);
         for secret in secrets {
             // A token's signature alone would be enough to use it.
             let tail = secret.rsplit('.').next().unwrap_or(&secret);
             assert!(!log.contains(tail), "{tail} is in the log:\n{log}");
         }
+    }
+}
+
+/// What the relay itself logs, field by field, stands in the README.
+fn every_field_is_documented(log: &str) {
+    let readme = include_str!("../../README.md");
+    let table = readme
+        .lines()
+        .skip_while(|line| !line.starts_with("| field | on"));
+    let table: Vec<&str> = table.take_while(|line| line.starts_with('|')).collect();
+    let table = table.join("\n");
+    let mut fields = std::collections::BTreeSet::new();
+    for line in log.lines() {
+        // The greeting on standard output is no log.
+        let Ok(line) = serde_json::from_str::<serde_json::Value>(line) else {
+            continue;
+        };
+        if line["target"]
+            .as_str()
+            .is_some_and(|t| t.starts_with("jira_connect_proxy"))
+        {
+            fields.extend(line.as_object().expect("an object").keys().cloned());
+        }
+    }
+    for formal in ["timestamp", "level", "target", "message", "span"] {
+        fields.remove(formal);
+    }
+    assert!(fields.len() > 12, "{fields:?}");
+    for field in fields {
+        assert!(
+            table.contains(&format!("`{field}`")),
+            "{field} is not in the README's table"
+        );
     }
 }
 
