@@ -20,7 +20,7 @@ use tokio::{sync::mpsc, time::Instant};
 use uuid::Uuid;
 
 use crate::{
-    domain::{ClientKey, InstanceUrl, Link, LinkId, link::Goal},
+    domain::{ClientKey, InstanceUrl, LifecycleEventKind, Link, LinkId, link::Goal},
     lock::lock,
 };
 pub use context::{Context, TRACEPARENT, TRACESTATE};
@@ -148,6 +148,15 @@ pub enum Subject {
         /// When it came.
         received_at: Timestamp,
     },
+    /// What a removed link wrote is deleted from Jira.
+    Deletion {
+        /// Which link.
+        link: LinkId,
+        /// For which site.
+        client_key: ClientKey,
+        /// Which family of data.
+        family: &'static str,
+    },
 }
 
 /// Runs a future with this trace as the current one.
@@ -260,11 +269,14 @@ impl Trace {
         self.id.as_u128() == id || self.context.trace_id == id
     }
 
-    /// Whether it is a delivery of what `wanted` lists.
+    /// Whether it is a delivery of what `wanted` lists, or a deletion that goes with it.
     fn delivers(&self, wanted: &[(LinkId, Goal)]) -> bool {
         match &self.subject {
             Subject::Delivery { link, goal, .. } => wanted.contains(&(*link, *goal)),
-            _ => false,
+            Subject::Deletion { link, .. } => wanted.iter().any(|(removed, goal)| {
+                removed == link && goal.event == LifecycleEventKind::Uninstalled
+            }),
+            Subject::Request { .. } | Subject::Replay { .. } => false,
         }
     }
 
@@ -300,7 +312,9 @@ impl Subject {
                 instance_url,
                 ..
             } => client_key.as_str().len() + instance_url.as_str().len(),
-            Self::Replay { client_key, .. } => client_key.as_str().len(),
+            Self::Replay { client_key, .. } | Self::Deletion { client_key, .. } => {
+                client_key.as_str().len()
+            }
         }
     }
 
@@ -325,6 +339,11 @@ impl Subject {
                 received_at,
                 ..
             } => format!("a write to {endpoint} of {client_key}, received {received_at:.0}"),
+            Self::Deletion {
+                link,
+                client_key,
+                family,
+            } => format!("the {family} data of the link {link} of {client_key}, in Jira"),
         }
     }
 
@@ -336,6 +355,7 @@ impl Subject {
                 instance_url, goal, ..
             } => format!("{} to {instance_url}", goal.event),
             Self::Replay { endpoint, .. } => format!("replay to {endpoint}"),
+            Self::Deletion { link, family, .. } => format!("deletion of {family} of {link}"),
         }
     }
 
@@ -368,6 +388,13 @@ impl Subject {
             } => json!({
                 "what": "replay", "link_id": link, "client_key": client_key, "endpoint": endpoint,
                 "received_at": received_at.to_string(),
+            }),
+            Self::Deletion {
+                link,
+                client_key,
+                family,
+            } => json!({
+                "what": "deletion", "link_id": link, "client_key": client_key, "family": family,
             }),
         };
         with(shown, json!({"text": self.text()}))

@@ -14,7 +14,7 @@ use opentelemetry_proto::tonic::{
     },
 };
 
-use crate::trace::{Call, Hop, Subject, Trace};
+use crate::trace::{Call, Hop, Subject, Trace, hop::short};
 
 /// Who sends.
 pub(super) fn resource(public_url: &str) -> Resource {
@@ -69,7 +69,9 @@ fn spans(trace: &Trace) -> Vec<Span> {
         name: name(&trace.subject),
         kind: match &trace.subject {
             Subject::Request { .. } => SpanKind::Server,
-            Subject::Delivery { .. } | Subject::Replay { .. } => SpanKind::Internal,
+            Subject::Delivery { .. } | Subject::Replay { .. } | Subject::Deletion { .. } => {
+                SpanKind::Internal
+            }
         } as i32,
         start_time_unix_nano: began,
         end_time_unix_nano: began,
@@ -90,8 +92,9 @@ fn spans(trace: &Trace) -> Vec<Span> {
                 Hop::Recognised { client_key, link } => {
                     let key = client_key.as_str();
                     attributes.push(text("jira_connect_proxy.client_key", key));
-                    if let Some(link) = link {
+                    if let Some((link, instance_url)) = link {
                         attributes.push(text("jira_connect_proxy.link_id", &link.to_string()));
+                        attributes.push(text("jira_connect_proxy.instance_url", instance_url));
                     }
                 }
                 Hop::Answered(status, _) => {
@@ -121,6 +124,7 @@ fn name(subject: &Subject) -> String {
         Subject::Request { route, method, .. } => format!("{method} {route}"),
         Subject::Delivery { goal, .. } => format!("deliver {}", goal.event),
         Subject::Replay { endpoint, .. } => format!("replay {endpoint}"),
+        Subject::Deletion { family, .. } => format!("delete {family}"),
     }
 }
 
@@ -158,6 +162,15 @@ fn about(subject: &Subject) -> Vec<KeyValue> {
             text("jira_connect_proxy.link_id", &link.to_string()),
             text("jira_connect_proxy.client_key", client_key.as_str()),
         ],
+        Subject::Deletion {
+            link,
+            client_key,
+            family,
+        } => vec![
+            text("jira_connect_proxy.family", family),
+            text("jira_connect_proxy.link_id", &link.to_string()),
+            text("jira_connect_proxy.client_key", client_key.as_str()),
+        ],
     }
 }
 
@@ -166,7 +179,7 @@ fn called(call: &Call, blank: Span) -> Span {
     let mut attributes = vec![
         text("http.request.method", call.method.as_str()),
         text("server.address", host),
-        text("url.path", call.uri.path()),
+        text("url.path", short(call.uri.path())),
     ];
     if let Some(port) = call.uri.port_u16() {
         attributes.push(number("server.port", port));

@@ -16,6 +16,7 @@ use crate::{
     },
     linking,
     lock::lock,
+    trace::{self, Context, Fault, Hop, Shelf, Subject},
 };
 
 /// Deletions under way at once.
@@ -233,8 +234,20 @@ impl Shared {
             Size::default(),
             now,
         );
-        let setback = match sent.await {
-            Ok(delivered) if delivered.status.is_success() => return Ok(()),
+        let id = uuid::Uuid::new_v4();
+        let subject = Subject::Deletion {
+            link: link.id,
+            client_key: link.client_key.clone(),
+            family: family.as_str(),
+        };
+        let trace = self.traces.begin(id, Context::new(id), subject, now);
+        let sent = trace::within(Arc::clone(&trace), sent).await;
+        let ended = |hop| self.traces.end(trace, Shelf::Notable, hop);
+        let setback = match sent {
+            Ok(delivered) if delivered.status.is_success() => {
+                ended(Hop::Ended("deleted", None));
+                return Ok(());
+            }
             // The app declares no remote links, so Jira refuses to look for any. Elsewhere a 403 is a site that is
             // suspended or lists our address as not allowed, and its data is still there.
             Ok(delivered)
@@ -243,6 +256,7 @@ impl Shared {
             {
                 tracing::info!(link.id = %link.id, family = family.as_str(), status = delivered.status.as_u16(),
                     "Jira keeps no data of the app in this family");
+                ended(Hop::Ended("no_data", None));
                 return Ok(());
             }
             Ok(delivered) => Setback::of_answer(&delivered),
@@ -250,30 +264,30 @@ impl Shared {
         };
         let site = self.site(&link.client_key);
         self.set_back(&site, call.endpoint(), &[], &setback, now);
-        self.note_purge_problem(link, family, &setback, now).await;
-        Err(setback)
-    }
-
-    async fn note_purge_problem(
-        &self,
-        link: &Link,
-        family: Family,
-        setback: &Setback,
-        now: Timestamp,
-    ) {
-        let request_id = uuid::Uuid::new_v4().simple().to_string();
-        tracing::warn!(
-            id = request_id, link.id = %link.id, client.key = %link.client_key, family = family.as_str(),
-            reason = setback.reason, "the data of a removed link is not deleted yet: {}", setback.message
-        );
         let problem = DeliveryProblem {
             code: setback.reason.to_owned(),
             message: setback.message.clone(),
             hint: "it is tried again by itself; Jira must be reachable, and the app installed"
                 .to_owned(),
             at: now,
-            id: request_id,
+            id: id.simple().to_string(),
         };
+        let fault = Fault {
+            code: setback.reason,
+            message: problem.message.clone(),
+            hint: problem.hint.clone(),
+            ..Fault::default()
+        };
+        ended(Hop::Ended(setback.reason, Some(Box::new(fault))));
+        self.note_purge_problem(link, family, problem).await;
+        Err(setback)
+    }
+
+    async fn note_purge_problem(&self, link: &Link, family: Family, problem: DeliveryProblem) {
+        tracing::warn!(
+            id = problem.id, link.id = %link.id, client.key = %link.client_key, family = family.as_str(),
+            reason = problem.code, "the data of a removed link is not deleted yet: {}", problem.message
+        );
         let noted = self.store.note_link(link.id, move |link| {
             if let Some(purge) = &mut link.purge {
                 purge.last_error = Some(problem);

@@ -20,8 +20,8 @@ pub enum Hop {
     Recognised {
         /// The site.
         client_key: ClientKey,
-        /// The link, if an instance does.
-        link: Option<LinkId>,
+        /// The link and its instance, if that does.
+        link: Option<(LinkId, Box<str>)>,
     },
     /// A body was put into the app's words.
     Prepared {
@@ -132,7 +132,10 @@ impl Hop {
                     + token.texts.capacity() * size_of::<(&str, Box<str>)>()
                     + texts.sum::<usize>()
             }
-            Self::Recognised { client_key, .. } => client_key.as_str().len(),
+            Self::Recognised { client_key, link } => {
+                let instance_url = link.as_ref().map_or(0, |(_, url)| url.len());
+                client_key.as_str().len() + instance_url
+            }
             Self::Called(call) => {
                 let failed = call.outcome.as_ref().err().map_or(0, |cause| cause.len());
                 let target = call.uri.path_and_query().map_or(0, |t| t.as_str().len());
@@ -151,12 +154,13 @@ impl Hop {
             Self::Token(token) => token.view(),
             Self::Recognised { client_key, link } => json!({
                 "hop": "recognised",
-                "text": link.map_or_else(
+                "text": link.as_ref().map_or_else(
                     || format!("the site is {client_key}"),
-                    |link| format!("the link is {link} of {client_key}"),
+                    |(_, url)| format!("the link of {url} to {client_key}"),
                 ),
                 "client_key": client_key,
-                "link_id": link,
+                "link_id": link.as_ref().map(|(id, _)| id),
+                "instance_url": link.as_ref().map(|(_, url)| url),
             }),
             Self::Prepared {
                 entities,

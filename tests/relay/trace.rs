@@ -73,6 +73,7 @@ async fn a_write_is_told_from_token_to_answer_and_its_replay_with_it() {
     // Nobody looks at these, so nobody says that they held.
     assert_eq!(held(checks, "sub"), Some(Value::Null), "{checks:#}");
     assert_eq!(held(checks, "aud"), None);
+    assert_eq!(part["hops"][1]["instance_url"], stage.gitlabs[0].url);
     let called = &part["hops"][3];
     assert!(
         stage
@@ -264,4 +265,33 @@ async fn the_command_shows_it_and_status_lists_the_last_errors() {
         assert_eq!(output.status.code(), Some(1));
         assert!(text(&output).contains(expected), "{}", text(&output));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_is_found_by_the_removal_that_wanted_it() {
+    let stage = Stage::set(1).await;
+    stage
+        .site
+        .fault(json!({"mode": "status", "status": 503, "times": 1, "match": {"method": "DELETE"}}));
+    let path = format!("{}?purge=true", stage.link_path(0));
+    let removal = stage.relay.try_admin("DELETE", &path, None).await;
+    assert_eq!(removal.status(), 202);
+    let error_id = |links: &[Value]| {
+        let error = links
+            .first()
+            .map(|link| link["purge"]["last_error"].clone());
+        error.and_then(|error| error["id"].as_str().map(str::to_owned))
+    };
+    let noted = |links: &[Value]| error_id(links).is_some();
+    let failed = error_id(&stage.relay.until_links("noted", noted).await);
+    stage.relay.until_links("gone", <[Value]>::is_empty).await;
+    let told = trace(&stage.relay, &id(&removal)).await;
+    let parts = told["parts"].as_array().expect("parts");
+    let of = |what: &str| parts.iter().filter(|part| part["what"] == what).count();
+    assert_eq!((of("request"), of("delivery")), (1, 1), "{told:#}");
+    // One that Jira did not take, then five families in two rounds.
+    assert_eq!(of("deletion"), 11, "{told:#}");
+    let failed = trace(&stage.relay, &failed.expect("noted with the link")).await;
+    assert_eq!(hops(&failed["parts"][0]), ["called", "ended"]);
+    assert_eq!(failed["parts"][0]["hops"][1]["code"], "unavailable");
 }
