@@ -7,7 +7,8 @@ use url::Url;
 
 use super::{
     AcmeConfig, AdminConfig, AppConfig, Checks, Config, InstancesConfig, JiraConfig, LimitsConfig,
-    LogConfig, OtlpConfig, PLACEHOLDER_URL, PageConfig, PublicConfig, SpoolConfig, StoreConfig, TelemetryConfig, TlsFiles,
+    LogConfig, OtlpConfig, PLACEHOLDER_URL, PageConfig, PublicConfig, SpoolConfig, StoreConfig,
+    TelemetryConfig, TlsFiles,
     raw::{self, RawConfig},
 };
 use crate::domain::{
