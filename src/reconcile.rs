@@ -141,11 +141,16 @@ impl Reconciler {
             tracing::error!(link.id = %link.id, "a link has no installation");
             return tokio::time::sleep(self.patience.load().retry_min).await;
         };
-        if !link.reached
-            && let Err(error) = self.mark_reached(link.id).await
-        {
-            tracing::error!(link.id = %link.id, "nothing is delivered while nothing can be saved: {error}");
-            return tokio::time::sleep(self.patience.load().retry_min).await;
+        if !link.reached {
+            match self.mark_reached(link.id).await {
+                Ok(true) => {}
+                // Forgotten meanwhile, because it had not been told.
+                Ok(false) => return,
+                Err(error) => {
+                    tracing::error!(link.id = %link.id, "nothing is delivered while nothing can be saved: {error}");
+                    return tokio::time::sleep(self.patience.load().retry_min).await;
+                }
+            }
         }
         let goal = link.desired;
         let event = goal.event;
@@ -209,15 +214,20 @@ impl Reconciler {
         }
     }
 
-    /// From here on the instance may have been told, whatever happens to us.
-    async fn mark_reached(&self, id: LinkId) -> Result<(), TransactError<StoreFull>> {
+    /// From here on the instance may have been told, whatever happens to us. `false` if the link is gone.
+    async fn mark_reached(&self, id: LinkId) -> Result<bool, TransactError<StoreFull>> {
         self.store
-            .transact(move |transaction| match transaction.link(id) {
-                Some(link) if !link.reached => transaction.put_link(Link {
-                    reached: true,
-                    ..Link::clone(&link)
-                }),
-                _ => Ok(()),
+            .transact(move |transaction| {
+                let Some(link) = transaction.link(id) else {
+                    return Ok(false);
+                };
+                if !link.reached {
+                    transaction.put_link(Link {
+                        reached: true,
+                        ..Link::clone(&link)
+                    })?;
+                }
+                Ok(true)
             })
             .await
     }
@@ -242,6 +252,12 @@ impl Reconciler {
                 link.record(goal, outcome, secret_grace, removal_give_up, now);
                 if link.is_settled() && !was_settled {
                     let action = match (goal.event, &link.last_error) {
+                        (LifecycleEventKind::Installed, None) if link.hand_back => {
+                            "link_handed_back"
+                        }
+                        (LifecycleEventKind::Installed, Some(_)) if link.hand_back => {
+                            "link_given_up"
+                        }
                         (LifecycleEventKind::Installed, _) => "link_connected",
                         (LifecycleEventKind::Uninstalled, None) => "link_disconnected",
                         // The instance never confirmed; we stopped asking.

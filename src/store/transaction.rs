@@ -105,10 +105,18 @@ impl Transaction<'_> {
         self.put(link);
     }
 
-    /// Replaces a link that is there, or forgets it if nothing is left to do for it.
+    /// Replaces a link that is there, or forgets it if nothing is left to do for it, and with the last one the
+    /// installation of an import that was rolled back.
     pub fn settle_link(&mut self, link: Link) {
         if link.is_finished() {
             self.remove_link(link.id);
+            let installation = self.installation(&link.client_key);
+            let leaving = installation
+                .and_then(|installation| installation.imported)
+                .is_some_and(|imported| imported.leaving);
+            if leaving && self.links_of(&link.client_key).is_empty() {
+                self.remove_installation(&link.client_key);
+            }
         } else {
             self.replace_link(link);
         }
