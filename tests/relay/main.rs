@@ -33,4 +33,5 @@ mod page;
 mod process;
 mod rest;
 mod spool;
+mod takeover;
 mod toolchain;
