@@ -21,6 +21,7 @@ mod cli;
 mod crash;
 mod doctor;
 mod faults;
+mod fuzz;
 mod hostile;
 mod isolation;
 mod judges;
