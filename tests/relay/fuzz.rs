@@ -1,7 +1,7 @@
 //! The properties of `tests/fuzz`, without a fuzzer: all seeds, and the same variations of them in every run.
 //! `tests/fuzz/run` lets libFuzzer look for more.
 
-#[path = "../fuzz/properties.rs"]
+#[path = "../fuzz/src/lib.rs"]
 mod properties;
 
 use std::path::Path;

@@ -1,7 +1,3 @@
 #![no_main]
 
-#[expect(dead_code, reason = "one target looks at one property")]
-#[path = "../properties.rs"]
-mod properties;
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| properties::qsh(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| jira_connect_proxy_fuzz::qsh(data));
