@@ -142,7 +142,7 @@ impl Reconciler {
             return tokio::time::sleep(self.patience.load().retry_min).await;
         };
         if !link.reached {
-            match self.mark_reached(link.id).await {
+            match self.ledger().mark_reached(link.id).await {
                 Ok(true) => {}
                 // Forgotten meanwhile, because it had not been told.
                 Ok(false) => return,
@@ -207,13 +207,31 @@ impl Reconciler {
                 }
             }
         };
-        if let Err(error) = self.record(link.id, goal, outcome, id, now).await {
+        let ledger = self.ledger();
+        if let Err(error) = ledger.record(link.id, goal, outcome, id, now).await {
             tracing::error!(link.id = %link.id, "the outcome of a delivery could not be saved, it will be made again: {error}");
             // Nothing was recorded, so the link is still due: do not hammer the instance over our own trouble.
             tokio::time::sleep(self.patience.load().retry_min).await;
         }
     }
 
+    fn ledger(&self) -> Ledger<'_> {
+        Ledger {
+            store: &self.store,
+            secret_grace: self.secret_grace,
+            removal_give_up: self.patience.load().removal_give_up,
+        }
+    }
+}
+
+/// What is written down of attempts.
+struct Ledger<'a> {
+    store: &'a Store,
+    secret_grace: SignedDuration,
+    removal_give_up: SignedDuration,
+}
+
+impl Ledger<'_> {
     /// From here on the instance may have been told, whatever happens to us. `false` if the link is gone.
     async fn mark_reached(&self, id: LinkId) -> Result<bool, TransactError<StoreFull>> {
         self.store
@@ -241,7 +259,7 @@ impl Reconciler {
         now: Timestamp,
     ) -> Result<(), TransactError<StoreFull>> {
         let secret_grace = self.secret_grace;
-        let removal_give_up = self.patience.load().removal_give_up;
+        let removal_give_up = self.removal_give_up;
         self.store
             .transact(move |transaction| {
                 let Some(link) = transaction.link(id) else {
@@ -384,3 +402,6 @@ impl Flights {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

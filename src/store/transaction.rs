@@ -12,7 +12,7 @@ use crate::{
     config::StoreConfig,
     domain::{
         AuditEntry, ClientKey, InstallKeyRecord, Installation, KeyId, Link, LinkId, Namespace,
-        SigningKeyRecord, SpoolId, SpooledWrite, secret::NoRandomness,
+        SigningKeyRecord, SpoolId, SpooledWrite, installation::Imported, secret::NoRandomness,
     },
     reject::{Reject, RejectKind},
 };
@@ -61,6 +61,22 @@ impl Transaction<'_> {
     /// Adds or replaces an installation.
     pub fn put_installation(&mut self, installation: Installation) -> Result<(), StoreFull> {
         self.put_bounded(installation, "installations", self.config.installations_max)
+    }
+
+    /// It has a link that somebody wants, so it does not go with those that are leaving.
+    pub fn keep_installation(&mut self, client_key: &ClientKey) {
+        let Some(installation) = self.installation(client_key) else {
+            return;
+        };
+        if let Some(imported) = installation.imported.filter(|imported| imported.leaving) {
+            self.put(Installation {
+                imported: Some(Imported {
+                    leaving: false,
+                    ..imported
+                }),
+                ..Installation::clone(&installation)
+            });
+        }
     }
 
     /// Forgets an installation. Its links must be gone.
