@@ -171,6 +171,160 @@ async fn a_site_goes_on_as_it_was_and_can_be_given_back() {
         .await;
 }
 
+/// A database server of its own, reached by a socket in its folder.
+struct Postgres(tempfile::TempDir);
+
+impl Postgres {
+    fn start() -> Self {
+        let server = Self(tempfile::tempdir().expect("folder"));
+        if is_root() {
+            let mut chown = Command::new("chown");
+            let ended = chown.arg("postgres").arg(server.0.path()).status();
+            assert!(ended.expect("chown").success());
+        }
+        let data = server.data();
+        server.run(
+            "initdb",
+            &["-A", "trust", "-U", "postgres", "-N", "-D", &data],
+            "",
+        );
+        let options = format!("-c listen_addresses= -c fsync=off -k {data}");
+        let log = format!("{data}/log");
+        server.run(
+            "pg_ctl",
+            &["-w", "-D", &data, "-l", &log, "-o", &options, "start"],
+            "",
+        );
+        server
+    }
+
+    fn psql(&self, command: &str, input: &str) -> String {
+        let data = self.data();
+        let arguments = [
+            "-h",
+            &data,
+            "-U",
+            "postgres",
+            "-q",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-c",
+            command,
+        ];
+        self.run("psql", &arguments, input)
+    }
+
+    fn data(&self) -> String {
+        let path = self.0.path().join("data");
+        path.to_str().expect("path").to_owned()
+    }
+
+    /// One of the programs that come with it; none of them runs as root.
+    fn run(&self, program: &str, arguments: &[&str], input: &str) -> String {
+        let programs = std::fs::read_dir("/usr/lib/postgresql").expect("tests/run installs it");
+        let versions = programs.map(|entry| entry.expect("entry").path());
+        let program = versions.max().expect("a version").join("bin").join(program);
+        let mut command = Command::new(if is_root() { "runuser" } else { "env" });
+        if is_root() {
+            command.args(["-u", "postgres", "--"]);
+        }
+        let mut child = command
+            .arg(program)
+            .args(arguments)
+            .current_dir(self.0.path())
+            .stdin(Stdio::piped())
+            .stdout(std::fs::File::create(self.0.path().join("stdout")).expect("file"))
+            .spawn()
+            .expect("runs");
+        let mut stdin = child.stdin.take().expect("stdin");
+        stdin.write_all(input.as_bytes()).expect("write");
+        drop(stdin);
+        assert!(child.wait().expect("ended").success(), "{arguments:?}");
+        // Not a pipe: the server would keep it open.
+        std::fs::read_to_string(self.0.path().join("stdout")).expect("text")
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.run(
+            "pg_ctl",
+            &["-m", "immediate", "-D", &self.data(), "stop"],
+            "",
+        );
+    }
+}
+
+fn is_root() -> bool {
+    let id = Command::new("id").arg("-u").output().expect("id");
+    id.stdout == b"0\n"
+}
+
+/// The table as GitLab's migrations make it, and the export as its documentation's tool writes it; nothing in between
+/// touches the disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn psql_hands_the_table_over() {
+    let jira = FakeJira::start("tenant").await;
+    let relay = TestRelay::start(&jira).await;
+    let instance = FakeInstance::start(&relay.url(), "/gitlab").await;
+    export(
+        &relay,
+        json!({"rows": [
+            {"client_key": "tenant", "shared_secret": SECRET, "base_url": "https://acme.atlassian.net",
+             "instance_url": instance.url()},
+            {"client_key": "own", "shared_secret": SECRET_2, "base_url": "https://own.atlassian.net",
+             "display_url": "https://jira.example.com"},
+        ]}),
+    );
+    let file = relay.settings.folder.join("export.csv");
+    let written = std::fs::read_to_string(&file).expect("export");
+    std::fs::remove_file(&file).expect("removed");
+    let exported = tokio::task::spawn_blocking(move || {
+        let postgres = Postgres::start();
+        postgres.psql(
+            "create table jira_connect_installations (id bigint primary key, client_key character varying, \
+             encrypted_shared_secret character varying, encrypted_shared_secret_iv character varying, \
+             base_url character varying, display_url text, instance_url text)",
+            "",
+        );
+        postgres.psql(
+            "\\copy jira_connect_installations from stdin csv header",
+            &written,
+        );
+        postgres.psql("\\copy jira_connect_installations to stdout csv header", "")
+    });
+    let exported = exported.await.expect("task");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_jira-connect-proxy"));
+    command
+        .env_clear()
+        .current_dir(&relay.settings.folder)
+        .env("JIRA_CONNECT_PROXY_ADMIN_URL", relay.settings.admin_url())
+        .env("JIRA_CONNECT_PROXY_ADMIN_TOKEN_FILE", "admin-token")
+        .args([
+            "import-gitlab",
+            "-",
+            "--db-key-base-file",
+            "gitlab-secrets.json",
+            "--apply",
+        ])
+        .stdout(Stdio::null())
+        .stdin(Stdio::piped());
+    let ended = tokio::task::spawn_blocking(move || {
+        let mut program = command.spawn().expect("the program runs");
+        let mut stdin = program.stdin.take().expect("stdin");
+        stdin.write_all(exported.as_bytes()).expect("write");
+        drop(stdin);
+        program.wait().expect("ended")
+    });
+    assert!(ended.await.expect("task").success());
+    let sites = list(&relay, "installations").await;
+    assert_eq!(sites.as_array().map(Vec::len), Some(2), "{sites:#}");
+    assert!(sites.to_string().contains("https://jira.example.com"));
+    relay
+        .until_links("connected", |links| links[0]["state"] == "connected")
+        .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_cannot_be_taken_stops_all_and_says_why() {
     let jira = FakeJira::start("tenant").await;
