@@ -1,6 +1,7 @@
 //! The operators' listener: health, metrics, and the API behind the admin token.
 
 mod doctor;
+mod import;
 mod installations;
 mod keys;
 mod links;
@@ -26,7 +27,7 @@ use crate::{
     body::Body,
     config::LimitsConfig,
     doctor::Doctor,
-    domain::{Actor, AuditEntry, InstallationState, LinkState},
+    domain::{Actor, AuditEntry, InstallationState, JiraSites, LinkState},
     exchange::{Arrival, Labels, json, observe, typed},
     jwt::Signer,
     linking::Linker,
@@ -63,6 +64,8 @@ pub struct AdminParts {
     pub rotation: Arc<KeyRotation>,
     /// Makes and changes links.
     pub linker: Arc<Linker>,
+    /// Which sites can be imported.
+    pub sites: JiraSites,
     /// What waits for Jira.
     pub spool: Spool,
     /// Finds out what ails whom.
@@ -85,6 +88,8 @@ enum Route {
     Backup,
     Doctor,
     Health,
+    Import,
+    ImportRollback,
     Installations,
     Keys,
     KeysRotate,
@@ -119,6 +124,8 @@ impl Admin {
             ("/api/v1/keys/rotate", Route::KeysRotate),
             ("/api/v1/spool", Route::Spool),
             ("/api/v1/spool/retry", Route::SpoolRetry),
+            ("/api/v1/import", Route::Import),
+            ("/api/v1/import/{id}/rollback", Route::ImportRollback),
             ("/api/v1/doctor", Route::Doctor),
             ("/api/v1/status", Route::Status),
             ("/api/v1/audit", Route::Audit),
@@ -211,6 +218,10 @@ impl AdminParts {
             (Route::KeysRotate, &Method::POST) => keys::rotate(self, arrival).await,
             (Route::Spool, &Method::GET) => spool::show(self, request.uri().query(), arrival),
             (Route::SpoolRetry, &Method::POST) => spool::retry(self, arrival),
+            (Route::Import, &Method::POST) => import::import(self, request, arrival).await,
+            (Route::ImportRollback, &Method::POST) => {
+                import::roll_back(self, id, request, arrival).await
+            }
             (Route::Doctor, &Method::POST) => doctor::look(self, request, arrival).await,
             (Route::Status, &Method::GET) => status::show(self, arrival).await,
             (Route::Trace, &Method::GET) => trace::show(self, id),
@@ -322,6 +333,8 @@ impl Route {
             Self::Backup => "backup",
             Self::Doctor => "doctor",
             Self::Health => "healthz",
+            Self::Import => "import",
+            Self::ImportRollback => "import/id/rollback",
             Self::Installations => "installations",
             Self::Keys => "keys",
             Self::KeysRotate => "keys/rotate",
@@ -347,6 +360,8 @@ impl Route {
             Self::Link => "GET or DELETE",
             Self::Links => "GET or POST",
             Self::Doctor
+            | Self::Import
+            | Self::ImportRollback
             | Self::KeysRotate
             | Self::LinkResend
             | Self::SpoolRetry

@@ -7,6 +7,7 @@ mod api;
 mod audit;
 mod backup;
 mod doctor;
+mod import_gitlab;
 mod installations;
 mod keys;
 mod links;
@@ -207,6 +208,26 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   jira-connect-proxy reseal")]
     Reseal,
+    /// Take over the Jira sites of a GitLab that was the proxy so far, from an export of its database.
+    ///
+    /// Shows what would be done; --apply does it. Each site becomes an installation with the secret that Jira signs with
+    /// today, and the instance that the GitLab passed it on to is linked with its ids in Jira as they are. Rows of sites
+    /// that the GitLab served itself get no link, unless --own-instance says where that GitLab answers. What is known
+    /// already is left as it is, so a second run changes nothing. Either all rows are taken or none.
+    ///
+    /// --rollback forgets what an import made and nobody changed since. An instance that has heard of it gets Jira's own
+    /// secret and address again, as the GitLab had given them, and keeps its linked groups. Exits with 1 if rows were
+    /// refused and nothing was done.
+    #[command(after_help = "The export, on the GitLab:
+  gitlab-psql -c \"\\copy jira_connect_installations to '/tmp/installations.csv' csv header\"
+
+Examples:
+  jira-connect-proxy import-gitlab installations.csv
+  jira-connect-proxy import-gitlab installations.csv --db-key-base-file gitlab-secrets.json --apply
+  psql \"$URL\" -c \"\\copy jira_connect_installations to stdout csv header\" | jira-connect-proxy import-gitlab -
+  jira-connect-proxy import-gitlab installations.csv --own-instance https://gitlab-itself.example.com --apply
+  jira-connect-proxy import-gitlab --rollback 5f7f3f5e-6f0e-4a53-a7a6-3c1c1a0c5a51 --apply")]
+    ImportGitlab(import_gitlab::ImportGitlab),
     /// Print a script that completes commands in a shell.
     #[command(after_help = "Examples:
   jira-connect-proxy completions bash > /etc/bash_completion.d/jira-connect-proxy
@@ -303,6 +324,7 @@ pub(crate) async fn run(
         Command::Spool(command) => spool::run(command, &api, json).await,
         Command::Audit { limit, command } => audit::run(command, limit, &api, json).await,
         Command::Trace { id } => trace::show(&api, &id, json).await,
+        Command::ImportGitlab(command) => import_gitlab::run(command, &api, json).await,
         Command::Doctor { instance_url, all } => {
             doctor::run(&api, instance_url.as_deref(), all, json).await
         }

@@ -287,6 +287,17 @@ impl Config {
             layers.add_file(path);
         }
         layers.add_environment(environment);
+        Self::prove(layers)
+    }
+
+    /// Reads the defaults, then `text`, which stands in a file of this name.
+    pub fn parse(name: &str, text: &str) -> Result<Self, ConfigError> {
+        let mut layers = raw::Layers::with_defaults();
+        layers.add_text(name, text);
+        Self::prove(layers)
+    }
+
+    fn prove(layers: raw::Layers) -> Result<Self, ConfigError> {
         let (raw, mut checks) = layers.finish()?;
         let config = prove::config(raw, &mut checks);
         match config {

@@ -3,6 +3,7 @@
 
 pub mod ask;
 pub mod deliver;
+pub mod export;
 pub mod groups;
 pub mod key_fetches;
 pub mod patience;

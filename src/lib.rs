@@ -18,6 +18,7 @@
 //! - [`jira`]: the Jira side: descriptor, lifecycle calls, which link speaks, namespaces, calls to Jira
 //! - [`gitlab`]: the instance side: signed deliveries and what their failures mean, questions for Jira's toolchain
 //! - [`linking`]: the rules between installations and links
+//! - [`takeover`]: the rules for what another proxy served so far
 //! - [`jwt`]: a verifier for each kind of token, the query string hash, the signer
 //! - [`client`]: outbound HTTP with an eye on the address
 //! - [`store`]: what is known, durably; the only place that names an engine
@@ -57,6 +58,7 @@ pub mod server;
 pub mod sightings;
 pub mod spool;
 pub mod store;
+pub mod takeover;
 pub mod telemetry;
 pub mod tls;
 pub mod trace;

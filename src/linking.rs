@@ -130,6 +130,7 @@ pub fn create(
                 mode: wish.mode,
                 keep_ids: wish.keep_ids,
                 purge: None,
+                imported: None,
                 ..leaving.as_ref().clone()
             };
             link.want_installed(Some(secret), now);
@@ -147,6 +148,7 @@ pub fn create(
         ),
     };
     transaction.put_link(link.clone())?;
+    transaction.keep_installation(&link.client_key);
     transaction.audit(AuditEntry {
         note: Some(format!("{} ({})", link.instance_url, link.mode.as_str())),
         ..audit.about(&link)

@@ -144,11 +144,16 @@ impl Reconciler {
             tracing::error!(link.id = %link.id, "a link has no installation");
             return tokio::time::sleep(self.patience.load().retry_min).await;
         };
-        if !link.reached
-            && let Err(error) = self.mark_reached(link.id).await
-        {
-            tracing::error!(link.id = %link.id, "nothing is delivered while nothing can be saved: {error}");
-            return tokio::time::sleep(self.patience.load().retry_min).await;
+        if !link.reached {
+            match self.ledger().mark_reached(link.id).await {
+                Ok(true) => {}
+                // Forgotten meanwhile, because it had not been told.
+                Ok(false) => return,
+                Err(error) => {
+                    tracing::error!(link.id = %link.id, "nothing is delivered while nothing can be saved: {error}");
+                    return tokio::time::sleep(self.patience.load().retry_min).await;
+                }
+            }
         }
         let goal = link.desired;
         let event = goal.event;
@@ -224,22 +229,45 @@ impl Reconciler {
         // Before it is recorded, so that who reads the id in a record finds it.
         let end = Hop::Ended(outcome_name, fault);
         self.traces.end(trace, Shelf::Notable, end);
-        if let Err(error) = self.record(link.id, goal, outcome, id, now).await {
+        let ledger = self.ledger();
+        if let Err(error) = ledger.record(link.id, goal, outcome, id, now).await {
             tracing::error!(link.id = %link.id, "the outcome of a delivery could not be saved, it will be made again: {error}");
             // Nothing was recorded, so the link is still due: do not hammer the instance over our own trouble.
             tokio::time::sleep(self.patience.load().retry_min).await;
         }
     }
 
-    /// From here on the instance may have been told, whatever happens to us.
-    async fn mark_reached(&self, id: LinkId) -> Result<(), TransactError<StoreFull>> {
+    fn ledger(&self) -> Ledger<'_> {
+        Ledger {
+            store: &self.store,
+            secret_grace: self.secret_grace,
+            removal_give_up: self.patience.load().removal_give_up,
+        }
+    }
+}
+
+/// What is written down of attempts.
+struct Ledger<'a> {
+    store: &'a Store,
+    secret_grace: SignedDuration,
+    removal_give_up: SignedDuration,
+}
+
+impl Ledger<'_> {
+    /// From here on the instance may have been told, whatever happens to us. `false` if the link is gone.
+    async fn mark_reached(&self, id: LinkId) -> Result<bool, TransactError<StoreFull>> {
         self.store
-            .transact(move |transaction| match transaction.link(id) {
-                Some(link) if !link.reached => transaction.put_link(Link {
-                    reached: true,
-                    ..Link::clone(&link)
-                }),
-                _ => Ok(()),
+            .transact(move |transaction| {
+                let Some(link) = transaction.link(id) else {
+                    return Ok(false);
+                };
+                if !link.reached {
+                    transaction.put_link(Link {
+                        reached: true,
+                        ..Link::clone(&link)
+                    })?;
+                }
+                Ok(true)
             })
             .await
     }
@@ -253,7 +281,7 @@ impl Reconciler {
         now: Timestamp,
     ) -> Result<(), TransactError<StoreFull>> {
         let secret_grace = self.secret_grace;
-        let removal_give_up = self.patience.load().removal_give_up;
+        let removal_give_up = self.removal_give_up;
         self.store
             .transact(move |transaction| {
                 let Some(link) = transaction.link(id) else {
@@ -264,6 +292,12 @@ impl Reconciler {
                 link.record(goal, outcome, secret_grace, removal_give_up, now);
                 if link.is_settled() && !was_settled {
                     let action = match (goal.event, &link.last_error) {
+                        (LifecycleEventKind::Installed, None) if link.hand_back => {
+                            "link_handed_back"
+                        }
+                        (LifecycleEventKind::Installed, Some(_)) if link.hand_back => {
+                            "link_given_up"
+                        }
                         (LifecycleEventKind::Installed, _) => "link_connected",
                         (LifecycleEventKind::Uninstalled, None) => "link_disconnected",
                         // The instance never confirmed; we stopped asking.
@@ -390,3 +424,6 @@ impl Flights {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

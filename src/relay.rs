@@ -318,6 +318,7 @@ impl Relay {
             signer,
             rotation: Arc::clone(&rotation),
             linker,
+            sites: config.jira.sites.clone(),
             spool,
             doctor,
             rounds: Arc::clone(&rounds),

@@ -139,6 +139,17 @@ impl Api {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Value, ApiError> {
+        let body = body.map(Value::to_string).unwrap_or_default();
+        self.call_with(method, path, body.as_bytes()).await
+    }
+
+    /// The same, with a body that is JSON already.
+    pub(super) async fn call_with(
+        &self,
+        method: Method,
+        path: &str,
+        body: &[u8],
+    ) -> Result<Value, ApiError> {
         let (status, body) = self.send(method, path, body).await?;
         if (200..300).contains(&status) {
             return serde_json::from_slice(&body).map_err(|_| self.stranger(status));
@@ -148,7 +159,7 @@ impl Api {
 
     /// Asks for something too large to be held at once.
     pub(super) async fn download(&self, path: &str) -> Result<Incoming, ApiError> {
-        let request = self.request(Method::GET, path, None)?;
+        let request = self.request(Method::GET, path, &[])?;
         let answer = self
             .client
             .send_for_stream(Destination::Configured, request, PATIENCE)
@@ -167,7 +178,7 @@ impl Api {
         &self,
         method: Method,
         path: &str,
-        body: Option<&Value>,
+        body: &[u8],
     ) -> Result<(u16, Bytes), ApiError> {
         let request = self.request(method, path, body)?;
         let answer = self
@@ -182,9 +193,8 @@ impl Api {
         &self,
         method: Method,
         path: &str,
-        body: Option<&Value>,
+        body: &[u8],
     ) -> Result<Request<Full<Bytes>>, ApiError> {
-        let body = body.map(Value::to_string).unwrap_or_default();
         Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.url))
@@ -192,7 +202,7 @@ impl Api {
                 header::AUTHORIZATION,
                 format!("Bearer {}", self.token.as_str()),
             )
-            .body(Full::new(Bytes::from(body)))
+            .body(Full::new(Bytes::copy_from_slice(body)))
             .map_err(|error| self.unreachable(SendError::Broken(error.to_string())))
     }
 

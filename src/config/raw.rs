@@ -180,24 +180,26 @@ impl Layers {
     }
 
     pub(super) fn add_file(&mut self, path: &Path) {
-        let name = path.display();
-        let text = match std::fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) => {
-                return self.mistake(name.to_string(), format!("it can't be read: {error}"));
-            }
-        };
-        let document = match toml::de::DeTable::parse(&text) {
+        let name = path.display().to_string();
+        match std::fs::read_to_string(path) {
+            Ok(text) => self.add_text(&name, &text),
+            Err(error) => self.mistake(name, format!("it can't be read: {error}")),
+        }
+    }
+
+    /// Adds what a file of this name holds.
+    pub(super) fn add_text(&mut self, name: &str, text: &str) {
+        let document = match toml::de::DeTable::parse(text) {
             Ok(document) => document,
             Err(error) => {
-                let line = error.span().map_or(1, |span| line_of(&text, &span));
+                let line = error.span().map_or(1, |span| line_of(text, &span));
                 return self.mistake(format!("{name}:{line}"), error.message());
             }
         };
         // The same text as plain values; it parsed just now.
         let values: Table = text.parse().unwrap_or_default();
         for (section, keys) in document.get_ref() {
-            let place = format!("{name}:{}", line_of(&text, &section.span()));
+            let place = format!("{name}:{}", line_of(text, &section.span()));
             let section: &str = section.get_ref();
             let toml::de::DeValue::Table(keys) = keys.get_ref() else {
                 self.mistake(place, format!("{section:?} stands outside of a [section]"));
@@ -208,7 +210,7 @@ impl Layers {
                 continue;
             }
             for key in keys.keys() {
-                let place = format!("{name}:{}", line_of(&text, &key.span()));
+                let place = format!("{name}:{}", line_of(text, &key.span()));
                 let value = values
                     .get(section)
                     .and_then(|keys| keys.get(key.get_ref().as_ref()));

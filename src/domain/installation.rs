@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ClientKey, JiraBaseUrl, SharedSecret,
+    ClientKey, ImportId, JiraBaseUrl, SharedSecret,
     event::{EventStamp, SiteFacts},
 };
 
@@ -32,6 +32,18 @@ pub struct Installation {
     pub uninstalled_at: Option<Timestamp>,
     /// The newest lifecycle call that changed this record.
     pub last_event: EventStamp,
+    /// It is as an import made it; the first lifecycle call of Jira's takes this away.
+    #[serde(default)]
+    pub imported: Option<Imported>,
+}
+
+/// Where a record came from that Jira has not touched since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    /// By which import.
+    pub by: ImportId,
+    /// That import was rolled back: the record goes with the last of its links.
+    pub leaving: bool,
 }
 
 /// Whether the app is installed on the site.
@@ -109,6 +121,7 @@ impl Installation {
                 installed_at: now,
                 uninstalled_at: None,
                 last_event: stamp.clone(),
+                imported: None,
             };
             return Ok((created, InstallationChange::Created));
         };
@@ -132,6 +145,7 @@ impl Installation {
         next.state = InstallationState::Installed;
         next.uninstalled_at = None;
         next.last_event = stamp.clone();
+        next.imported = None;
         let change = if back {
             next.installed_at = now;
             InstallationChange::Reinstalled
@@ -139,6 +153,29 @@ impl Installation {
             InstallationChange::Updated { secret, base_url }
         };
         Ok((next, change))
+    }
+
+    /// A site that another proxy served until now. Nobody knows when Jira told that proxy, so any lifecycle call that
+    /// reaches us is newer.
+    pub fn import(client_key: ClientKey, site: SiteFacts, by: ImportId, now: Timestamp) -> Self {
+        Self {
+            client_key,
+            base_url: site.base_url,
+            display_url: site.display_url,
+            state: InstallationState::Installed,
+            shared_secret: site.shared_secret,
+            previous_secret: None,
+            secret_generation: 1,
+            installed_at: now,
+            uninstalled_at: None,
+            last_event: EventStamp {
+                issued_at: Timestamp::UNIX_EPOCH,
+                token_digest: String::new(),
+                body_digest: String::new(),
+                received_at: now,
+            },
+            imported: Some(Imported { by, leaving: false }),
+        }
     }
 
     /// `uninstalled`: leaves a tombstone. One that is older than the newest `installed` is a straggler
@@ -154,6 +191,7 @@ impl Installation {
         // Also a tombstone takes the stamp: an `installed` from before it must not revive the site.
         let mut next = Self {
             last_event: stamp.clone(),
+            imported: None,
             ..self.clone()
         };
         if self.state == InstallationState::Uninstalled {
@@ -335,6 +373,20 @@ mod tests {
         let key = &known.client_key;
         let late = Installation::install(Some(&known), key, &came(106), &other, GRACE, at(106));
         assert_eq!(late, Err(TokenReused));
+    }
+
+    #[test]
+    fn an_imported_site_is_its_imports_until_jira_speaks() {
+        let key = ClientKey::parse("tenant").expect("key");
+        let facts = site("a", "https://acme.atlassian.net");
+        let imported = Installation::import(key, facts.clone(), ImportId::generate(), at(100));
+        assert!(imported.is_installed() && imported.imported.is_some());
+        let (same, _) = again(&imported, &stamp(50, "t1", "b1"), &facts, 101);
+        assert_eq!(same.imported, None, "even if it says the same");
+        let (gone, _) = imported
+            .uninstall(&stamp(50, "t2", "b2"), at(101))
+            .expect("uninstall");
+        assert_eq!((gone.is_installed(), gone.imported), (false, None));
     }
 
     #[test]

@@ -7,7 +7,9 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{ClientKey, InstanceUrl, LifecycleEventKind, SharedSecret, secret::NoRandomness};
+use super::{
+    ClientKey, ImportId, InstanceUrl, LifecycleEventKind, SharedSecret, secret::NoRandomness,
+};
 
 /// Answers to `uninstalled` that mean "no" are taken as "already gone" after this many: an instance
 /// without the record dereferences nil (500), one without our URL cannot verify us (401).
@@ -146,6 +148,13 @@ pub struct Link {
     /// Its data is to be deleted from Jira.
     #[serde(default)]
     pub purge: Option<Purge>,
+    /// An import made it.
+    #[serde(default)]
+    pub imported: Option<ImportId>,
+    /// It goes in another way: the instance gets Jira's own secret and address, as it had them before the import. Told
+    /// `uninstalled`, it would forget which of its groups are linked.
+    #[serde(default)]
+    pub hand_back: bool,
 }
 
 /// Derived, never stored.
@@ -232,6 +241,8 @@ impl Link {
             last_seen_at: None,
             gitlab_version: None,
             purge: None,
+            imported: None,
+            hand_back: false,
         }
     }
 
@@ -258,7 +269,20 @@ impl Link {
             }
         }
         self.remove = false;
+        self.hand_back = false;
         self.want(LifecycleEventKind::Installed, now);
+    }
+
+    /// The instance should get what it had before the import, and the record go then.
+    pub fn want_handed_back(&mut self, now: Timestamp) {
+        self.remove = true;
+        self.hand_back = true;
+        self.want(LifecycleEventKind::Installed, now);
+    }
+
+    /// Whether the instance is to hold Jira's own secret and address.
+    pub fn is_told_jiras_own(&self) -> bool {
+        self.mode == LinkMode::Direct || self.hand_back
     }
 
     /// The instance should get `uninstalled`; asking twice changes nothing.
@@ -313,10 +337,12 @@ impl Link {
             .purge
             .as_ref()
             .is_some_and(|purge| purge.done_at.is_none());
-        self.remove
-            && !purging
-            && self.is_settled()
-            && self.desired.event == LifecycleEventKind::Uninstalled
+        self.remove && !purging && self.is_settled() && self.is_leaving()
+    }
+
+    /// What it wants now is its end.
+    fn is_leaving(&self) -> bool {
+        self.hand_back || self.desired.event == LifecycleEventKind::Uninstalled
     }
 
     /// What it writes can be told from other data in Jira, and so be deleted.
@@ -342,7 +368,7 @@ impl Link {
 
     /// What a person should see.
     pub fn state(&self) -> LinkState {
-        if self.desired.event == LifecycleEventKind::Uninstalled {
+        if self.is_leaving() {
             LinkState::Removing
         } else if self.is_settled() {
             LinkState::Connected
@@ -389,7 +415,7 @@ impl Link {
                 self.next_attempt_at = after(now, retry_in);
                 let too_old = now.duration_since(self.desired_since) >= give_up_removal_after;
                 // Who never heard of us need not be told that it is over.
-                if goal.event == LifecycleEventKind::Uninstalled
+                if self.is_leaving()
                     && (self.refusals >= REFUSED_REMOVALS_UNTIL_GONE || too_old || !self.reached)
                 {
                     self.acknowledge(goal, grace, now);
@@ -734,6 +760,23 @@ mod tests {
                 .iter()
                 .any(|retired| retired.secret == in_use)
         );
+    }
+
+    #[test]
+    fn a_link_that_is_handed_back_ends_with_installed() {
+        let mut link = link();
+        link.record(link.desired, confirmed(), GRACE, WEEK, at(1));
+        link.want_handed_back(at(2));
+        assert_eq!(link.state(), LinkState::Removing);
+        assert!(link.is_told_jiras_own() && link.is_heard(at(2)) && !link.is_finished());
+        let mut refused = link.clone();
+        link.record(link.desired, confirmed(), GRACE, WEEK, at(3));
+        assert!(link.is_finished());
+        for _ in 0..REFUSED_REMOVALS_UNTIL_GONE {
+            assert!(!refused.is_finished());
+            refused.record(refused.desired, failed(true), GRACE, WEEK, at(3));
+        }
+        assert!(refused.is_finished(), "it believes another proxy again");
     }
 
     #[test]

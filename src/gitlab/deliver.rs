@@ -16,7 +16,7 @@ use crate::{
     client::{Client, Destination, DialError, SendError, TlsFault},
     domain::{
         CONNECT_PATH, Installation, InstancePolicy, InstanceUrl, LifecycleEventKind, Link,
-        LinkMode, SharedSecret,
+        SharedSecret,
         instance_policy::PolicyError,
         link::{DeliveryProblem, Goal},
     },
@@ -116,10 +116,7 @@ impl Courier {
         let token = tokio::task::spawn_blocking(move || signer.sign(&claims))
             .await
             .map_err(|error| SignError::Failed(error.to_string()))??;
-        let (secret, base_url) = match link.mode {
-            LinkMode::Relay => (&link.secret, self.public_url.as_ref()),
-            LinkMode::Direct => (&installation.shared_secret, installation.base_url.as_str()),
-        };
+        let (secret, base_url) = told(link, installation, &self.public_url);
         let form = form(link, goal.event, &token.text, secret, base_url);
         let request = Request::post(format!(
             "{}{}",
@@ -172,6 +169,19 @@ impl Courier {
                 .and_then(|seconds| seconds.to_str().ok()?.parse().ok())
                 .map(Duration::from_secs),
         })
+    }
+}
+
+/// The secret and the `baseUrl` that `installed` carries.
+pub fn told<'a>(
+    link: &'a Link,
+    installation: &'a Installation,
+    public_url: &'a str,
+) -> (&'a SharedSecret, &'a str) {
+    if link.is_told_jiras_own() {
+        (&installation.shared_secret, installation.base_url.as_str())
+    } else {
+        (&link.secret, public_url)
     }
 }
 

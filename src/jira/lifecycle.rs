@@ -216,7 +216,12 @@ pub fn apply(
             InstallationChange::Reinstalled if !link.remove => {
                 link.want_installed(Some(SharedSecret::generate()?), now);
             }
-            // A direct link holds Jira's own secret and address, so it follows them.
+            // Who is given Jira's own secret and address follows them.
+            InstallationChange::Updated { secret, base_url }
+                if link.hand_back && (secret || base_url) =>
+            {
+                link.want_handed_back(now);
+            }
             InstallationChange::Updated { secret, base_url }
                 if link.mode == LinkMode::Direct && !link.remove && (secret || base_url) =>
             {
@@ -252,7 +257,7 @@ pub fn change_name(change: InstallationChange) -> &'static str {
 
 /// `displayUrl` is for people only, so a strange one is dropped rather than refused. Where it says the same as
 /// `baseUrl` it says nothing.
-fn display_url(text: &str, base_url: &JiraBaseUrl) -> Option<String> {
+pub fn display_url(text: &str, base_url: &JiraBaseUrl) -> Option<String> {
     let text = text.strip_suffix('/').unwrap_or(text);
     let usable = text.len() <= 255
         && url::Url::parse(text)

@@ -224,7 +224,9 @@ fn decode<T: for<'de> Deserialize<'de>>(part: &str, what: &'static str) -> Resul
     let json = URL_SAFE_NO_PAD
         .decode(part)
         .map_err(|_| VerifyError::Malformed(what))?;
-    serde_json::from_slice(&json).map_err(|_| VerifyError::Malformed(what))
+    // Text, also where nobody looks (RFC 7515 section 4): no reader should make something else of it than we do.
+    let json = String::from_utf8(json).map_err(|_| VerifyError::Malformed(what))?;
+    serde_json::from_str(&json).map_err(|_| VerifyError::Malformed(what))
 }
 
 #[cfg(test)]
@@ -284,6 +286,13 @@ mod tests {
             UnverifiedToken::find(&bearer, [].into_iter(), None).err(),
             Some(VerifyError::Missing)
         );
+    }
+
+    #[test]
+    fn a_header_that_is_no_text_is_refused() {
+        let header = URL_SAFE_NO_PAD.encode(b"{\"alg\":\"HS256\",\"typ\":\"J\xffT\"}");
+        let error = UnverifiedToken::parse(&format!("{header}.{}.c2ln", part("{}"))).err();
+        assert_eq!(error, Some(VerifyError::Malformed("its header")));
     }
 
     #[test]

@@ -41,15 +41,7 @@ pub struct Linker {
 impl Linker {
     /// Whether an instance may be linked: it is not ourselves, the operator allows it, and a delivery would dial it.
     pub async fn check(&self, instance_url: &InstanceUrl) -> Result<(), Reject> {
-        if format!("{instance_url}{CONNECT_PATH}") == self.app_base_url {
-            return Err(Reject::new(
-                RejectKind::Malformed,
-                "instance_is_relay",
-                "calls to this address come back to the relay itself",
-                "link an address under which the GitLab itself answers /-/jira_connect",
-            ));
-        }
-        self.policy.load().check(instance_url)?;
+        self.check_policy(instance_url)?;
         // A name that can't be looked up now is left to the deliveries.
         let lookup = self
             .client
@@ -58,6 +50,19 @@ impl Linker {
             Ok(Some(address)) => Err(PolicyError::NotPublic(address).into()),
             _ => Ok(()),
         }
+    }
+
+    /// The same, without a look at its address.
+    pub fn check_policy(&self, instance_url: &InstanceUrl) -> Result<(), Reject> {
+        if format!("{instance_url}{CONNECT_PATH}") == self.app_base_url {
+            return Err(Reject::new(
+                RejectKind::Malformed,
+                "instance_is_relay",
+                "calls to this address come back to the relay itself",
+                "link an address under which the GitLab itself answers /-/jira_connect",
+            ));
+        }
+        Ok(self.policy.load().check(instance_url)?)
     }
 
     /// Makes a link to an instance that may be linked.

@@ -12,7 +12,7 @@ use crate::{
     config::StoreConfig,
     domain::{
         AuditEntry, ClientKey, InstallKeyRecord, Installation, KeyId, Link, LinkId, Namespace,
-        SigningKeyRecord, SpoolId, SpooledWrite, secret::NoRandomness,
+        SigningKeyRecord, SpoolId, SpooledWrite, installation::Imported, secret::NoRandomness,
     },
     reject::{Reject, RejectKind},
 };
@@ -63,6 +63,22 @@ impl Transaction<'_> {
         self.put_bounded(installation, "installations", self.config.installations_max)
     }
 
+    /// It has a link that somebody wants, so it does not go with those that are leaving.
+    pub fn keep_installation(&mut self, client_key: &ClientKey) {
+        let Some(installation) = self.installation(client_key) else {
+            return;
+        };
+        if let Some(imported) = installation.imported.filter(|imported| imported.leaving) {
+            self.put(Installation {
+                imported: Some(Imported {
+                    leaving: false,
+                    ..imported
+                }),
+                ..Installation::clone(&installation)
+            });
+        }
+    }
+
     /// Forgets an installation. Its links must be gone.
     pub fn remove_installation(&mut self, client_key: &ClientKey) {
         self.remove::<Installation>(client_key);
@@ -105,10 +121,18 @@ impl Transaction<'_> {
         self.put(link);
     }
 
-    /// Replaces a link that is there, or forgets it if nothing is left to do for it.
+    /// Replaces a link that is there, or forgets it if nothing is left to do for it, and with the last one the
+    /// installation of an import that was rolled back.
     pub fn settle_link(&mut self, link: Link) {
         if link.is_finished() {
             self.remove_link(link.id);
+            let installation = self.installation(&link.client_key);
+            let leaving = installation
+                .and_then(|installation| installation.imported)
+                .is_some_and(|imported| imported.leaving);
+            if leaving && self.links_of(&link.client_key).is_empty() {
+                self.remove_installation(&link.client_key);
+            }
         } else {
             self.replace_link(link);
         }
