@@ -405,7 +405,16 @@ async fn install(store: Store, number: u64) {
         auto_link: Vec::new(),
     };
     store
-        .transact(move |transaction| apply(transaction, &event, &rules, "bench", now))
+        .transact(move |transaction| {
+            apply(
+                transaction,
+                &event,
+                &rules,
+                "bench",
+                std::net::Ipv4Addr::LOCALHOST.into(),
+                now,
+            )
+        })
         .await
         .unwrap();
 }

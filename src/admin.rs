@@ -24,7 +24,7 @@ use crate::{
     body::Body,
     config::LimitsConfig,
     doctor::Doctor,
-    domain::{Actor, AuditEntry, InstallationState, LinkState},
+    domain::{Actor, AuditEntry, InstallationState, LinkState, Peer},
     exchange::{Arrival, Labels, json, observe, typed},
     jwt::Signer,
     linking::Linker,
@@ -141,7 +141,7 @@ impl Admin {
         observe(
             labels,
             request,
-            peer,
+            Peer::Socket(peer),
             &parts.limits,
             &parts.metrics,
             |request, arrival| {
@@ -279,6 +279,7 @@ impl AdminParts {
     fn audit_entry(arrival: &Arrival, action: &str) -> AuditEntry {
         AuditEntry {
             request_id: Some(arrival.id.clone()),
+            peer: Some(arrival.peer.ip()),
             ..AuditEntry::new(arrival.now, Actor::Admin, action)
         }
     }

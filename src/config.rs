@@ -17,7 +17,7 @@ use std::{
 
 use jiff::SignedDuration;
 
-use crate::domain::{CONNECT_PATH, InstancePolicy, JiraSites, PublicUrl};
+use crate::domain::{CONNECT_PATH, InstancePolicy, JiraSites, Networks, PublicUrl};
 
 /// Every key with its default, commented.
 pub const DEFAULTS: &str = include_str!("../proxy.toml");
@@ -68,6 +68,8 @@ pub struct PublicConfig {
     pub base_path: String,
     /// Certificate and key, if we end TLS ourselves.
     pub tls: Option<TlsFiles>,
+    /// Whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Networks,
 }
 
 /// PEM files of the public listener.

@@ -5,6 +5,7 @@
 //! - [`relay`]: builds every part once; `bind`, `run`
 //! - [`server`], [`tls`]: sockets, handshakes, limits, drain
 //! - [`exchange`]: what every request gets: id, clock, deadline, metrics, one closing line
+//! - [`forwarded`]: who a request comes from when proxies stand in front
 //! - [`routes`]: the public listener, a file for each family of addresses
 //! - [`admin`]: the operators' listener
 //! - [`reconcile`]: drives every link until the instance holds what it should
@@ -34,6 +35,7 @@ pub mod doctor;
 pub mod domain;
 pub mod exchange;
 pub mod forget;
+pub mod forwarded;
 pub mod gitlab;
 pub mod jira;
 pub mod jwt;

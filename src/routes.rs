@@ -29,8 +29,9 @@ use tokio::sync::Semaphore;
 use crate::{
     body::Body,
     config::{Config, LimitsConfig},
-    domain::{ClientKey, InstancePolicy, LifecycleEventKind},
+    domain::{ClientKey, InstancePolicy, LifecycleEventKind, Peer},
     exchange::{Arrival, Labels, observe, typed},
+    forwarded::Forwarded,
     gitlab::{Asker, KeyFetches, Prober},
     jira::{Admins, Forwarder, Recogniser, calls, descriptor::descriptor},
     jwt::{self, Signer, TokenKind, VerifyError, lifecycle::LifecycleVerifier, request::Audiences},
@@ -60,6 +61,7 @@ pub struct Public {
     search_patience: Duration,
     sites: crate::domain::JiraSites,
     secret_grace: jiff::SignedDuration,
+    forwarded: Forwarded,
     limits: LimitsConfig,
     bodies: rest::BodyRoom,
     pages: page::Pages,
@@ -200,6 +202,10 @@ impl Public {
             search_patience: config.jira.search_deadline,
             sites: config.jira.sites.clone(),
             secret_grace: config.jira.secret_grace,
+            forwarded: Forwarded::new(
+                config.public.trusted_proxies.clone(),
+                config.public.tls.is_none(),
+            ),
             limits: config.limits,
             bodies: rest::BodyRoom::default(),
             pages: page::Pages::new(config, assets::Assets::load()?),
@@ -212,8 +218,9 @@ impl Public {
     pub async fn serve(
         self: Arc<Self>,
         request: Request<Incoming>,
-        peer: SocketAddr,
+        socket: SocketAddr,
     ) -> Response<Body> {
+        let peer = self.forwarded.client(socket, request.headers());
         if request.uri().path().starts_with(REST) {
             return self.serve_rest(request, peer).await;
         }
@@ -267,7 +274,7 @@ impl Public {
         Reject::from(error)
     }
 
-    async fn serve_rest(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
+    async fn serve_rest(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         let labels = Labels {
             listener: LISTENER,
             route: calls::route_label(request.uri().path()),

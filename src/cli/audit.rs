@@ -27,11 +27,20 @@ pub(super) async fn show(api: &Api, limit: usize, json: bool) -> anyhow::Result<
             entry.action,
             print::or_dash(entry.note),
             print::or_dash(entry.client_key),
+            print::or_dash(entry.peer),
             print::or_dash(entry.request_id),
         ]
     });
     print::table(
-        ["when", "who", "what", "about", "client key", "request id"],
+        [
+            "when",
+            "who",
+            "what",
+            "about",
+            "client key",
+            "from",
+            "request id",
+        ],
         rows.collect(),
         "nothing was changed yet",
     )?;

@@ -11,7 +11,8 @@ use super::{
     raw::{self, RawConfig},
 };
 use crate::domain::{
-    CONNECT_PATH, InstancePolicy, InstanceUrl, JiraSites, PublicUrl, instance_policy::AllowPattern,
+    CONNECT_PATH, InstancePolicy, InstanceUrl, JiraSites, Networks, PublicUrl,
+    instance_policy::AllowPattern,
 };
 
 /// Turns text and numbers into settings. `None` or a mistake in `checks`: not usable.
@@ -242,6 +243,7 @@ fn public(
             None
         }
     };
+    let trusted_proxies = networks(&raw.trusted_proxies, "public.trusted_proxies", checks);
     let url = url?;
     if url.as_str() == PLACEHOLDER_URL {
         warnings.push(format!(
@@ -256,11 +258,19 @@ fn public(
             "public.url {url} is good for trying out on this machine only"
         ));
     }
+    let in_front = url.as_str() != PLACEHOLDER_URL && url.is_https() && tls.is_none();
+    if in_front && raw.trusted_proxies.is_empty() {
+        warnings.push(
+            "public.trusted_proxies is empty, but somebody in front must end TLS: all clients look like that one address, in the log and to every limit"
+                .to_owned(),
+        );
+    }
     Some(PublicConfig {
         url,
         listen: listen?,
         base_path: raw.base_path.clone(),
         tls,
+        trusted_proxies: trusted_proxies?,
     })
 }
 
@@ -356,6 +366,12 @@ fn listen(text: &str, key: &str, checks: &mut Checks) -> Option<SocketAddr> {
                 format!("{text:?} is not an address and port like 127.0.0.1:8080 or [::]:8080"),
             );
         })
+        .ok()
+}
+
+fn networks(texts: &[String], key: &str, checks: &mut Checks) -> Option<Networks> {
+    Networks::parse(texts)
+        .map_err(|what| checks.add(key, what))
         .ok()
 }
 

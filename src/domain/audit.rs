@@ -1,5 +1,7 @@
 //! Who changed what, when.
 
+use std::net::IpAddr;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +31,9 @@ pub struct AuditEntry {
     /// The request's or attempt's id in the log.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
+    /// Where the request came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<IpAddr>,
 }
 
 /// Who changes things.
@@ -57,6 +62,7 @@ impl AuditEntry {
             link_id: None,
             note: None,
             request_id: None,
+            peer: None,
         }
     }
 

@@ -19,6 +19,7 @@ mod chaos;
 mod cli;
 mod crash;
 mod doctor;
+mod front;
 mod hostile;
 mod isolation;
 mod judges;
