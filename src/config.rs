@@ -35,6 +35,8 @@ pub struct Config {
     pub public: PublicConfig,
     /// `[admin]`
     pub admin: AdminConfig,
+    /// `[access]`
+    pub access: AccessConfig,
     /// `[store]`
     pub store: StoreConfig,
     /// `[app]`
@@ -88,6 +90,28 @@ pub struct AdminConfig {
     pub listen: SocketAddr,
     /// Holds the bearer token.
     pub token_file: PathBuf,
+}
+
+/// `[access]`
+#[derive(Clone, Debug)]
+pub struct AccessConfig {
+    /// Where Jira calls from; nothing: anywhere.
+    pub jira: Networks,
+    /// Where instances call from; nothing: anywhere.
+    pub instances: Networks,
+    /// Where Atlassian's published ranges are, if they are to count beside `jira`.
+    pub ranges: Option<RangesSource>,
+    /// From one fetch of them to the next.
+    pub ranges_refresh: Duration,
+}
+
+/// Where a list of ranges is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RangesSource {
+    /// Fetched from time to time.
+    Url(String),
+    /// Read when it changes.
+    File(PathBuf),
 }
 
 /// `[store]`

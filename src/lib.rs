@@ -6,6 +6,7 @@
 //! - [`server`], [`tls`]: sockets, handshakes, limits, drain
 //! - [`exchange`]: what every request gets: id, clock, deadline, metrics, one closing line
 //! - [`forwarded`]: who a request comes from when proxies stand in front
+//! - [`access`]: who may talk to which part of it, by address
 //! - [`routes`]: the public listener, a file for each family of addresses
 //! - [`admin`]: the operators' listener
 //! - [`reconcile`]: drives every link until the instance holds what it should
@@ -25,6 +26,7 @@
 //! - [`config`], [`reject`], [`metrics`], [`telemetry`], [`secret_file`], [`clock`], [`backoff`], [`body`],
 //!   [`lock`]: what everybody stands on
 
+pub mod access;
 pub mod admin;
 pub mod backoff;
 pub mod body;

@@ -17,10 +17,11 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use zeroize::Zeroizing;
 
 use crate::{
+    access::{self, Access, AtlassianRanges, RangesError},
     admin::{Admin, AdminParts, Standing},
     client::{Client, DialSettings, root_certificates},
     clock,
-    config::Config,
+    config::{Config, RangesSource},
     doctor::{self, Doctor},
     domain::{InstancePolicy, InstanceUrl},
     forget,
@@ -59,6 +60,7 @@ pub struct Relay {
     rounds: Arc<Rounds>,
     keep_uninstalled: SignedDuration,
     key_news: tokio::sync::mpsc::Receiver<KeyNews>,
+    ranges: Option<Arc<AtlassianRanges>>,
     tls: Option<Arc<TlsFiles>>,
     reload: Reload,
     addresses: Addresses,
@@ -83,6 +85,7 @@ pub struct Reload {
     patience: Arc<ArcSwap<Patience>>,
     client: Client,
     public_url: Arc<str>,
+    ranges: Option<Arc<AtlassianRanges>>,
     tls: Option<Arc<TlsFiles>>,
 }
 
@@ -119,6 +122,9 @@ pub enum StartError {
     /// The public listener's certificate.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// Atlassian's ranges in a file.
+    #[error(transparent)]
+    Ranges(#[from] RangesError),
     /// Certificate authorities.
     #[error("instances.extra_ca_file {path} can't be used: {cause}")]
     ExtraCa {
@@ -135,7 +141,7 @@ pub enum StartError {
 impl StartError {
     /// Whether a setting, or a file that one names, is wrong.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Tls(_) | Self::ExtraCa { .. })
+        matches!(self, Self::Tls(_) | Self::Ranges(_) | Self::ExtraCa { .. })
     }
 }
 
@@ -154,6 +160,7 @@ impl Relay {
         let metrics = Arc::new(Metrics::new().map_err(internal)?);
         let tls = load_tls(&config)?.map(Arc::new);
         let client = Client::new(&dial_settings(&config)?);
+        let ranges = open_ranges(&config, &client, &metrics)?;
         let public_listener = listen(config.public.listen, "public.listen").await?;
         let admin_listener = listen(config.admin.listen, "admin.listen").await?;
         let addresses = Addresses {
@@ -265,6 +272,11 @@ impl Relay {
             Arc::clone(&metrics),
         ));
         let public = PublicParts {
+            access: Access {
+                jira: config.access.jira.clone(),
+                instances: config.access.instances.clone(),
+                ranges: ranges.clone(),
+            },
             policy: Arc::clone(&policy),
             linker: Arc::clone(&linker),
             prober,
@@ -325,6 +337,7 @@ impl Relay {
                 patience,
                 client,
                 public_url,
+                ranges: ranges.clone(),
                 tls: tls.clone(),
             },
             store: owner,
@@ -338,6 +351,7 @@ impl Relay {
             rounds,
             keep_uninstalled: config.jira.keep_uninstalled,
             key_news,
+            ranges,
             tls,
             addresses,
         })
@@ -412,6 +426,10 @@ impl Relay {
                 () = until => {}
             }
         });
+        if let Some(ranges) = self.ranges {
+            let until = stopped();
+            tasks.spawn(async move { ranges.run(until).await });
+        }
         if let Some(tls) = self.tls {
             tasks.spawn(watch_tls(tls, stopped()));
         }
@@ -462,12 +480,15 @@ impl Reload {
         if let Some(tls) = &self.tls {
             tls.reload();
         }
+        if let Some(ranges) = &self.ranges {
+            ranges.refresh_now();
+        }
         match admin_token(&self.token_file) {
             Ok(token) => self.token.store(Arc::new(token)),
             Err(error) => tracing::error!("{error}; the old admin token stays in use"),
         }
         tracing::info!(
-            "[instances], the TLS files and the admin token were read again; other settings need a restart"
+            "[instances], the TLS files, Atlassian's ranges and the admin token were read again; other settings need a restart"
         );
     }
 }
@@ -513,6 +534,9 @@ async fn watch_tls(tls: Arc<TlsFiles>, stopped: impl Future<Output = ()>) {
 /// Reads what a start would read besides the configuration, and tells what is odd about it.
 pub fn check_files(config: &Config) -> Result<Vec<String>, StartError> {
     load_roots(config)?;
+    if let Some(RangesSource::File(path)) = &config.access.ranges {
+        access::read_file(path)?;
+    }
     let tls = load_tls(config)?;
     let certificate = tls.map(|tls| doctor::certificate(tls.expires_at(), clock::now()));
     let odd = certificate.filter(|finding| finding.verdict != Verdict::Ok);
@@ -525,6 +549,20 @@ pub fn load_tls(config: &Config) -> Result<Option<TlsFiles>, StartError> {
     Ok(files
         .map(|files| TlsFiles::load(&files.cert, &files.key))
         .transpose()?)
+}
+
+fn open_ranges(
+    config: &Config,
+    client: &Client,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Arc<AtlassianRanges>>, RangesError> {
+    let Some(source) = &config.access.ranges else {
+        return Ok(None);
+    };
+    let kept = config.store.path.with_file_name("atlassian-ranges.json");
+    let (client, metrics) = (client.clone(), Arc::clone(metrics));
+    let ranges = AtlassianRanges::open(source, &config.access, kept, client, metrics)?;
+    Ok(Some(Arc::new(ranges)))
 }
 
 /// Reads the certificate authorities that instances are judged by.

@@ -27,6 +27,7 @@ use quick_cache::sync::Cache;
 use tokio::sync::Semaphore;
 
 use crate::{
+    access::{Access, Group},
     body::Body,
     config::{Config, LimitsConfig},
     domain::{ClientKey, InstancePolicy, LifecycleEventKind, Peer},
@@ -72,6 +73,8 @@ pub struct Public {
 
 /// What [`Public`] is made of.
 pub struct PublicParts {
+    /// Who may call.
+    pub access: Access,
     /// Who may be linked.
     pub policy: Arc<ArcSwap<InstancePolicy>>,
     /// Makes and changes links.
@@ -244,6 +247,9 @@ impl Public {
                 Box::pin(async move {
                     match route {
                         Some(route) => {
+                            if let Some(group) = route.group() {
+                                this.access.check(group, arrival.peer.ip())?;
+                            }
                             let params = params.unwrap_or_default();
                             this.handle(route, &params, request, &arrival).await
                         }
@@ -287,7 +293,12 @@ impl Public {
             peer,
             limits,
             metrics,
-            |request, arrival| Box::pin(async move { rest::relay(self, request, &arrival).await }),
+            |request, arrival| {
+                Box::pin(async move {
+                    self.access.check(Group::Instances, arrival.peer.ip())?;
+                    rest::relay(self, request, &arrival).await
+                })
+            },
         )
         .await
     }
@@ -335,6 +346,26 @@ impl Public {
 }
 
 impl Route {
+    /// Whose servers call it; nothing, if browsers do, or anybody.
+    fn group(self) -> Option<Group> {
+        match self {
+            Self::Event(_) | Self::Associate | Self::Repositories | Self::Workspaces => {
+                Some(Group::Jira)
+            }
+            Self::PublicKey => Some(Group::Instances),
+            // The descriptor is public, and people look at it to see whether the relay is there.
+            Self::Descriptor
+            | Self::Asset
+            | Self::Installations
+            | Self::Links(_)
+            | Self::Logo
+            | Self::OauthCallback
+            | Self::Page
+            | Self::BranchNew
+            | Self::BranchStart => None,
+        }
+    }
+
     fn label(self) -> &'static str {
         match self {
             Self::Asset => "assets",

@@ -6,8 +6,9 @@ use jiff::SignedDuration;
 use url::Url;
 
 use super::{
-    AdminConfig, AppConfig, Checks, Config, InstancesConfig, JiraConfig, LimitsConfig, LogConfig,
-    PLACEHOLDER_URL, PageConfig, PublicConfig, SpoolConfig, StoreConfig, TlsFiles,
+    AccessConfig, AdminConfig, AppConfig, Checks, Config, InstancesConfig, JiraConfig,
+    LimitsConfig, LogConfig, PLACEHOLDER_URL, PageConfig, PublicConfig, RangesSource, SpoolConfig,
+    StoreConfig, TlsFiles,
     raw::{self, RawConfig},
 };
 use crate::domain::{
@@ -47,6 +48,7 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
         raw.instances.deliveries_per_instance_max,
         1,
     );
+    let access = access(&raw.access, checks, &mut warnings);
     checks.at_least("keys.rotate_days", raw.keys.rotate_days, 1);
     // The newest token of a site is remembered with its records.
     checks.at_least(
@@ -144,6 +146,7 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
             listen: admin_listen?,
             token_file: raw.admin.token_file,
         },
+        access: access?,
         store: StoreConfig {
             path: raw.store.path,
             key_file: raw.store.key_file,
@@ -271,6 +274,39 @@ fn public(
         base_path: raw.base_path.clone(),
         tls,
         trusted_proxies: trusted_proxies?,
+    })
+}
+
+fn access(
+    raw: &raw::RawAccess,
+    checks: &mut Checks,
+    warnings: &mut Vec<String>,
+) -> Option<AccessConfig> {
+    let jira = networks(&raw.jira, "access.jira", checks);
+    let instances = networks(&raw.instances, "access.instances", checks);
+    checks.at_least("access.ranges_refresh_secs", raw.ranges_refresh_secs, 60);
+    let text = raw.atlassian_ranges.as_str();
+    let ranges = if text.is_empty() {
+        None
+    } else if text.contains("://") {
+        base_address(text)
+            .map_err(|what| checks.add("access.atlassian_ranges", what))
+            .ok()?;
+        if text.starts_with("http:") {
+            warnings.push(
+                "access.atlassian_ranges is fetched by plain http: whoever sits on the way decides who may call as Jira"
+                    .to_owned(),
+            );
+        }
+        Some(RangesSource::Url(text.to_owned()))
+    } else {
+        Some(RangesSource::File(text.into()))
+    };
+    Some(AccessConfig {
+        jira: jira?,
+        instances: instances?,
+        ranges,
+        ranges_refresh: secs(raw.ranges_refresh_secs),
     })
 }
 

@@ -16,6 +16,7 @@ use super::{Checks, ConfigError, DEFAULTS, ENV_PREFIX, Mistake};
 pub(super) struct RawConfig {
     pub(super) public: RawPublic,
     pub(super) admin: RawAdmin,
+    pub(super) access: RawAccess,
     pub(super) store: RawStore,
     pub(super) app: RawApp,
     pub(super) jira: RawJira,
@@ -43,6 +44,15 @@ pub(super) struct RawPublic {
 pub(super) struct RawAdmin {
     pub(super) listen: String,
     pub(super) token_file: PathBuf,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawAccess {
+    pub(super) jira: Vec<String>,
+    pub(super) instances: Vec<String>,
+    pub(super) atlassian_ranges: String,
+    pub(super) ranges_refresh_secs: u32,
 }
 
 #[derive(Clone, Debug, Deserialize)]
