@@ -193,6 +193,7 @@ fn installed_through_a_socket(bencher: Bencher<'_, '_>) {
             ("STORE__PATH", path("store")),
             ("STORE__KEY_FILE", path("key")),
             ("JIRA__INSTALL_KEYS_URL", jira.keys.url()),
+            ("LIMITS__REQUESTS_PER_ADDRESS_PER_SEC", "0".to_owned()),
         ];
         let settings = settings.map(|(key, value)| (format!("JIRA_CONNECT_PROXY__{key}"), value));
         let config = Config::load(None, settings).unwrap();

@@ -17,7 +17,10 @@ use std::{
 
 use jiff::SignedDuration;
 
-use crate::domain::{CONNECT_PATH, InstancePolicy, JiraSites, Networks, PublicUrl};
+use crate::{
+    domain::{CONNECT_PATH, InstancePolicy, JiraSites, Networks, PublicUrl},
+    pace::Rate,
+};
 
 /// Every key with its default, commented.
 pub const DEFAULTS: &str = include_str!("../proxy.toml");
@@ -227,6 +230,12 @@ pub struct LimitsConfig {
     pub header_max_bytes: usize,
     /// Per listener.
     pub connections_max: usize,
+    /// Of one address on the public listener, if there is a limit.
+    pub connections_per_address_max: Option<usize>,
+    /// Requests of one address on the public listener, if there is a limit.
+    pub requests_per_address: Option<Rate>,
+    /// Requests of one installation's instances that go to Jira at once, if there is a limit.
+    pub requests_per_installation: Option<Rate>,
     /// For the headers to be complete, and then again for the body.
     pub receive_timeout: Duration,
     /// From complete headers to the answer.

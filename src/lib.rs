@@ -24,7 +24,7 @@
 //! - [`store`]: what is known, durably; the only place that names an engine
 //! - [`domain`]: the words of the product as types
 //! - [`config`], [`reject`], [`metrics`], [`telemetry`], [`secret_file`], [`clock`], [`backoff`], [`body`],
-//!   [`lock`]: what everybody stands on
+//!   [`lock`], [`pace`]: what everybody stands on
 
 pub mod access;
 pub mod admin;
@@ -44,6 +44,7 @@ pub mod jwt;
 pub mod linking;
 pub mod lock;
 pub mod metrics;
+pub mod pace;
 pub mod reconcile;
 pub mod reject;
 pub mod relay;

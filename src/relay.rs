@@ -35,7 +35,7 @@ use crate::{
     rounds::Rounds,
     routes::{self, Public, PublicParts},
     secret_file::{self, SecretFileError},
-    server::Server,
+    server::{PerAddress, Server},
     sightings::{self, Sighting, Sightings},
     spool::{Spool, SpoolWorker},
     store::{OpenError, Store, StoreError, StoreOwner},
@@ -320,6 +320,13 @@ impl Relay {
                 listener: public_listener,
                 tls: tls.as_ref().map(|tls| tls.acceptor()),
                 limits: config.limits,
+                per_address: config
+                    .limits
+                    .connections_per_address_max
+                    .map(|max| PerAddress {
+                        max,
+                        exempt: config.public.trusted_proxies.clone(),
+                    }),
                 metrics: Arc::clone(&metrics),
             },
             admin_server: Server {
@@ -327,6 +334,7 @@ impl Relay {
                 listener: admin_listener,
                 tls: None,
                 limits: config.limits,
+                per_address: None,
                 metrics,
             },
             reload: Reload {

@@ -15,7 +15,11 @@ mod toolchain;
 
 pub use page::redirect_uri;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -30,7 +34,7 @@ use crate::{
     access::{Access, Group},
     body::Body,
     config::{Config, LimitsConfig},
-    domain::{ClientKey, InstancePolicy, LifecycleEventKind, Peer},
+    domain::{ClientKey, InstancePolicy, LifecycleEventKind, Peer, peer::network},
     exchange::{Arrival, Labels, observe, typed},
     forwarded::Forwarded,
     gitlab::{Asker, KeyFetches, Prober},
@@ -38,6 +42,7 @@ use crate::{
     jwt::{self, Signer, TokenKind, VerifyError, lifecycle::LifecycleVerifier, request::Audiences},
     linking::Linker,
     metrics::Metrics,
+    pace::Paces,
     reject::Reject,
     rounds::Rounds,
     sightings::Sightings,
@@ -63,6 +68,8 @@ pub struct Public {
     sites: crate::domain::JiraSites,
     secret_grace: jiff::SignedDuration,
     forwarded: Forwarded,
+    address_paces: Paces<IpAddr>,
+    site_paces: Paces<ClientKey>,
     limits: LimitsConfig,
     bodies: rest::BodyRoom,
     pages: page::Pages,
@@ -209,6 +216,8 @@ impl Public {
                 config.public.trusted_proxies.clone(),
                 config.public.tls.is_none(),
             ),
+            address_paces: Paces::new(config.limits.requests_per_address),
+            site_paces: Paces::new(config.limits.requests_per_installation),
             limits: config.limits,
             bodies: rest::BodyRoom::default(),
             pages: page::Pages::new(config, assets::Assets::load()?),
@@ -247,22 +256,35 @@ impl Public {
                 Box::pin(async move {
                     match route {
                         Some(route) => {
+                            this.check_pace(&arrival)?;
                             if let Some(group) = route.group() {
                                 this.access.check(group, arrival.peer.ip())?;
                             }
                             let params = params.unwrap_or_default();
                             this.handle(route, &params, request, &arrival).await
                         }
-                        None => Err(Reject {
+                        None => this.check_pace(&arrival).and(Err(Reject {
                             // Without its query, which may hold a token.
                             internal: Some(request.uri().path().chars().take(200).collect()),
                             ..Reject::not_found("such address on this relay")
-                        }),
+                        })),
                     }
                 })
             },
         )
         .await
+    }
+
+    /// One more request from this address.
+    fn check_pace(&self, arrival: &Arrival) -> Result<(), Reject> {
+        let address = network(arrival.peer.ip());
+        self.address_paces.take(&address).map_err(|wait| {
+            Reject::too_fast(
+                "too many requests from this address",
+                "try again later; the operator can raise limits.requests_per_address_per_sec, or list the proxies in public.trusted_proxies",
+                wait,
+            )
+        })
     }
 
     /// The address of a request, read strictly: what it holds twice, in odd escapes or in dot segments is refused.

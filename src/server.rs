@@ -3,9 +3,15 @@
 //! Knows nothing of paths; every request goes to one handler.
 
 mod connection;
+mod crowd;
 mod socket;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -17,6 +23,8 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use connection::{Failure, Protocols};
+pub use crowd::PerAddress;
+use crowd::{Crowd, Place};
 
 use crate::{
     body::Body,
@@ -32,6 +40,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 #[error("the connection was closed instead of an answer")]
 struct HungUp;
 
+/// An address has as many connections as it may have.
+struct TooMany;
+
 /// One listening socket and what it allows.
 pub struct Server {
     /// Metric label and log field.
@@ -42,6 +53,8 @@ pub struct Server {
     pub tls: Option<TlsAcceptor>,
     /// How much, how long.
     pub limits: LimitsConfig,
+    /// How many connections of one address, if that matters.
+    pub per_address: Option<PerAddress>,
     /// Counts connections.
     pub metrics: Arc<Metrics>,
 }
@@ -55,6 +68,7 @@ impl Server {
     {
         let protocols = Arc::new(Protocols::new(&self.limits));
         let permits = Arc::new(Semaphore::new(self.limits.connections_max));
+        let crowd = Arc::new(Crowd::default());
         let (stop, stopping) = watch::channel(false);
         let mut connections = JoinSet::new();
         let mut shutdown = std::pin::pin!(shutdown);
@@ -77,6 +91,13 @@ impl Server {
                     continue;
                 }
             };
+            let Ok(place) = self.place(&crowd, peer.ip()) else {
+                self.metrics
+                    .connection_failures
+                    .with_label_values(&[self.name, "too_many_of_address"])
+                    .inc();
+                continue;
+            };
             let _ = tcp.set_nodelay(true);
             let (handler, stopping) = (handler.clone(), stopping.clone());
             let (protocols, tls) = (Arc::clone(&protocols), self.tls.clone());
@@ -85,7 +106,7 @@ impl Server {
             let failures = self.metrics.connection_failures.clone();
             let name = self.name;
             connections.spawn(async move {
-                let _held = (permit, open);
+                let _held = (permit, place, open);
                 let served = match tls {
                     // HTTP/2 without TLS would have to be guessed from the first bytes; nobody needs it.
                     None => protocols.http1(tcp, peer, &handler, stopping).await,
@@ -109,6 +130,16 @@ impl Server {
         }
         stop.send_replace(true);
         self.drain(connections).await;
+    }
+
+    /// A connection's place among those of its address; none is needed where there is no limit.
+    fn place(&self, crowd: &Arc<Crowd>, ip: IpAddr) -> Result<Option<Place>, TooMany> {
+        match &self.per_address {
+            Some(limit) if !limit.exempt.contains(ip) => {
+                crowd.enter(ip, limit.max).map(Some).ok_or(TooMany)
+            }
+            _ => Ok(None),
+        }
     }
 
     async fn accept_failed(&self, error: &io::Error) {

@@ -1,6 +1,6 @@
 //! From what was written to what it means: every value proven, every mistake collected.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
 use jiff::SignedDuration;
 use url::Url;
@@ -11,9 +11,12 @@ use super::{
     StoreConfig, TlsFiles,
     raw::{self, RawConfig},
 };
-use crate::domain::{
-    CONNECT_PATH, InstancePolicy, InstanceUrl, JiraSites, Networks, PublicUrl,
-    instance_policy::AllowPattern,
+use crate::{
+    domain::{
+        CONNECT_PATH, InstancePolicy, InstanceUrl, JiraSites, Networks, PublicUrl,
+        instance_policy::AllowPattern,
+    },
+    pace::Rate,
 };
 
 /// Turns text and numbers into settings. `None` or a mistake in `checks`: not usable.
@@ -198,6 +201,18 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
             rest_body_max_bytes: raw.limits.rest_body_max_bytes as usize,
             header_max_bytes: raw.limits.header_max_bytes as usize,
             connections_max: raw.limits.connections_max as usize,
+            connections_per_address_max: match raw.limits.connections_per_address_max {
+                0 => None,
+                max => Some(max as usize),
+            },
+            requests_per_address: rate(
+                raw.limits.requests_per_address_per_sec,
+                raw.limits.requests_per_address_burst,
+            ),
+            requests_per_installation: rate(
+                raw.limits.requests_per_installation_per_sec,
+                raw.limits.requests_per_installation_burst,
+            ),
             receive_timeout: secs(raw.limits.receive_timeout_secs),
             request_timeout: secs(raw.limits.request_timeout_secs),
             drain_deadline: secs(raw.limits.drain_deadline_secs),
@@ -424,6 +439,13 @@ fn base_address(text: &str) -> Result<String, String> {
 
 fn app_key_char(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+}
+
+/// No more than so many a second; 0 is no limit. A burst is at least one second's.
+fn rate(per_sec: u32, burst: u32) -> Option<Rate> {
+    let burst = burst.max(per_sec);
+    let (per_sec, burst) = (NonZeroU32::new(per_sec)?, NonZeroU32::new(burst)?);
+    Some(Rate { per_sec, burst })
 }
 
 fn millis(n: u32) -> Duration {
