@@ -19,6 +19,7 @@ mod chaos;
 mod cli;
 mod crash;
 mod doctor;
+mod flood;
 mod front;
 mod hostile;
 mod isolation;
