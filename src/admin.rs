@@ -9,7 +9,7 @@ mod status;
 
 pub use status::Standing;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -121,11 +121,7 @@ impl Admin {
     }
 
     /// Answers one request.
-    pub async fn serve(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        peer: SocketAddr,
-    ) -> Response<Body> {
+    pub async fn serve(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         let path = request.uri().path().to_owned();
         let matched = self.router.at(&path).ok();
         let route = matched.as_ref().map(|m| *m.value);
@@ -141,7 +137,7 @@ impl Admin {
         observe(
             labels,
             request,
-            Peer::Socket(peer),
+            peer,
             &parts.limits,
             &parts.metrics,
             |request, arrival| {

@@ -77,7 +77,7 @@ pub struct PublicConfig {
     pub trusted_proxies: Networks,
 }
 
-/// PEM files of the public listener.
+/// PEM files of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
     /// Certificate chain, leaf first.
@@ -91,6 +91,14 @@ pub struct TlsFiles {
 pub struct AdminConfig {
     /// Where the operators' listener binds.
     pub listen: SocketAddr,
+    /// A second listener, at this path.
+    pub socket: Option<PathBuf>,
+    /// Who may connect to that, as a file mode.
+    pub socket_mode: u32,
+    /// Certificate and key of the first, if it ends TLS.
+    pub tls: Option<TlsFiles>,
+    /// Authorities, one of which must have signed the certificate of whoever connects to it.
+    pub client_ca_file: Option<PathBuf>,
     /// Holds the bearer token.
     pub token_file: PathBuf,
 }

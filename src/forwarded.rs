@@ -39,7 +39,10 @@ impl Forwarded {
     }
 
     /// The client behind a request. Whatever the header says, there is one: at worst who is connected.
-    pub fn client(&self, socket: SocketAddr, headers: &HeaderMap) -> Peer {
+    pub fn client(&self, peer: Peer, headers: &HeaderMap) -> Peer {
+        let Peer::Socket(socket) = peer else {
+            return peer;
+        };
         if !self.trusted.contains(socket.ip()) {
             self.warn_once(socket, headers);
             return Peer::Socket(socket);
@@ -104,7 +107,9 @@ mod tests {
             headers.append(X_FORWARDED_FOR, value);
         }
         let socket = SocketAddr::new(peer.parse().expect("ip"), 5);
-        forwarded().client(socket, &headers).to_string()
+        forwarded()
+            .client(Peer::Socket(socket), &headers)
+            .to_string()
     }
 
     #[test]

@@ -14,12 +14,13 @@ use jiff::SignedDuration;
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls::RootCertStore;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio_rustls::TlsAcceptor;
 use zeroize::Zeroizing;
 
 use crate::{
     access::{self, Access, AtlassianRanges, RangesError},
     admin::{Admin, AdminParts, Standing},
-    client::{Client, DialSettings, root_certificates},
+    client::{Client, DialSettings, certificates, root_certificates},
     clock,
     config::{Config, RangesSource},
     doctor::{self, Doctor},
@@ -35,7 +36,7 @@ use crate::{
     rounds::Rounds,
     routes::{self, Public, PublicParts},
     secret_file::{self, SecretFileError},
-    server::{PerAddress, Server},
+    server::{Door, PerAddress, Server, UnixDoor},
     sightings::{self, Sighting, Sightings},
     spool::{Spool, SpoolWorker},
     store::{OpenError, Store, StoreError, StoreOwner},
@@ -50,6 +51,8 @@ pub struct Relay {
     store: StoreOwner,
     public_server: Server,
     admin_server: Server,
+    admin_socket: Option<Server>,
+    admin_tls: Option<Arc<TlsFiles>>,
     public: Arc<Public>,
     admin: Arc<Admin>,
     reconciler: Reconciler,
@@ -87,6 +90,7 @@ pub struct Reload {
     public_url: Arc<str>,
     ranges: Option<Arc<AtlassianRanges>>,
     tls: Option<Arc<TlsFiles>>,
+    admin_tls: Option<Arc<TlsFiles>>,
 }
 
 /// Why a relay does not start. Each is one sentence for an operator.
@@ -119,7 +123,23 @@ pub enum StartError {
         /// What the operating system said.
         cause: io::Error,
     },
-    /// The public listener's certificate.
+    /// The admin listener's socket.
+    #[error("can't listen on {path} (admin.socket): {cause}", path = .path.display())]
+    BindSocket {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        cause: io::Error,
+    },
+    /// Who may connect to the admin listener.
+    #[error("admin.client_ca_file {path} can't be used: {cause}", path = .path.display())]
+    ClientCa {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// A listener's certificate.
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// Atlassian's ranges in a file.
@@ -141,7 +161,10 @@ pub enum StartError {
 impl StartError {
     /// Whether a setting, or a file that one names, is wrong.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Tls(_) | Self::Ranges(_) | Self::ExtraCa { .. })
+        matches!(
+            self,
+            Self::Tls(_) | Self::Ranges(_) | Self::ExtraCa { .. } | Self::ClientCa { .. }
+        )
     }
 }
 
@@ -161,12 +184,25 @@ impl Relay {
         let tls = load_tls(&config)?.map(Arc::new);
         let client = Client::new(&dial_settings(&config)?);
         let ranges = open_ranges(&config, &client, &metrics)?;
+        let (admin_tls, admin_acceptor) = load_admin_tls(&config)?.unzip();
+        let admin_tls = admin_tls.map(Arc::new);
         let public_listener = listen(config.public.listen, "public.listen").await?;
         let admin_listener = listen(config.admin.listen, "admin.listen").await?;
         let addresses = Addresses {
             public: public_listener.local_addr().map_err(internal)?,
             admin: admin_listener.local_addr().map_err(internal)?,
         };
+        let admin_socket = config.admin.socket.as_ref();
+        let admin_socket = admin_socket
+            .map(|path| {
+                UnixDoor::open(path, config.admin.socket_mode).map_err(|cause| {
+                    StartError::BindSocket {
+                        path: path.clone(),
+                        cause,
+                    }
+                })
+            })
+            .transpose()?;
         let store_config = config.store.clone();
         let store_metrics = Arc::clone(&metrics);
         let owner = blocking(move || StoreOwner::open(&store_config, store_metrics)).await??;
@@ -317,7 +353,7 @@ impl Relay {
         Ok(Self {
             public_server: Server {
                 name: "public",
-                listener: public_listener,
+                door: Door::Tcp(public_listener),
                 tls: tls.as_ref().map(|tls| tls.acceptor()),
                 limits: config.limits,
                 per_address: config
@@ -331,12 +367,20 @@ impl Relay {
             },
             admin_server: Server {
                 name: "admin",
-                listener: admin_listener,
+                door: Door::Tcp(admin_listener),
+                tls: admin_acceptor,
+                limits: config.limits,
+                per_address: None,
+                metrics: Arc::clone(&metrics),
+            },
+            admin_socket: admin_socket.map(|door| Server {
+                name: "admin_socket",
+                door: Door::Unix(door),
                 tls: None,
                 limits: config.limits,
                 per_address: None,
                 metrics,
-            },
+            }),
             reload: Reload {
                 token,
                 token_file: config.admin.token_file.clone(),
@@ -347,7 +391,9 @@ impl Relay {
                 public_url,
                 ranges: ranges.clone(),
                 tls: tls.clone(),
+                admin_tls: admin_tls.clone(),
             },
+            admin_tls,
             store: owner,
             public: Arc::new(public),
             admin: Arc::new(admin),
@@ -402,6 +448,13 @@ impl Relay {
             stopped(),
         ));
         let admin = self.admin;
+        if let Some(server) = self.admin_socket {
+            let admin = Arc::clone(&admin);
+            tasks.spawn(server.run(
+                move |request, peer| Arc::clone(&admin).serve(request, peer),
+                stopped(),
+            ));
+        }
         tasks.spawn(self.admin_server.run(
             move |request, peer| Arc::clone(&admin).serve(request, peer),
             stopped(),
@@ -438,7 +491,7 @@ impl Relay {
             let until = stopped();
             tasks.spawn(async move { ranges.run(until).await });
         }
-        if let Some(tls) = self.tls {
+        for tls in [self.tls, self.admin_tls].into_iter().flatten() {
             tasks.spawn(watch_tls(tls, stopped()));
         }
         drop(self.reload);
@@ -485,7 +538,7 @@ impl Reload {
         if let Err(error) = realign(&self.store, &self.public_url, auto_link, clock::now()).await {
             tracing::error!("the links could not be put in line with [instances]: {error}");
         }
-        if let Some(tls) = &self.tls {
+        for tls in [&self.tls, &self.admin_tls].into_iter().flatten() {
             tls.reload();
         }
         if let Some(ranges) = &self.ranges {
@@ -545,6 +598,7 @@ pub fn check_files(config: &Config) -> Result<Vec<String>, StartError> {
     if let Some(RangesSource::File(path)) = &config.access.ranges {
         access::read_file(path)?;
     }
+    load_admin_tls(config)?;
     let tls = load_tls(config)?;
     let certificate = tls.map(|tls| doctor::certificate(tls.expires_at(), clock::now()));
     let odd = certificate.filter(|finding| finding.verdict != Verdict::Ok);
@@ -557,6 +611,28 @@ pub fn load_tls(config: &Config) -> Result<Option<TlsFiles>, StartError> {
     Ok(files
         .map(|files| TlsFiles::load(&files.cert, &files.key))
         .transpose()?)
+}
+
+/// Reads the admin listener's certificate and key, if there are any, and whose certificates let in.
+fn load_admin_tls(config: &Config) -> Result<Option<(TlsFiles, TlsAcceptor)>, StartError> {
+    let Some(files) = &config.admin.tls else {
+        return Ok(None);
+    };
+    let tls = TlsFiles::load(&files.cert, &files.key)?;
+    let Some(path) = &config.admin.client_ca_file else {
+        let acceptor = tls.acceptor();
+        return Ok(Some((tls, acceptor)));
+    };
+    let unusable = |cause: String| StartError::ClientCa {
+        path: path.clone(),
+        cause,
+    };
+    let pem = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
+    let authorities = certificates(&pem).map_err(|error| unusable(error.to_string()))?;
+    let acceptor = tls
+        .acceptor_for(authorities)
+        .map_err(|error| unusable(error.to_string()))?;
+    Ok(Some((tls, acceptor)))
 }
 
 fn open_ranges(

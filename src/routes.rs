@@ -15,11 +15,7 @@ mod toolchain;
 
 pub use page::redirect_uri;
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -227,12 +223,8 @@ impl Public {
     }
 
     /// Answers one request.
-    pub async fn serve(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        socket: SocketAddr,
-    ) -> Response<Body> {
-        let peer = self.forwarded.client(socket, request.headers());
+    pub async fn serve(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+        let peer = self.forwarded.client(peer, request.headers());
         if request.uri().path().starts_with(REST) {
             return self.serve_rest(request, peer).await;
         }

@@ -4,19 +4,15 @@
 
 mod connection;
 mod crowd;
+mod door;
 mod socket;
 
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::{Semaphore, watch},
     task::JoinSet,
 };
@@ -25,10 +21,13 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use connection::{Failure, Protocols};
 pub use crowd::PerAddress;
 use crowd::{Crowd, Place};
+use door::Visitor;
+pub use door::{Door, UnixDoor};
 
 use crate::{
     body::Body,
     config::LimitsConfig,
+    domain::Peer,
     metrics::{Counted, Metrics},
 };
 
@@ -48,8 +47,8 @@ pub struct Server {
     /// Metric label and log field.
     pub name: &'static str,
     /// Where connections come from.
-    pub listener: TcpListener,
-    /// Ends TLS here, if given.
+    pub door: Door,
+    /// Ends TLS here, if given; not on a Unix socket.
     pub tls: Option<TlsAcceptor>,
     /// How much, how long.
     pub limits: LimitsConfig,
@@ -63,7 +62,7 @@ impl Server {
     /// Serves until `shutdown`, then lets open requests finish for at most the drain deadline.
     pub async fn run<H, F>(self, handler: H, shutdown: impl Future<Output = ()>)
     where
-        H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+        H: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
     {
         let protocols = Arc::new(Protocols::new(&self.limits));
@@ -76,7 +75,7 @@ impl Server {
             // Waiting for a permit leaves new connections in the kernel's queue, which is bounded too.
             let accepted = async {
                 let permit = Arc::clone(&permits).acquire_owned().await;
-                (permit, self.listener.accept().await)
+                (permit, self.door.accept().await)
             };
             let (permit, accepted) = tokio::select! {
                 biased;
@@ -84,7 +83,7 @@ impl Server {
                 Some(_) = connections.join_next() => continue,
                 accepted = accepted => accepted,
             };
-            let (tcp, peer) = match accepted {
+            let (visitor, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     self.accept_failed(&error).await;
@@ -98,7 +97,6 @@ impl Server {
                     .inc();
                 continue;
             };
-            let _ = tcp.set_nodelay(true);
             let (handler, stopping) = (handler.clone(), stopping.clone());
             let (protocols, tls) = (Arc::clone(&protocols), self.tls.clone());
             let receive_timeout = self.limits.receive_timeout;
@@ -107,11 +105,16 @@ impl Server {
             let name = self.name;
             connections.spawn(async move {
                 let _held = (permit, place, open);
-                let served = match tls {
+                let served = match (visitor, tls) {
+                    (Visitor::Unix(unix), _) => {
+                        protocols.http1(unix, peer, &handler, stopping).await
+                    }
                     // HTTP/2 without TLS would have to be guessed from the first bytes; nobody needs it.
-                    None => protocols.http1(tcp, peer, &handler, stopping).await,
+                    (Visitor::Tcp(tcp), None) => {
+                        protocols.http1(tcp, peer, &handler, stopping).await
+                    }
                     // Boxed: the others should not keep the room for it.
-                    Some(acceptor) => {
+                    (Visitor::Tcp(tcp), Some(acceptor)) => {
                         Box::pin(async {
                             let stream = accept(acceptor, tcp, peer, receive_timeout).await?;
                             if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
@@ -165,12 +168,9 @@ impl Server {
 
     async fn drain(self, mut connections: JoinSet<()>) {
         let Self {
-            name,
-            listener,
-            limits,
-            ..
+            name, door, limits, ..
         } = self;
-        drop(listener);
+        drop(door);
         let open = connections.len();
         let drained = tokio::time::timeout(limits.drain_deadline, async {
             while connections.join_next().await.is_some() {}
@@ -190,7 +190,7 @@ impl Server {
 async fn accept(
     acceptor: TlsAcceptor,
     tcp: TcpStream,
-    peer: SocketAddr,
+    peer: Peer,
     timeout: Duration,
 ) -> Result<TlsStream<TcpStream>, Failure> {
     match tokio::time::timeout(timeout, acceptor.accept(tcp)).await {

@@ -1,6 +1,6 @@
 //! From what was written to what it means: every value proven, every mistake collected.
 
-use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use jiff::SignedDuration;
 use url::Url;
@@ -128,7 +128,28 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
     if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(raw.log.filter.as_str()) {
         checks.add("log.filter", format!("it is no tracing filter: {error}"));
     }
-    if admin_listen.is_some_and(|address| !address.ip().is_loopback()) {
+    let admin_tls = tls(
+        "admin",
+        raw.admin.tls_cert.as_ref(),
+        raw.admin.tls_key.as_ref(),
+        checks,
+    );
+    if raw.admin.client_ca_file.is_some() && raw.admin.tls_cert.is_none() {
+        checks.add(
+            "admin.client_ca_file",
+            "without admin.tls_cert nobody is asked for a certificate",
+        );
+    }
+    let socket_mode = match raw.admin.socket_mode.as_str() {
+        "0600" => 0o600,
+        "0660" => 0o660,
+        _ => {
+            checks.add("admin.socket_mode", "it must be \"0600\" or \"0660\"");
+            0o600
+        }
+    };
+    let is_plain = raw.admin.tls_cert.is_none();
+    if is_plain && admin_listen.is_some_and(|address| !address.ip().is_loopback()) {
         warnings.push(format!(
             "admin.listen {} is not on loopback: it speaks plain HTTP, so keep that network private",
             raw.admin.listen
@@ -147,6 +168,10 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
         public,
         admin: AdminConfig {
             listen: admin_listen?,
+            socket: raw.admin.socket,
+            socket_mode,
+            tls: admin_tls,
+            client_ca_file: raw.admin.client_ca_file,
             token_file: raw.admin.token_file,
         },
         access: access?,
@@ -247,20 +272,12 @@ fn public(
             "it must look like \"/-/jira_connect\" or \"/gitlab/-/jira_connect\": instances look for public keys there",
         );
     }
-    let tls = match (&raw.tls_cert, &raw.tls_key) {
-        (Some(cert), Some(key)) => Some(TlsFiles {
-            cert: cert.clone(),
-            key: key.clone(),
-        }),
-        (None, None) => None,
-        _ => {
-            checks.add(
-                "public.tls_cert",
-                "tls_cert and tls_key belong together: set both or neither",
-            );
-            None
-        }
-    };
+    let tls = tls(
+        "public",
+        raw.tls_cert.as_ref(),
+        raw.tls_key.as_ref(),
+        checks,
+    );
     let trusted_proxies = networks(&raw.trusted_proxies, "public.trusted_proxies", checks);
     let url = url?;
     if url.as_str() == PLACEHOLDER_URL {
@@ -418,6 +435,25 @@ fn listen(text: &str, key: &str, checks: &mut Checks) -> Option<SocketAddr> {
             );
         })
         .ok()
+}
+
+/// Both or neither.
+fn tls(
+    section: &str,
+    cert: Option<&PathBuf>,
+    key: Option<&PathBuf>,
+    checks: &mut Checks,
+) -> Option<TlsFiles> {
+    if cert.is_some() != key.is_some() {
+        checks.add(
+            &format!("{section}.tls_cert"),
+            "tls_cert and tls_key belong together: set both or neither",
+        );
+    }
+    Some(TlsFiles {
+        cert: cert?.clone(),
+        key: key?.clone(),
+    })
 }
 
 fn networks(texts: &[String], key: &str, checks: &mut Checks) -> Option<Networks> {

@@ -43,6 +43,11 @@ pub(super) struct RawPublic {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawAdmin {
     pub(super) listen: String,
+    pub(super) socket: Option<PathBuf>,
+    pub(super) socket_mode: String,
+    pub(super) tls_cert: Option<PathBuf>,
+    pub(super) tls_key: Option<PathBuf>,
+    pub(super) client_ca_file: Option<PathBuf>,
     pub(super) token_file: PathBuf,
 }
 

@@ -4,7 +4,6 @@
 //! nothing. So a connection that has been quiet for a moment is taken apart again, and only its socket waits.
 
 use std::{
-    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -28,7 +27,7 @@ use super::{
     HungUp,
     socket::{Flow, Socket, Watched},
 };
-use crate::{body::Body, config::LimitsConfig, reject::HangUp};
+use crate::{body::Body, config::LimitsConfig, domain::Peer, reject::HangUp};
 
 const H2_STREAMS_MAX: u32 = 100;
 
@@ -94,13 +93,13 @@ impl Protocols {
     pub(super) async fn http1<S, H, F>(
         &self,
         mut socket: S,
-        peer: SocketAddr,
+        peer: Peer,
         handler: &H,
         mut stopping: watch::Receiver<bool>,
     ) -> Result<(), Failure>
     where
         S: Socket,
-        H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+        H: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
     {
         let mut before = Bytes::new();
@@ -109,7 +108,7 @@ impl Protocols {
             if before.is_empty() {
                 tokio::select! {
                     // An error shows when it is read.
-                    _ = socket.tcp().readable() => {}
+                    _ = socket.readable() => {}
                     () = tokio::time::sleep_until(until) => return Ok(()),
                     _ = stopping.wait_for(|stop| *stop) => return Ok(()),
                 }
@@ -137,13 +136,13 @@ impl Protocols {
         &self,
         socket: S,
         before: Bytes,
-        peer: SocketAddr,
+        peer: Peer,
         handler: &H,
         stopping: &watch::Receiver<bool>,
     ) -> Served<S>
     where
         S: Socket,
-        H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+        H: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
     {
         let activity = Arc::new(Activity::new(self.receive_timeout));
@@ -187,13 +186,13 @@ impl Protocols {
     pub(super) async fn http2<S, H, F>(
         &self,
         socket: S,
-        peer: SocketAddr,
+        peer: Peer,
         handler: &H,
         stopping: watch::Receiver<bool>,
     ) -> Result<(), Failure>
     where
         S: Socket,
-        H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+        H: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
     {
         let activity = Arc::new(Activity::new(self.receive_timeout));

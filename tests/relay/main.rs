@@ -15,6 +15,7 @@ mod fakes;
 mod harness;
 mod stage;
 
+mod admin_doors;
 mod chaos;
 mod cli;
 mod crash;
