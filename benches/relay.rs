@@ -68,7 +68,7 @@ fn remember_a_relayed_read(bencher: Bencher<'_, '_>) {
         .unwrap();
     let mut headers = http::HeaderMap::new();
     let id = uuid::Uuid::new_v4();
-    let peer = "192.0.2.7:1".parse().unwrap();
+    let peer = jira_connect_proxy::domain::Peer::Socket("192.0.2.7:1".parse().unwrap());
     let once = || {
         let context = Context::of(&headers, id);
         let subject = Subject::Request {
@@ -236,6 +236,7 @@ fn installed_through_a_socket(bencher: Bencher<'_, '_>) {
             ("STORE__PATH", path("store")),
             ("STORE__KEY_FILE", path("key")),
             ("JIRA__INSTALL_KEYS_URL", jira.keys.url()),
+            ("LIMITS__REQUESTS_PER_ADDRESS_PER_SEC", "0".to_owned()),
         ];
         let settings = settings.map(|(key, value)| (format!("JIRA_CONNECT_PROXY__{key}"), value));
         let config = Config::load(None, settings).unwrap();
@@ -448,7 +449,16 @@ async fn install(store: Store, number: u64) {
         auto_link: Vec::new(),
     };
     store
-        .transact(move |transaction| apply(transaction, &event, &rules, "bench", now))
+        .transact(move |transaction| {
+            apply(
+                transaction,
+                &event,
+                &rules,
+                "bench",
+                std::net::Ipv4Addr::LOCALHOST.into(),
+                now,
+            )
+        })
         .await
         .unwrap();
 }

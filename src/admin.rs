@@ -12,7 +12,7 @@ mod trace;
 
 pub use status::Standing;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -27,7 +27,7 @@ use crate::{
     body::Body,
     config::LimitsConfig,
     doctor::Doctor,
-    domain::{Actor, AuditEntry, InstallationState, JiraSites, LinkState},
+    domain::{Actor, AuditEntry, InstallationState, JiraSites, LinkState, Peer},
     exchange::{Arrival, Labels, json, observe, typed},
     jwt::Signer,
     linking::Linker,
@@ -139,11 +139,7 @@ impl Admin {
     }
 
     /// Answers one request.
-    pub async fn serve(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        peer: SocketAddr,
-    ) -> Response<Body> {
+    pub async fn serve(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         let path = request.uri().path().to_owned();
         let matched = self.router.at(&path).ok();
         let route = matched.as_ref().map(|m| *m.value);
@@ -321,6 +317,7 @@ impl AdminParts {
     fn audit_entry(arrival: &Arrival, action: &str) -> AuditEntry {
         AuditEntry {
             request_id: Some(arrival.id.clone()),
+            peer: Some(arrival.peer.ip()),
             ..AuditEntry::new(arrival.now, Actor::Admin, action)
         }
     }

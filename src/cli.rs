@@ -73,7 +73,8 @@ pub(crate) struct Source {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Running relay")]
 pub(crate) struct Remote {
-    /// Its admin listener, like `http://127.0.0.1:9090`. Without it, `admin.listen` of the configuration.
+    /// Its admin listener, like `http://127.0.0.1:9090` or `unix:/run/jira-connect-proxy/admin.sock`. Without it,
+    /// `admin.socket` of the configuration, else `admin.listen`.
     #[arg(
         long,
         global = true,
@@ -89,6 +90,32 @@ pub(crate) struct Remote {
         env = "JIRA_CONNECT_PROXY_ADMIN_TOKEN_FILE"
     )]
     admin_token_file: Option<PathBuf>,
+    /// PEM file with the certificate authorities of an admin listener with TLS. Without it, the system's.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "JIRA_CONNECT_PROXY_ADMIN_CA"
+    )]
+    admin_ca: Option<PathBuf>,
+    /// PEM file with the certificate to show there, if `admin.client_ca_file` asks for one.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        requires = "admin_key",
+        env = "JIRA_CONNECT_PROXY_ADMIN_CERT"
+    )]
+    admin_cert: Option<PathBuf>,
+    /// PEM file with the key of that certificate.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        requires = "admin_cert",
+        env = "JIRA_CONNECT_PROXY_ADMIN_KEY"
+    )]
+    admin_key: Option<PathBuf>,
     /// The admin token itself; only from the environment, because arguments can be seen by every user.
     #[arg(skip = std::env::var("JIRA_CONNECT_PROXY_ADMIN_TOKEN").ok())]
     admin_token: Option<String>,
@@ -120,7 +147,9 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   jira-connect-proxy status
   jira-connect-proxy status --json
-  jira-connect-proxy status --admin-url http://127.0.0.1:9180")]
+  jira-connect-proxy status --admin-url http://127.0.0.1:9180
+  jira-connect-proxy status --admin-url unix:/run/jira-connect-proxy/admin.sock
+  jira-connect-proxy status --admin-url https://relay.internal:9090 --admin-ca ca.pem --admin-cert me.pem --admin-key me-key.pem")]
     Status,
     /// List the Jira sites that have the app.
     #[command(after_help = "Examples:

@@ -16,10 +16,13 @@ use hyper_util::{
     client::legacy::Client as Pool,
     rt::{TokioExecutor, TokioTimer},
 };
-use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer},
+};
 
 use crate::{domain::address, trace};
-use connector::Connector;
+use connector::{Connector, Names};
 pub use connector::{DialError, TlsFault};
 
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -45,6 +48,7 @@ struct Pools {
     configured: Pool<Connector, Full<Bytes>>,
     named: Pool<Connector, Full<Bytes>>,
     settings: DialSettings,
+    names: Names,
 }
 
 /// Who named the address.
@@ -79,6 +83,25 @@ impl Client {
         Self(Arc::new(ArcSwap::from_pointee(Pools::new(settings))))
     }
 
+    /// Dials by these settings, and shows a certificate to whoever asks for one.
+    ///
+    /// # Errors
+    /// Certificate and key do not belong together, or can't be used.
+    pub fn identified(
+        settings: &DialSettings,
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, rustls::Error> {
+        let tls = ClientConfig::builder()
+            .with_root_certificates(Arc::clone(&settings.roots))
+            .with_client_auth_cert(chain, key)?;
+        Ok(Self(Arc::new(ArcSwap::from_pointee(Pools::over(
+            tls,
+            settings,
+            Names::System,
+        )))))
+    }
+
     /// Dials by other settings from now on. No connection that was judged by the old ones is used again.
     pub fn reconfigure(&self, settings: &DialSettings) {
         self.0.store(Arc::new(Pools::new(settings)));
@@ -88,7 +111,9 @@ impl Client {
     /// one that the peer has just closed breaks under the next request, which says nothing about the peer.
     #[must_use]
     pub fn afresh(&self) -> Self {
-        Self::new(&self.0.load().settings)
+        let pools = self.0.load();
+        let fresh = Pools::knowing(&pools.settings, pools.names.clone());
+        Self(Arc::new(ArcSwap::from_pointee(fresh)))
     }
 
     /// Sends a request and returns the answer as soon as its head is there; the body is still to be read.
@@ -144,8 +169,9 @@ impl Client {
     /// Resolves a host as a call to it would, and tells if it may not be dialled. A name that can't be
     /// resolved is no refusal: that may be mended.
     pub async fn blocked_address(&self, host: &str, port: u16) -> Option<IpAddr> {
-        let allow_private = self.0.load().settings.allow_private;
-        match connector::resolve(host, port, allow_private).await {
+        let pools = self.0.load_full();
+        let allow_private = pools.settings.allow_private;
+        match connector::resolve(&pools.names, host, port, allow_private).await {
             Err(DialError::BlockedAddress { address, .. }) => Some(address),
             _ => None,
         }
@@ -154,7 +180,7 @@ impl Client {
 
 /// Whether a host has an address outside of the public Internet. One that can't be resolved has none.
 pub async fn is_private(host: &str, port: u16) -> bool {
-    let addresses = connector::resolve(host, port, true).await;
+    let addresses = connector::resolve(&Names::System, host, port, true).await;
     addresses.is_ok_and(|addresses| {
         addresses
             .iter()
@@ -181,9 +207,17 @@ pub async fn read_answer(
 
 impl Pools {
     fn new(settings: &DialSettings) -> Self {
-        let mut tls = ClientConfig::builder()
+        Self::knowing(settings, Names::System)
+    }
+
+    fn knowing(settings: &DialSettings, names: Names) -> Self {
+        let tls = ClientConfig::builder()
             .with_root_certificates(Arc::clone(&settings.roots))
             .with_no_client_auth();
+        Self::over(tls, settings, names)
+    }
+
+    fn over(mut tls: ClientConfig, settings: &DialSettings, names: Names) -> Self {
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let tls = Arc::new(tls);
         let pool = |allow_private| {
@@ -196,12 +230,14 @@ impl Pools {
                     Arc::clone(&tls),
                     settings.connect_timeout,
                     allow_private,
+                    names.clone(),
                 ))
         };
         Self {
             configured: pool(true),
             named: pool(settings.allow_private),
             settings: settings.clone(),
+            names,
         }
     }
 
@@ -234,8 +270,6 @@ impl SendError {
 /// The extra file can't be read as PEM. A system without authorities is only warned about: instances behind
 /// plain http or the extra file's authority still work.
 pub fn root_certificates(extra_ca_pem: Option<&[u8]>) -> io::Result<RootCertStore> {
-    use rustls::pki_types::pem::PemObject as _;
-
     let mut roots = RootCertStore::empty();
     let native = rustls_native_certs::load_native_certs();
     for error in &native.errors {
@@ -243,13 +277,7 @@ pub fn root_certificates(extra_ca_pem: Option<&[u8]>) -> io::Result<RootCertStor
     }
     roots.add_parsable_certificates(native.certs);
     if let Some(pem) = extra_ca_pem {
-        let invalid = |error: &dyn std::fmt::Display| {
-            io::Error::new(io::ErrorKind::InvalidData, error.to_string())
-        };
-        for certificate in CertificateDer::pem_slice_iter(pem) {
-            let certificate = certificate.map_err(|error| invalid(&error))?;
-            roots.add(certificate).map_err(|error| invalid(&error))?;
-        }
+        add_certificates(&mut roots, pem)?;
     }
     if roots.is_empty() {
         tracing::warn!(
@@ -257,6 +285,29 @@ pub fn root_certificates(extra_ca_pem: Option<&[u8]>) -> io::Result<RootCertStor
         );
     }
     Ok(roots)
+}
+
+/// The certificate authorities in a PEM file, and no others.
+///
+/// # Errors
+/// It can't be read as PEM.
+pub fn certificates(pem: &[u8]) -> io::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    add_certificates(&mut roots, pem)?;
+    Ok(roots)
+}
+
+fn add_certificates(roots: &mut RootCertStore, pem: &[u8]) -> io::Result<()> {
+    use rustls::pki_types::pem::PemObject as _;
+
+    let invalid = |error: &dyn std::fmt::Display| {
+        io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+    };
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(|error| invalid(&error))?;
+        roots.add(certificate).map_err(|error| invalid(&error))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

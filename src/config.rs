@@ -17,7 +17,10 @@ use std::{
 
 use jiff::SignedDuration;
 
-use crate::domain::{CONNECT_PATH, InstancePolicy, JiraSites, PublicUrl};
+use crate::{
+    domain::{CONNECT_PATH, InstancePolicy, JiraSites, Networks, PublicUrl},
+    pace::Rate,
+};
 
 /// Every key with its default, commented.
 pub const DEFAULTS: &str = include_str!("../proxy.toml");
@@ -35,6 +38,8 @@ pub struct Config {
     pub public: PublicConfig,
     /// `[admin]`
     pub admin: AdminConfig,
+    /// `[access]`
+    pub access: AccessConfig,
     /// `[store]`
     pub store: StoreConfig,
     /// `[app]`
@@ -70,6 +75,8 @@ pub struct PublicConfig {
     pub base_path: String,
     /// Certificate and key, if we end TLS ourselves.
     pub tls: Option<TlsFiles>,
+    /// Whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Networks,
     /// Where to get a certificate, if the relay does that itself.
     pub acme: Option<AcmeConfig>,
 }
@@ -92,7 +99,7 @@ pub struct AcmeConfig {
     pub folder: PathBuf,
 }
 
-/// PEM files of the public listener.
+/// PEM files of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
     /// Certificate chain, leaf first.
@@ -106,8 +113,38 @@ pub struct TlsFiles {
 pub struct AdminConfig {
     /// Where the operators' listener binds.
     pub listen: SocketAddr,
+    /// A second listener, at this path.
+    pub socket: Option<PathBuf>,
+    /// Who may connect to that, as a file mode.
+    pub socket_mode: u32,
+    /// Certificate and key of the first, if it ends TLS.
+    pub tls: Option<TlsFiles>,
+    /// Authorities, one of which must have signed the certificate of whoever connects to it.
+    pub client_ca_file: Option<PathBuf>,
     /// Holds the bearer token.
     pub token_file: PathBuf,
+}
+
+/// `[access]`
+#[derive(Clone, Debug)]
+pub struct AccessConfig {
+    /// Where Jira calls from; nothing: anywhere.
+    pub jira: Networks,
+    /// Where instances call from; nothing: anywhere.
+    pub instances: Networks,
+    /// Where Atlassian's published ranges are, if they are to count beside `jira`.
+    pub ranges: Option<RangesSource>,
+    /// From one fetch of them to the next.
+    pub ranges_refresh: Duration,
+}
+
+/// Where a list of ranges is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RangesSource {
+    /// Fetched from time to time.
+    Url(String),
+    /// Read when it changes.
+    File(PathBuf),
 }
 
 /// `[store]`
@@ -223,6 +260,12 @@ pub struct LimitsConfig {
     pub header_max_bytes: usize,
     /// Per listener.
     pub connections_max: usize,
+    /// Of one address on the public listener, if there is a limit.
+    pub connections_per_address_max: Option<usize>,
+    /// Requests of one address on the public listener, if there is a limit.
+    pub requests_per_address: Option<Rate>,
+    /// Requests of one installation's instances that go to Jira at once, if there is a limit.
+    pub requests_per_installation: Option<Rate>,
     /// For the headers to be complete, and then again for the body.
     pub receive_timeout: Duration,
     /// From complete headers to the answer.

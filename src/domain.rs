@@ -15,7 +15,9 @@ pub mod jira_call;
 pub mod key_id;
 pub mod keys;
 pub mod link;
+pub mod networks;
 pub mod origin;
+pub mod peer;
 pub mod secret;
 pub mod spooled;
 
@@ -30,7 +32,9 @@ pub use jira_call::{Endpoint, Family, JiraCall};
 pub use key_id::KeyId;
 pub use keys::{InstallKeyRecord, PrivateKeyDer, SigningKeyRecord};
 pub use link::{Link, LinkId, LinkMode, LinkState, Namespace};
+pub use networks::Networks;
 pub use origin::{JiraBaseUrl, JiraSites, PublicUrl};
+pub use peer::Peer;
 pub use secret::SharedSecret;
 pub use spooled::{SpoolId, SpooledWrite};
 

@@ -2,7 +2,6 @@
 //! metrics, one closing line, and an answer that carries the id.
 
 use std::{
-    net::SocketAddr,
     pin::Pin,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -21,7 +20,7 @@ use crate::{
     body::Body,
     clock,
     config::LimitsConfig,
-    domain::{ClientKey, Link, LinkId},
+    domain::{ClientKey, Link, LinkId, Peer},
     metrics::{Counted, Metrics},
     reject::{Reject, RejectKind},
     trace::{self, Context, Fault, Hop, Shelf, Subject, Trace, Traces},
@@ -34,8 +33,8 @@ pub struct Arrival {
     pub id: String,
     /// When it came; the only time that its handling goes by.
     pub now: Timestamp,
-    /// Who is at the other end of the connection.
-    pub peer: SocketAddr,
+    /// Who sends it: at the other end of the connection, or behind a trusted proxy there.
+    pub peer: Peer,
     /// What is found out about it.
     pub notes: Arc<Notes>,
 }
@@ -81,7 +80,7 @@ pub type Handling<'a, B> = Pin<Box<dyn Future<Output = Result<Response<B>, Rejec
 pub async fn observe<'a, B>(
     labels: Labels,
     request: Request<Incoming>,
-    peer: SocketAddr,
+    peer: Peer,
     limits: &LimitsConfig,
     metrics: &Arc<Metrics>,
     traces: &Arc<Traces>,
@@ -287,7 +286,7 @@ struct ClosingLine {
     labels: Labels,
     method: &'static str,
     started: Instant,
-    peer: SocketAddr,
+    peer: Peer,
     metrics: Arc<Metrics>,
     traces: Arc<Traces>,
     trace: Arc<Trace>,

@@ -5,6 +5,8 @@
 //! - [`relay`]: builds every part once; `bind`, `run`
 //! - [`server`], [`tls`]: sockets, handshakes, limits, drain
 //! - [`exchange`]: what every request gets: id, clock, deadline, metrics, one closing line
+//! - [`forwarded`]: who a request comes from when proxies stand in front
+//! - [`access`]: who may talk to which part of it, by address
 //! - [`routes`]: the public listener, a file for each family of addresses
 //! - [`admin`]: the operators' listener
 //! - [`reconcile`]: drives every link until the instance holds what it should
@@ -25,8 +27,9 @@
 //! - [`domain`]: the words of the product as types
 //! - [`trace`]: what happened lately, hop by hop; `otlp` sends it to a collector
 //! - [`config`], [`reject`], [`metrics`], [`telemetry`], [`secret_file`], [`clock`], [`backoff`], [`body`],
-//!   [`digest`], [`lock`]: what everybody stands on
+//!   [`digest`], [`lock`], [`pace`]: what everybody stands on
 
+pub mod access;
 pub mod acme;
 pub mod admin;
 pub mod backoff;
@@ -39,6 +42,7 @@ pub mod doctor;
 pub mod domain;
 pub mod exchange;
 pub mod forget;
+pub mod forwarded;
 pub mod gitlab;
 pub mod jira;
 pub mod jwt;
@@ -47,6 +51,7 @@ pub mod lock;
 pub mod metrics;
 #[cfg(feature = "otlp")]
 pub mod otlp;
+pub mod pace;
 pub mod reconcile;
 pub mod reject;
 pub mod relay;

@@ -18,6 +18,7 @@ use jira_connect_proxy::{
     relay::{self, Relay, Reload, StartError},
     telemetry,
 };
+use supervisor::Pulse;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use welcome::Welcome;
 
@@ -114,11 +115,17 @@ async fn serve(config: Config, file: Option<PathBuf>) -> anyhow::Result<()> {
     // Heard from here on, so that an early SIGHUP does not end the process.
     let hang_ups = signal(SignalKind::hangup()).context("SIGHUP can't be heard")?;
     let welcome = Welcome::of(&config);
+    let (socket, encrypted) = (config.admin.socket.clone(), config.admin.tls.is_some());
     let relay = Relay::bind(config).await?;
     // Nobody may be reading; that is no reason to stop.
     let _ = writeln!(std::io::stdout(), "{}", welcome.text(relay.addresses()));
     let hang_up = tokio::spawn(reload_on_hang_up(hang_ups, relay.reload(), file));
-    let watchdog = tokio::spawn(supervisor::watchdog(relay.addresses().admin));
+    let pulse = match (socket, encrypted) {
+        (Some(path), _) => Pulse::Unix(path),
+        (None, false) => Pulse::Plain(relay.addresses().admin),
+        (None, true) => Pulse::Encrypted(relay.addresses().admin),
+    };
+    let watchdog = tokio::spawn(supervisor::watchdog(pulse));
     supervisor::ready();
     relay
         .run(async move {

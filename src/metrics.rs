@@ -44,6 +44,10 @@ pub struct Metrics {
     pub install_key_fetches: IntCounterVec,
     /// Tokens of instances, by how their link was told: `friend`, `searched`, `unknown`, `refused`.
     pub recognitions: IntCounterVec,
+    /// Reads of Atlassian's ranges, by outcome.
+    pub ranges_reads: IntCounterVec,
+    /// When Atlassian's ranges were last read, in seconds since 1970; 0 if they are not used.
+    pub ranges_read_at: IntGauge,
     /// Callers with unknown tokens that are being slowed down now.
     pub strangers_waiting: IntGauge,
     /// Requests to Jira, by endpoint and outcome (a status, or why there was none).
@@ -232,6 +236,15 @@ impl Metrics {
                 "recognitions_total",
                 "Tokens of instances, by how their link was told.",
                 &["how"],
+            )?,
+            ranges_reads: counter(
+                "atlassian_ranges_reads_total",
+                "Reads of Atlassian's ranges, by outcome.",
+                &["outcome"],
+            )?,
+            ranges_read_at: gauge(
+                "atlassian_ranges_read_timestamp_seconds",
+                "When Atlassian's ranges were last read, in seconds since 1970; 0 if they are not used.",
             )?,
             strangers_waiting: gauge(
                 "strangers_waiting",

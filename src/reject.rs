@@ -4,6 +4,8 @@
 //! is put to a caller, by turning it into a [`Reject`]. The one match from kind to status code is here, and
 //! so is the one body: `{"error": {"code", "message", "hint", "id"}}`.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
@@ -20,6 +22,8 @@ pub struct Reject {
     pub message: String,
     /// What the caller can do.
     pub hint: String,
+    /// Seconds after which it may go better, if that is known.
+    pub retry_after: Option<u64>,
     /// For the log only.
     pub internal: Option<String>,
     /// What the caller gets in place of the usual body.
@@ -91,8 +95,17 @@ impl Reject {
             code,
             message: message.into(),
             hint: hint.into(),
+            retry_after: None,
             internal: None,
             instead: None,
+        }
+    }
+
+    /// Too fast: there is room again after `wait`.
+    pub fn too_fast(message: impl Into<String>, hint: &str, wait: Duration) -> Self {
+        Self {
+            retry_after: Some(wait.as_secs() + 1),
+            ..Self::new(RejectKind::Throttled, "too_many_requests", message, hint)
         }
     }
 
@@ -187,8 +200,8 @@ impl Reject {
                     .insert(header::CONTENT_SECURITY_POLICY, policy.clone());
             }
         }
-        let mut insert = |name, value| {
-            let value = HeaderValue::from_static(value);
+        let mut insert = |name, value: &str| {
+            let value = HeaderValue::from_str(value).expect("a number or a plain word");
             response.headers_mut().insert(name, value);
         };
         match self.kind {
@@ -200,7 +213,8 @@ impl Reject {
                 insert(header::WWW_AUTHENTICATE, "Bearer");
             }
             RejectKind::Throttled | RejectKind::Unavailable => {
-                insert(header::RETRY_AFTER, "5");
+                let seconds = self.retry_after.unwrap_or(5);
+                insert(header::RETRY_AFTER, &seconds.to_string());
             }
             RejectKind::PushedBack => {
                 response.extensions_mut().insert(HangUp);

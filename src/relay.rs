@@ -14,14 +14,16 @@ use jiff::SignedDuration;
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls::RootCertStore;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio_rustls::TlsAcceptor;
 use zeroize::Zeroizing;
 
 use crate::{
+    access::{self, Access, AtlassianRanges, RangesError},
     acme::{self, Acme},
     admin::{Admin, AdminParts, Standing},
-    client::{Client, DialSettings, root_certificates},
+    client::{Client, DialSettings, certificates, root_certificates},
     clock,
-    config::Config,
+    config::{Config, RangesSource},
     doctor::{self, Doctor},
     domain::{InstancePolicy, InstanceUrl},
     forget,
@@ -35,7 +37,7 @@ use crate::{
     rounds::Rounds,
     routes::{self, Public, PublicParts},
     secret_file::{self, SecretFileError},
-    server::Server,
+    server::{Door, PerAddress, Server, UnixDoor},
     sightings::{self, Sighting, Sightings},
     spool::{Spool, SpoolWorker},
     store::{OpenError, Store, StoreError, StoreOwner},
@@ -56,6 +58,8 @@ pub struct Relay {
     store: StoreOwner,
     public_server: Server,
     admin_server: Server,
+    admin_socket: Option<Server>,
+    admin_tls: Option<Arc<TlsFiles>>,
     public: Arc<Public>,
     admin: Arc<Admin>,
     reconciler: Reconciler,
@@ -70,6 +74,7 @@ pub struct Relay {
     #[cfg(feature = "otlp")]
     drain_deadline: Duration,
     key_news: tokio::sync::mpsc::Receiver<KeyNews>,
+    ranges: Option<Arc<AtlassianRanges>>,
     tls: Option<Arc<TlsFiles>>,
     acme: Option<Acme>,
     reload: Reload,
@@ -95,7 +100,9 @@ pub struct Reload {
     patience: Arc<ArcSwap<Patience>>,
     client: Client,
     public_url: Arc<str>,
+    ranges: Option<Arc<AtlassianRanges>>,
     tls: Option<Arc<TlsFiles>>,
+    admin_tls: Option<Arc<TlsFiles>>,
 }
 
 /// Why a relay does not start. Each is one sentence for an operator.
@@ -128,13 +135,32 @@ pub enum StartError {
         /// What the operating system said.
         cause: io::Error,
     },
-    /// The public listener's certificate.
+    /// The admin listener's socket.
+    #[error("can't listen on {path} (admin.socket): {cause}", path = .path.display())]
+    BindSocket {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        cause: io::Error,
+    },
+    /// Who may connect to the admin listener.
+    #[error("admin.client_ca_file {path} can't be used: {cause}", path = .path.display())]
+    ClientCa {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// A listener's certificate.
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The collector of traces.
     #[cfg(feature = "otlp")]
     #[error(transparent)]
     Otlp(#[from] OtlpError),
+    /// Atlassian's ranges in a file.
+    #[error(transparent)]
+    Ranges(#[from] RangesError),
     /// Certificate authorities.
     #[error("instances.extra_ca_file {path} can't be used: {cause}")]
     ExtraCa {
@@ -152,7 +178,7 @@ impl StartError {
     /// Whether a setting, or a file that one names, is wrong.
     pub fn is_configuration(&self) -> bool {
         match self {
-            Self::Tls(_) | Self::ExtraCa { .. } => true,
+            Self::Tls(_) | Self::Ranges(_) | Self::ExtraCa { .. } | Self::ClientCa { .. } => true,
             #[cfg(feature = "otlp")]
             Self::Otlp(_) => true,
             _ => false,
@@ -181,12 +207,26 @@ impl Relay {
         let export = None;
         let trace_max_bytes = config.telemetry.trace_max_bytes;
         let traces = Arc::new(Traces::new(trace_max_bytes, export, now));
+        let ranges = open_ranges(&config, &client, &metrics)?;
+        let (admin_tls, admin_acceptor) = load_admin_tls(&config)?.unzip();
+        let admin_tls = admin_tls.map(Arc::new);
         let public_listener = listen(config.public.listen, "public.listen").await?;
         let admin_listener = listen(config.admin.listen, "admin.listen").await?;
         let addresses = Addresses {
             public: public_listener.local_addr().map_err(internal)?,
             admin: admin_listener.local_addr().map_err(internal)?,
         };
+        let admin_socket = config.admin.socket.as_ref();
+        let admin_socket = admin_socket
+            .map(|path| {
+                UnixDoor::open(path, config.admin.socket_mode).map_err(|cause| {
+                    StartError::BindSocket {
+                        path: path.clone(),
+                        cause,
+                    }
+                })
+            })
+            .transpose()?;
         let store_config = config.store.clone();
         let store_metrics = Arc::clone(&metrics);
         let owner = blocking(move || StoreOwner::open(&store_config, store_metrics)).await??;
@@ -294,6 +334,11 @@ impl Relay {
             Arc::clone(&metrics),
         ));
         let public = PublicParts {
+            access: Access {
+                jira: config.access.jira.clone(),
+                instances: config.access.instances.clone(),
+                ranges: ranges.clone(),
+            },
             policy: Arc::clone(&policy),
             linker: Arc::clone(&linker),
             prober,
@@ -349,18 +394,34 @@ impl Relay {
             acme,
             public_server: Server {
                 name: "public",
-                listener: public_listener,
+                door: Door::Tcp(public_listener),
                 tls: tls.as_ref().map(|tls| tls.acceptor()),
                 limits: config.limits,
+                per_address: config
+                    .limits
+                    .connections_per_address_max
+                    .map(|max| PerAddress {
+                        max,
+                        exempt: config.public.trusted_proxies.clone(),
+                    }),
                 metrics: Arc::clone(&metrics),
             },
             admin_server: Server {
                 name: "admin",
-                listener: admin_listener,
+                door: Door::Tcp(admin_listener),
+                tls: admin_acceptor,
+                limits: config.limits,
+                per_address: None,
+                metrics: Arc::clone(&metrics),
+            },
+            admin_socket: admin_socket.map(|door| Server {
+                name: "admin_socket",
+                door: Door::Unix(door),
                 tls: None,
                 limits: config.limits,
+                per_address: None,
                 metrics,
-            },
+            }),
             reload: Reload {
                 token,
                 token_file: config.admin.token_file.clone(),
@@ -369,8 +430,11 @@ impl Relay {
                 patience,
                 client,
                 public_url,
+                ranges: ranges.clone(),
                 tls: tls.clone(),
+                admin_tls: admin_tls.clone(),
             },
+            admin_tls,
             store: owner,
             public: Arc::new(public),
             admin: Arc::new(admin),
@@ -386,6 +450,7 @@ impl Relay {
             #[cfg(feature = "otlp")]
             drain_deadline: config.limits.drain_deadline,
             key_news,
+            ranges,
             tls,
             addresses,
         })
@@ -428,6 +493,13 @@ impl Relay {
             stopped(),
         ));
         let admin = self.admin;
+        if let Some(server) = self.admin_socket {
+            let admin = Arc::clone(&admin);
+            tasks.spawn(server.run(
+                move |request, peer| Arc::clone(&admin).serve(request, peer),
+                stopped(),
+            ));
+        }
         tasks.spawn(self.admin_server.run(
             move |request, peer| Arc::clone(&admin).serve(request, peer),
             stopped(),
@@ -464,7 +536,11 @@ impl Relay {
                 () = until => {}
             }
         });
-        if let Some(tls) = self.tls {
+        if let Some(ranges) = self.ranges {
+            let until = stopped();
+            tasks.spawn(async move { ranges.run(until).await });
+        }
+        for tls in [self.tls, self.admin_tls].into_iter().flatten() {
             tasks.spawn(watch_tls(tls, stopped()));
         }
         if let Some(acme) = self.acme {
@@ -514,15 +590,18 @@ impl Reload {
         if let Err(error) = realign(&self.store, &self.public_url, auto_link, clock::now()).await {
             tracing::error!("the links could not be put in line with [instances]: {error}");
         }
-        if let Some(tls) = &self.tls {
+        for tls in [&self.tls, &self.admin_tls].into_iter().flatten() {
             tls.reload();
+        }
+        if let Some(ranges) = &self.ranges {
+            ranges.refresh_now();
         }
         match admin_token(&self.token_file) {
             Ok(token) => self.token.store(Arc::new(token)),
             Err(error) => tracing::error!("{error}; the old admin token stays in use"),
         }
         tracing::info!(
-            "[instances], the TLS files and the admin token were read again; other settings need a restart"
+            "[instances], the TLS files, Atlassian's ranges and the admin token were read again; other settings need a restart"
         );
     }
 }
@@ -568,6 +647,10 @@ async fn watch_tls(tls: Arc<TlsFiles>, stopped: impl Future<Output = ()>) {
 /// Reads what a start would read besides the configuration, and tells what is odd about it.
 pub fn check_files(config: &Config) -> Result<Vec<String>, StartError> {
     load_roots(config)?;
+    if let Some(RangesSource::File(path)) = &config.access.ranges {
+        access::read_file(path)?;
+    }
+    load_admin_tls(config)?;
     #[cfg(feature = "otlp")]
     if let Some(path) = config
         .telemetry
@@ -592,6 +675,42 @@ pub fn load_tls(config: &Config) -> Result<Option<TlsFiles>, StartError> {
     Ok(files
         .map(|files| TlsFiles::load(&files.cert, &files.key))
         .transpose()?)
+}
+
+/// Reads the admin listener's certificate and key, if there are any, and whose certificates let in.
+fn load_admin_tls(config: &Config) -> Result<Option<(TlsFiles, TlsAcceptor)>, StartError> {
+    let Some(files) = &config.admin.tls else {
+        return Ok(None);
+    };
+    let tls = TlsFiles::load(&files.cert, &files.key)?;
+    let Some(path) = &config.admin.client_ca_file else {
+        let acceptor = tls.acceptor();
+        return Ok(Some((tls, acceptor)));
+    };
+    let unusable = |cause: String| StartError::ClientCa {
+        path: path.clone(),
+        cause,
+    };
+    let pem = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
+    let authorities = certificates(&pem).map_err(|error| unusable(error.to_string()))?;
+    let acceptor = tls
+        .acceptor_for(authorities)
+        .map_err(|error| unusable(error.to_string()))?;
+    Ok(Some((tls, acceptor)))
+}
+
+fn open_ranges(
+    config: &Config,
+    client: &Client,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Arc<AtlassianRanges>>, RangesError> {
+    let Some(source) = &config.access.ranges else {
+        return Ok(None);
+    };
+    let kept = config.store.path.with_file_name("atlassian-ranges.json");
+    let (client, metrics) = (client.clone(), Arc::clone(metrics));
+    let ranges = AtlassianRanges::open(source, &config.access, kept, client, metrics)?;
+    Ok(Some(Arc::new(ranges)))
 }
 
 /// Reads the certificate authorities that instances are judged by.

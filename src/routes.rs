@@ -15,7 +15,7 @@ mod toolchain;
 
 pub use page::redirect_uri;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -27,15 +27,18 @@ use quick_cache::sync::Cache;
 use tokio::sync::Semaphore;
 
 use crate::{
+    access::{Access, Group},
     body::Body,
     config::{Config, LimitsConfig},
-    domain::{ClientKey, InstancePolicy, LifecycleEventKind},
+    domain::{ClientKey, InstancePolicy, LifecycleEventKind, Peer, peer::network},
     exchange::{Arrival, Labels, observe, typed},
+    forwarded::Forwarded,
     gitlab::{Asker, KeyFetches, Prober},
     jira::{Admins, Forwarder, Recogniser, calls, descriptor::descriptor},
     jwt::{self, Signer, TokenKind, VerifyError, lifecycle::LifecycleVerifier, request::Audiences},
     linking::Linker,
     metrics::Metrics,
+    pace::Paces,
     reject::Reject,
     rounds::Rounds,
     sightings::Sightings,
@@ -61,6 +64,9 @@ pub struct Public {
     search_patience: Duration,
     sites: crate::domain::JiraSites,
     secret_grace: jiff::SignedDuration,
+    forwarded: Forwarded,
+    address_paces: Paces<IpAddr>,
+    site_paces: Paces<ClientKey>,
     limits: LimitsConfig,
     bodies: rest::BodyRoom,
     pages: page::Pages,
@@ -71,6 +77,8 @@ pub struct Public {
 
 /// What [`Public`] is made of.
 pub struct PublicParts {
+    /// Who may call.
+    pub access: Access,
     /// Who may be linked.
     pub policy: Arc<ArcSwap<InstancePolicy>>,
     /// Makes and changes links.
@@ -203,6 +211,12 @@ impl Public {
             search_patience: config.jira.search_deadline,
             sites: config.jira.sites.clone(),
             secret_grace: config.jira.secret_grace,
+            forwarded: Forwarded::new(
+                config.public.trusted_proxies.clone(),
+                config.public.tls.is_none(),
+            ),
+            address_paces: Paces::new(config.limits.requests_per_address),
+            site_paces: Paces::new(config.limits.requests_per_installation),
             limits: config.limits,
             bodies: rest::BodyRoom::default(),
             pages: page::Pages::new(config, assets::Assets::load()?),
@@ -212,11 +226,8 @@ impl Public {
     }
 
     /// Answers one request.
-    pub async fn serve(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-        peer: SocketAddr,
-    ) -> Response<Body> {
+    pub async fn serve(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+        let peer = self.forwarded.client(peer, request.headers());
         if request.uri().path().starts_with(REST) {
             return self.serve_rest(request, peer).await;
         }
@@ -241,19 +252,35 @@ impl Public {
                 Box::pin(async move {
                     match route {
                         Some(route) => {
+                            this.check_pace(&arrival)?;
+                            if let Some(group) = route.group() {
+                                this.access.check(group, arrival.peer.ip())?;
+                            }
                             let params = params.unwrap_or_default();
                             this.handle(route, &params, request, &arrival).await
                         }
-                        None => Err(Reject {
+                        None => this.check_pace(&arrival).and(Err(Reject {
                             // Without its query, which may hold a token.
                             internal: Some(request.uri().path().chars().take(200).collect()),
                             ..Reject::not_found("such address on this relay")
-                        }),
+                        })),
                     }
                 })
             },
         )
         .await
+    }
+
+    /// One more request from this address.
+    fn check_pace(&self, arrival: &Arrival) -> Result<(), Reject> {
+        let address = network(arrival.peer.ip());
+        self.address_paces.take(&address).map_err(|wait| {
+            Reject::too_fast(
+                "too many requests from this address",
+                "try again later; the operator can raise limits.requests_per_address_per_sec, or list the proxies in public.trusted_proxies",
+                wait,
+            )
+        })
     }
 
     /// The address of a request, read strictly: what it holds twice, in odd escapes or in dot segments is refused.
@@ -271,7 +298,7 @@ impl Public {
         Reject::from(error)
     }
 
-    async fn serve_rest(&self, request: Request<Incoming>, peer: SocketAddr) -> Response<Body> {
+    async fn serve_rest(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         let labels = Labels {
             listener: LISTENER,
             route: calls::route_label(request.uri().path()),
@@ -285,7 +312,12 @@ impl Public {
             limits,
             metrics,
             &self.traces,
-            |request, arrival| Box::pin(async move { rest::relay(self, request, &arrival).await }),
+            |request, arrival| {
+                Box::pin(async move {
+                    self.access.check(Group::Instances, arrival.peer.ip())?;
+                    rest::relay(self, request, &arrival).await
+                })
+            },
         )
         .await
     }
@@ -333,6 +365,26 @@ impl Public {
 }
 
 impl Route {
+    /// Whose servers call it; nothing, if browsers do, or anybody.
+    fn group(self) -> Option<Group> {
+        match self {
+            Self::Event(_) | Self::Associate | Self::Repositories | Self::Workspaces => {
+                Some(Group::Jira)
+            }
+            Self::PublicKey => Some(Group::Instances),
+            // The descriptor is public, and people look at it to see whether the relay is there.
+            Self::Descriptor
+            | Self::Asset
+            | Self::Installations
+            | Self::Links(_)
+            | Self::Logo
+            | Self::OauthCallback
+            | Self::Page
+            | Self::BranchNew
+            | Self::BranchStart => None,
+        }
+    }
+
     fn label(self) -> &'static str {
         match self {
             Self::Asset => "assets",

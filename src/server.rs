@@ -3,24 +3,31 @@
 //! Knows nothing of paths; every request goes to one handler.
 
 mod connection;
+mod crowd;
+mod door;
 mod socket;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::{Semaphore, watch},
     task::JoinSet,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use connection::{Failure, Protocols};
+pub use crowd::PerAddress;
+use crowd::{Crowd, Place};
+use door::Visitor;
+pub use door::{Door, UnixDoor};
 
 use crate::{
     body::Body,
     config::LimitsConfig,
+    domain::Peer,
     metrics::{Counted, Metrics},
     tls::ACME_PROTOCOL,
 };
@@ -33,16 +40,21 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 #[error("the connection was closed instead of an answer")]
 struct HungUp;
 
+/// An address has as many connections as it may have.
+struct TooMany;
+
 /// One listening socket and what it allows.
 pub struct Server {
     /// Metric label and log field.
     pub name: &'static str,
     /// Where connections come from.
-    pub listener: TcpListener,
-    /// Ends TLS here, if given.
+    pub door: Door,
+    /// Ends TLS here, if given; not on a Unix socket.
     pub tls: Option<TlsAcceptor>,
     /// How much, how long.
     pub limits: LimitsConfig,
+    /// How many connections of one address, if that matters.
+    pub per_address: Option<PerAddress>,
     /// Counts connections.
     pub metrics: Arc<Metrics>,
 }
@@ -51,11 +63,12 @@ impl Server {
     /// Serves until `shutdown`, then lets open requests finish for at most the drain deadline.
     pub async fn run<H, F>(self, handler: H, shutdown: impl Future<Output = ()>)
     where
-        H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+        H: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
     {
         let protocols = Arc::new(Protocols::new(&self.limits));
         let permits = Arc::new(Semaphore::new(self.limits.connections_max));
+        let crowd = Arc::new(Crowd::default());
         let (stop, stopping) = watch::channel(false);
         let mut connections = JoinSet::new();
         let mut shutdown = std::pin::pin!(shutdown);
@@ -63,7 +76,7 @@ impl Server {
             // Waiting for a permit leaves new connections in the kernel's queue, which is bounded too.
             let accepted = async {
                 let permit = Arc::clone(&permits).acquire_owned().await;
-                (permit, self.listener.accept().await)
+                (permit, self.door.accept().await)
             };
             let (permit, accepted) = tokio::select! {
                 biased;
@@ -71,14 +84,20 @@ impl Server {
                 Some(_) = connections.join_next() => continue,
                 accepted = accepted => accepted,
             };
-            let (tcp, peer) = match accepted {
+            let (visitor, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     self.accept_failed(&error).await;
                     continue;
                 }
             };
-            let _ = tcp.set_nodelay(true);
+            let Ok(place) = self.place(&crowd, peer.ip()) else {
+                self.metrics
+                    .connection_failures
+                    .with_label_values(&[self.name, "too_many_of_address"])
+                    .inc();
+                continue;
+            };
             let (handler, stopping) = (handler.clone(), stopping.clone());
             let (protocols, tls) = (Arc::clone(&protocols), self.tls.clone());
             let receive_timeout = self.limits.receive_timeout;
@@ -86,12 +105,17 @@ impl Server {
             let failures = self.metrics.connection_failures.clone();
             let name = self.name;
             connections.spawn(async move {
-                let _held = (permit, open);
-                let served = match tls {
+                let _held = (permit, place, open);
+                let served = match (visitor, tls) {
+                    (Visitor::Unix(unix), _) => {
+                        protocols.http1(unix, peer, &handler, stopping).await
+                    }
                     // HTTP/2 without TLS would have to be guessed from the first bytes; nobody needs it.
-                    None => protocols.http1(tcp, peer, &handler, stopping).await,
+                    (Visitor::Tcp(tcp), None) => {
+                        protocols.http1(tcp, peer, &handler, stopping).await
+                    }
                     // Boxed: the others should not keep the room for it.
-                    Some(acceptor) => {
+                    (Visitor::Tcp(tcp), Some(acceptor)) => {
                         Box::pin(async {
                             let stream = accept(acceptor, tcp, peer, receive_timeout).await?;
                             match stream.get_ref().1.alpn_protocol() {
@@ -114,6 +138,16 @@ impl Server {
         }
         stop.send_replace(true);
         self.drain(connections).await;
+    }
+
+    /// A connection's place among those of its address; none is needed where there is no limit.
+    fn place(&self, crowd: &Arc<Crowd>, ip: IpAddr) -> Result<Option<Place>, TooMany> {
+        match &self.per_address {
+            Some(limit) if !limit.exempt.contains(ip) => {
+                crowd.enter(ip, limit.max).map(Some).ok_or(TooMany)
+            }
+            _ => Ok(None),
+        }
     }
 
     async fn accept_failed(&self, error: &io::Error) {
@@ -139,12 +173,9 @@ impl Server {
 
     async fn drain(self, mut connections: JoinSet<()>) {
         let Self {
-            name,
-            listener,
-            limits,
-            ..
+            name, door, limits, ..
         } = self;
-        drop(listener);
+        drop(door);
         let open = connections.len();
         let drained = tokio::time::timeout(limits.drain_deadline, async {
             while connections.join_next().await.is_some() {}
@@ -164,7 +195,7 @@ impl Server {
 async fn accept(
     acceptor: TlsAcceptor,
     tcp: TcpStream,
-    peer: SocketAddr,
+    peer: Peer,
     timeout: Duration,
 ) -> Result<TlsStream<TcpStream>, Failure> {
     match tokio::time::timeout(timeout, acceptor.accept(tcp)).await {

@@ -1,13 +1,23 @@
 //! What the service manager hears (systemd's `sd_notify`): ready, reloading, stopping, and a ping for as long as the
 //! relay answers.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, path::PathBuf};
 
 use sd_notify::NotifyState;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpStream, UnixStream},
 };
+
+/// Where the relay can be felt.
+pub(crate) enum Pulse {
+    /// The admin listener.
+    Plain(SocketAddr),
+    /// Its socket.
+    Unix(PathBuf),
+    /// The admin listener speaks TLS, maybe with those only who show a certificate.
+    Encrypted(SocketAddr),
+}
 
 /// The relay is up.
 pub(crate) fn ready() {
@@ -29,18 +39,23 @@ pub(crate) fn stopping() {
 
 /// Pings while the admin listener answers `/healthz`, if the service manager wants pings. A relay whose threads are
 /// stuck does not answer, and is started anew.
-pub(crate) async fn watchdog(admin: SocketAddr) {
+pub(crate) async fn watchdog(admin: Pulse) {
     let Some(limit) = sd_notify::watchdog_enabled() else {
         return;
     };
     // One answer that is late, or lost, is no reason yet.
     let period = limit / 3;
     loop {
-        let answer = tokio::time::timeout(period, answers(admin)).await;
+        let answer = tokio::time::timeout(period, answers(&admin)).await;
         match answer {
             Ok(Ok(())) => tell(&[NotifyState::Watchdog]),
             // The listener is closed first when the relay stops; the rest of that has a deadline of its own.
-            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Ok(Err(error))
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+                ) =>
+            {
                 tell(&[NotifyState::Watchdog]);
             }
             Ok(Err(error)) => tracing::error!("no ping to the service manager: /healthz: {error}"),
@@ -53,8 +68,22 @@ pub(crate) async fn watchdog(admin: SocketAddr) {
     }
 }
 
-async fn answers(admin: SocketAddr) -> io::Result<()> {
-    let mut stream = TcpStream::connect(admin).await?;
+async fn answers(admin: &Pulse) -> io::Result<()> {
+    match admin {
+        Pulse::Plain(address) => ask(TcpStream::connect(address).await?).await,
+        Pulse::Unix(path) => ask(UnixStream::connect(path).await?).await,
+        Pulse::Encrypted(address) => {
+            // It takes this for a broken handshake and says so, or hangs up: a sign of life.
+            let refused = ask(TcpStream::connect(address).await?).await;
+            match refused {
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(error),
+                _ => Ok(()),
+            }
+        }
+    }
+}
+
+async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
     stream
         .write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
         .await?;

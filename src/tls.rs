@@ -1,4 +1,4 @@
-//! The public listener's certificate: read from PEM files, and again when they change.
+//! A listener's certificate: read from PEM files, and again when they change.
 
 use std::{
     fmt,
@@ -10,9 +10,12 @@ use std::{
 use arc_swap::ArcSwapOption;
 use jiff::Timestamp;
 use rustls::{
-    ServerConfig,
+    ConfigBuilder, RootCertStore, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-    server::{ClientHello, ResolvesServerCert},
+    server::{
+        ClientHello, ResolvesServerCert, VerifierBuilderError, WantsServerCert,
+        WebPkiClientVerifier,
+    },
     sign::CertifiedKey,
 };
 use tokio_rustls::TlsAcceptor;
@@ -84,9 +87,23 @@ impl TlsFiles {
 
     /// Shakes hands with whatever pair is current: TLS 1.2 and 1.3, HTTP/2 and 1.1.
     pub fn acceptor(&self) -> TlsAcceptor {
-        let mut config = ServerConfig::builder()
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::<Current>::clone(&self.current));
+        self.acceptor_by(ServerConfig::builder().with_no_client_auth())
+    }
+
+    /// The same, for those only who show a certificate that one of these authorities signed.
+    ///
+    /// # Errors
+    /// There is no authority, or none that can be used.
+    pub fn acceptor_for(
+        &self,
+        authorities: RootCertStore,
+    ) -> Result<TlsAcceptor, VerifierBuilderError> {
+        let clients = WebPkiClientVerifier::builder(Arc::new(authorities)).build()?;
+        Ok(self.acceptor_by(ServerConfig::builder().with_client_cert_verifier(clients)))
+    }
+
+    fn acceptor_by(&self, builder: ConfigBuilder<ServerConfig, WantsServerCert>) -> TlsAcceptor {
+        let mut config = builder.with_cert_resolver(Arc::<Current>::clone(&self.current));
         // The challenge's protocol is agreed on only while there is a challenge: see `Current::resolve`.
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), ACME_PROTOCOL.to_vec()];
         TlsAcceptor::from(Arc::new(config))

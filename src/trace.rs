@@ -9,7 +9,6 @@ pub mod hop;
 
 use std::{
     collections::VecDeque,
-    net::SocketAddr,
     sync::{Arc, Mutex},
 };
 
@@ -20,7 +19,7 @@ use tokio::{sync::mpsc, time::Instant};
 use uuid::Uuid;
 
 use crate::{
-    domain::{ClientKey, InstanceUrl, LifecycleEventKind, Link, LinkId, link::Goal},
+    domain::{ClientKey, InstanceUrl, LifecycleEventKind, Link, LinkId, Peer, link::Goal},
     lock::lock,
 };
 pub use context::{Context, TRACEPARENT, TRACESTATE};
@@ -124,7 +123,7 @@ pub enum Subject {
         /// A method that we know.
         method: &'static str,
         /// Who.
-        peer: SocketAddr,
+        peer: Peer,
     },
     /// An instance is told something.
     Delivery {

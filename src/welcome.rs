@@ -14,6 +14,8 @@ pub(super) struct Welcome {
     proxy_url: String,
     placeholder: bool,
     scheme: &'static str,
+    admin_scheme: &'static str,
+    socket: Option<PathBuf>,
     token_file: PathBuf,
 }
 
@@ -24,11 +26,9 @@ impl Welcome {
             app_base_url: config.app_base_url(),
             proxy_url: config.proxy_url(),
             placeholder: config.public.url.as_str() == PLACEHOLDER_URL,
-            scheme: if config.public.ends_tls() {
-                "https"
-            } else {
-                "http"
-            },
+            scheme: scheme(config.public.ends_tls()),
+            admin_scheme: scheme(config.admin.tls.is_some()),
+            socket: config.admin.socket.clone(),
             token_file: config.admin.token_file.clone(),
         }
     }
@@ -40,10 +40,19 @@ impl Welcome {
             proxy_url,
             placeholder,
             scheme,
+            admin_scheme,
+            socket,
             token_file,
         } = self;
         let Addresses { public, admin } = addresses;
         let token_file = token_file.display();
+        let (curl, socket) = match socket {
+            Some(path) => (
+                format!("--unix-socket {} http://localhost", path.display()),
+                format!("\n  socket      {}  (the same)", path.display()),
+            ),
+            None => (format!("{admin_scheme}://{admin}"), String::new()),
+        };
         let next = if *placeholder {
             "Next: set public.url to the https address under which Jira and your GitLabs reach this relay".to_owned()
         } else {
@@ -56,11 +65,15 @@ impl Welcome {
   public      {scheme}://{public}  (others reach it as {proxy_url})
   descriptor  {app_base_url}/app_descriptor.json
               (look at it here: {scheme}://{public}{descriptor_path})
-  admin       http://{admin}  (/healthz, /readyz, /metrics; /api/v1 wants the token in {token_file})
+  admin       {admin_scheme}://{admin}  (/healthz, /readyz, /metrics; /api/v1 wants the token in {token_file}){socket}
 {next}
-  curl -H \"Authorization: Bearer $(cat {token_file})\" http://{admin}/api/v1/installations
+  curl -H \"Authorization: Bearer $(cat {token_file})\" {curl}/api/v1/installations
 README.md goes through it step by step.",
             version = env!("CARGO_PKG_VERSION"),
         )
     }
+}
+
+fn scheme(tls: bool) -> &'static str {
+    if tls { "https" } else { "http" }
 }

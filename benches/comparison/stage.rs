@@ -172,6 +172,11 @@ impl Relay {
             ("STORE__KEY_FILE", path("store-key")),
             ("JIRA__INSTALL_KEYS_URL", jira.keys.url()),
             ("JIRA__EXTRA_SITES", jira.base_url.clone()),
+            // Counted like anybody's, and never too fast.
+            (
+                "LIMITS__REQUESTS_PER_INSTALLATION_PER_SEC",
+                "1000000".to_owned(),
+            ),
             ("INSTANCES__DANGEROUS_ALLOW_HTTP", "true".to_owned()),
             (
                 "INSTANCES__DANGEROUS_ALLOW_PRIVATE_ADDRESSES",

@@ -1,19 +1,28 @@
 //! Speaks to the admin API of the relay that runs.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use http::{Method, Request, header};
+use http::{Method, Request, Response, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
 use jira_connect_proxy::{
-    client::{Client, Destination, DialSettings, SendError, read_answer, root_certificates},
+    client::{
+        Client, Destination, DialSettings, SendError, certificates, read_answer, root_certificates,
+    },
     config::Config,
     jwt::crypto,
 };
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
+use tokio::net::UnixStream;
 use zeroize::Zeroizing;
 
 use super::Remote;
@@ -21,13 +30,24 @@ use super::Remote;
 /// Longer than the relay takes for a first delivery.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What the address of a socket starts with.
+const UNIX: &str = "unix:";
+
 const ANSWER_MAX_BYTES: usize = 64 * 1024 * 1024;
 
 /// The admin API of one relay.
 pub(super) struct Api {
-    client: Client,
+    way: Way,
     url: String,
     token: Zeroizing<String>,
+}
+
+/// How it is reached.
+enum Way {
+    /// Over TCP.
+    Network(Client),
+    /// Over a socket in the file system.
+    Unix(PathBuf),
 }
 
 /// Why the API did not do what it was asked.
@@ -86,7 +106,11 @@ impl Api {
         crypto::install();
         let url = match &remote.admin_url {
             Some(url) => url.trim_end_matches('/').to_owned(),
-            None => format!("http://{}", config.admin.listen),
+            None => match (&config.admin.socket, &config.admin.tls) {
+                (Some(path), _) => format!("{UNIX}{}", path.display()),
+                (None, Some(_)) => format!("https://{}", config.admin.listen),
+                (None, None) => format!("http://{}", config.admin.listen),
+            },
         };
         let token = match &remote.admin_token {
             Some(token) => Zeroizing::new(token.trim().to_owned()),
@@ -105,16 +129,11 @@ impl Api {
                 Zeroizing::new(text.trim().to_owned())
             }
         };
-        let roots = root_certificates(None).context("the system's certificate authorities")?;
-        Ok(Self {
-            client: Client::new(&DialSettings {
-                roots: Arc::new(roots),
-                connect_timeout: Duration::from_secs(5),
-                allow_private: true,
-            }),
-            url,
-            token,
-        })
+        let way = match url.strip_prefix(UNIX) {
+            Some(path) => Way::Unix(path.into()),
+            None => Way::Network(client(remote)?),
+        };
+        Ok(Self { way, url, token })
     }
 
     /// Where the relay is.
@@ -160,11 +179,8 @@ impl Api {
     /// Asks for something too large to be held at once.
     pub(super) async fn download(&self, path: &str) -> Result<Incoming, ApiError> {
         let request = self.request(Method::GET, path, &[])?;
-        let answer = self
-            .client
-            .send_for_stream(Destination::Configured, request, PATIENCE)
-            .await
-            .map_err(|cause| self.unreachable(cause))?;
+        let answer = self.open(request).await;
+        let answer = answer.map_err(|cause| self.unreachable(cause))?;
         let status = answer.status().as_u16();
         if status == 200 {
             return Ok(answer.into_body());
@@ -181,12 +197,29 @@ impl Api {
         body: &[u8],
     ) -> Result<(u16, Bytes), ApiError> {
         let request = self.request(method, path, body)?;
-        let answer = self
-            .client
-            .send(Destination::Configured, request, PATIENCE, ANSWER_MAX_BYTES)
+        let whole = async {
+            let answer = self.open(request).await?;
+            read_answer(answer, ANSWER_MAX_BYTES).await
+        };
+        let answer = tokio::time::timeout(PATIENCE, whole)
             .await
+            .unwrap_or(Err(SendError::TimedOut(PATIENCE)))
             .map_err(|cause| self.unreachable(cause))?;
         Ok((answer.status().as_u16(), answer.into_body()))
+    }
+
+    /// The head of an answer; the body is still to be read.
+    async fn open(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, SendError> {
+        match &self.way {
+            Way::Network(client) => {
+                client
+                    .send_for_stream(Destination::Configured, request, PATIENCE)
+                    .await
+            }
+            Way::Unix(path) => tokio::time::timeout(PATIENCE, over_unix(path, request))
+                .await
+                .unwrap_or(Err(SendError::TimedOut(PATIENCE))),
+        }
     }
 
     fn request(
@@ -195,9 +228,14 @@ impl Api {
         path: &str,
         body: &[u8],
     ) -> Result<Request<Full<Bytes>>, ApiError> {
+        let base = match &self.way {
+            Way::Network(_) => self.url.as_str(),
+            Way::Unix(_) => "",
+        };
         Request::builder()
             .method(method)
-            .uri(format!("{}{path}", self.url))
+            .uri(format!("{base}{path}"))
+            .header(header::HOST, "localhost")
             .header(
                 header::AUTHORIZATION,
                 format!("Bearer {}", self.token.as_str()),
@@ -231,6 +269,51 @@ impl Api {
             status,
         }
     }
+}
+
+/// A client that trusts, and shows, what the arguments say.
+fn client(remote: &Remote) -> anyhow::Result<Client> {
+    let read = |path: &PathBuf| {
+        std::fs::read(path).with_context(|| format!("{} can't be read", path.display()))
+    };
+    let roots = match &remote.admin_ca {
+        Some(path) => certificates(&read(path)?)
+            .with_context(|| format!("{} can't be used", path.display()))?,
+        None => root_certificates(None).context("the system's certificate authorities")?,
+    };
+    let settings = DialSettings {
+        roots: Arc::new(roots),
+        connect_timeout: Duration::from_secs(5),
+        allow_private: true,
+    };
+    let (Some(cert), Some(key)) = (&remote.admin_cert, &remote.admin_key) else {
+        return Ok(Client::new(&settings));
+    };
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(&read(cert)?)
+        .collect::<Result<_, _>>()
+        .with_context(|| format!("{} can't be used", cert.display()))?;
+    let key_der = PrivateKeyDer::from_pem_slice(&read(key)?)
+        .with_context(|| format!("{} can't be used", key.display()))?;
+    Client::identified(&settings, chain, key_der)
+        .with_context(|| format!("{} and {} can't be used", cert.display(), key.display()))
+}
+
+/// One request on a connection of its own.
+async fn over_unix(
+    path: &Path,
+    request: Request<Full<Bytes>>,
+) -> Result<Response<Incoming>, SendError> {
+    let broken = |error: &dyn std::fmt::Display| SendError::Broken(error.to_string());
+    let stream = UnixStream::connect(path)
+        .await
+        .map_err(|error| broken(&error))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| broken(&error))?;
+    // It ends with the answer, or with this command.
+    tokio::spawn(connection);
+    let answer = sender.send_request(request).await;
+    answer.map_err(|error| broken(&error))
 }
 
 /// Takes from an answer what is used here.

@@ -65,6 +65,7 @@ async fn show(api: &Api, limit: usize, json: bool) -> anyhow::Result<bool> {
                 entry.action,
                 print::or_dash(entry.note),
                 print::or_dash(entry.client_key),
+                print::or_dash(entry.peer),
                 print::or_dash(entry.request_id),
             ]
         });
@@ -76,6 +77,7 @@ async fn show(api: &Api, limit: usize, json: bool) -> anyhow::Result<bool> {
             "what",
             "about",
             "client key",
+            "from",
             "request id",
         ],
         rows.collect(),

@@ -95,6 +95,18 @@ pub(super) struct Connector {
     tls: Arc<ClientConfig>,
     timeout: Duration,
     allow_private: bool,
+    names: Names,
+}
+
+/// Who knows the addresses of names.
+#[derive(Clone, Debug, Default)]
+pub(super) enum Names {
+    /// The system.
+    #[default]
+    System,
+    /// A name server that answers each question with the next of these: what an attacker's does.
+    #[cfg(test)]
+    Scripted(Arc<std::sync::Mutex<std::collections::VecDeque<IpAddr>>>),
 }
 
 /// An open connection, encrypted or not.
@@ -104,11 +116,17 @@ pub(super) enum Stream {
 }
 
 impl Connector {
-    pub(super) fn new(tls: Arc<ClientConfig>, timeout: Duration, allow_private: bool) -> Self {
+    pub(super) fn new(
+        tls: Arc<ClientConfig>,
+        timeout: Duration,
+        allow_private: bool,
+        names: Names,
+    ) -> Self {
         Self {
             tls,
             timeout,
             allow_private,
+            names,
         }
     }
 
@@ -121,7 +139,7 @@ impl Connector {
             timeout: self.timeout,
         };
         let dial = async {
-            let addresses = resolve(&host, port, self.allow_private).await?;
+            let addresses = resolve(&self.names, &host, port, self.allow_private).await?;
             let tcp = dial_first(&host, &addresses, self.timeout).await?;
             // Small requests, one answer each: nothing gains from waiting for more to send.
             let _ = tcp.set_nodelay(true);
@@ -152,6 +170,20 @@ impl Connector {
             .await
             .map(|stream| Stream::Tls(Box::new(stream)))
             .map_err(|error| fault(TlsFault::from(&error)))
+    }
+}
+
+impl Names {
+    async fn ask(&self, name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        match self {
+            Self::System => Ok(tokio::net::lookup_host((name, port)).await?.collect()),
+            #[cfg(test)]
+            Self::Scripted(answers) => {
+                let next = crate::lock::lock(answers).pop_front();
+                let ip = next.ok_or_else(|| io::Error::other("asked once too often"))?;
+                Ok(vec![SocketAddr::new(ip, port)])
+            }
+        }
     }
 }
 
@@ -269,6 +301,7 @@ impl AsyncWrite for Stream {
 /// The addresses of a host that may be dialled. One address that may not be refuses the whole name: a name
 /// with a public and a private address is a trick or a mistake.
 pub(super) async fn resolve(
+    names: &Names,
     host: &str,
     port: u16,
     allow_private: bool,
@@ -276,9 +309,9 @@ pub(super) async fn resolve(
     let bare = without_brackets(host);
     let addresses: Vec<SocketAddr> = match bare.parse::<IpAddr>() {
         Ok(ip) => vec![SocketAddr::new(ip, port)],
-        Err(_) => tokio::net::lookup_host((bare, port))
+        Err(_) => names
+            .ask(bare, port)
             .await
-            .map(Iterator::collect)
             .map_err(|error| DialError::Name {
                 host: host.to_owned(),
                 cause: error.to_string(),

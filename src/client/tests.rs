@@ -61,6 +61,89 @@ async fn addresses_named_by_others_must_be_public() {
     assert_eq!(answer.body().as_ref(), b"ok");
 }
 
+/// A client whose name server tells one address after the other.
+fn rebinding(answers: &[&str]) -> Client {
+    let answers = answers.iter().map(|ip| ip.parse().expect("ip")).collect();
+    let names = Names::Scripted(Arc::new(std::sync::Mutex::new(answers)));
+    crypto::install();
+    let settings = DialSettings {
+        roots: Arc::new(RootCertStore::empty()),
+        connect_timeout: SOON,
+        allow_private: false,
+    };
+    let tls = ClientConfig::builder()
+        .with_root_certificates(Arc::clone(&settings.roots))
+        .with_no_client_auth();
+    let pools = Pools::over(tls, &settings, names);
+    Client(Arc::new(ArcSwap::from_pointee(pools)))
+}
+
+/// A name that is public when it is looked at and private when it is dialled.
+#[tokio::test]
+async fn a_name_that_changes_its_mind_gains_nothing() {
+    let victim = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let port = victim.local_addr().expect("address").port();
+    for private in ["127.0.0.1", "::ffff:127.0.0.1", "169.254.169.254", "::1"] {
+        let client = rebinding(&["1.1.1.1", private]);
+        let looked_at = client.blocked_address("evil.example", port).await;
+        assert_eq!(looked_at, None, "public at the look");
+        let url = format!("http://evil.example:{port}/");
+        let error = client
+            .send(Destination::Named, get(&url), SOON, 100)
+            .await
+            .expect_err("private at the dial");
+        assert!(
+            matches!(error, SendError::Dial(DialError::BlockedAddress { .. })),
+            "{private}: {error}"
+        );
+    }
+    let nobody = std::future::poll_fn(|context| {
+        std::task::Poll::Ready(victim.poll_accept(context).is_pending())
+    });
+    assert!(nobody.await, "the listener was dialled");
+}
+
+/// One dial asks once, and goes to the very address that was judged: there is no second question to answer otherwise.
+#[tokio::test]
+async fn what_was_judged_is_what_is_dialled() {
+    let address = answering(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+    let client = rebinding(&["127.0.0.1"]);
+    let url = format!("http://name.example:{}/", address.port());
+    let answer = client
+        .send(Destination::Configured, get(&url), SOON, 100)
+        .await
+        .expect("answer");
+    assert_eq!(answer.body().as_ref(), b"ok");
+    let again = client.send(Destination::Configured, get(&url), SOON, 100);
+    let error = again.await.expect_err("nothing is left to answer with");
+    assert!(
+        matches!(error, SendError::Dial(DialError::Name { .. })),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_redirect_into_the_network_is_not_followed() {
+    let victim = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let target = victim.local_addr().expect("address");
+    let head = format!("HTTP/1.1 307 x\r\nlocation: http://{target}/\r\ncontent-length: 0\r\n\r\n");
+    let address = answering(Box::leak(head.into_boxed_str()).as_bytes()).await;
+    let answer = client(true)
+        .send(
+            Destination::Named,
+            get(&format!("http://{address}/")),
+            SOON,
+            100,
+        )
+        .await
+        .expect("answer");
+    assert_eq!(answer.status(), 307);
+    let nobody = std::future::poll_fn(|context| {
+        std::task::Poll::Ready(victim.poll_accept(context).is_pending())
+    });
+    assert!(nobody.await, "the redirect was followed");
+}
+
 #[tokio::test]
 async fn redirects_are_answers() {
     let address = answering(

@@ -1,18 +1,22 @@
 //! From what was written to what it means: every value proven, every mistake collected.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use jiff::SignedDuration;
 use url::Url;
 
 use super::{
-    AcmeConfig, AdminConfig, AppConfig, Checks, Config, InstancesConfig, JiraConfig, LimitsConfig,
-    LogConfig, OtlpConfig, PLACEHOLDER_URL, PageConfig, PublicConfig, SpoolConfig, StoreConfig,
-    TelemetryConfig, TlsFiles,
+    AccessConfig, AcmeConfig, AdminConfig, AppConfig, Checks, Config, InstancesConfig, JiraConfig,
+    LimitsConfig, LogConfig, OtlpConfig, PLACEHOLDER_URL, PageConfig, PublicConfig, RangesSource,
+    SpoolConfig, StoreConfig, TelemetryConfig, TlsFiles,
     raw::{self, RawConfig},
 };
-use crate::domain::{
-    CONNECT_PATH, InstancePolicy, InstanceUrl, JiraSites, PublicUrl, instance_policy::AllowPattern,
+use crate::{
+    domain::{
+        CONNECT_PATH, InstancePolicy, InstanceUrl, JiraSites, Networks, PublicUrl,
+        instance_policy::AllowPattern,
+    },
+    pace::Rate,
 };
 
 /// Turns text and numbers into settings. `None` or a mistake in `checks`: not usable.
@@ -48,6 +52,7 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
         raw.instances.deliveries_per_instance_max,
         1,
     );
+    let access = access(&raw.access, checks, &mut warnings);
     checks.at_least("keys.rotate_days", raw.keys.rotate_days, 1);
     // The newest token of a site is remembered with its records.
     checks.at_least(
@@ -124,7 +129,28 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
     if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(raw.log.filter.as_str()) {
         checks.add("log.filter", format!("it is no tracing filter: {error}"));
     }
-    if admin_listen.is_some_and(|address| !address.ip().is_loopback()) {
+    let admin_tls = tls(
+        "admin",
+        raw.admin.tls_cert.as_ref(),
+        raw.admin.tls_key.as_ref(),
+        checks,
+    );
+    if raw.admin.client_ca_file.is_some() && raw.admin.tls_cert.is_none() {
+        checks.add(
+            "admin.client_ca_file",
+            "without admin.tls_cert nobody is asked for a certificate",
+        );
+    }
+    let socket_mode = match raw.admin.socket_mode.as_str() {
+        "0600" => 0o600,
+        "0660" => 0o660,
+        _ => {
+            checks.add("admin.socket_mode", "it must be \"0600\" or \"0660\"");
+            0o600
+        }
+    };
+    let is_plain = raw.admin.tls_cert.is_none();
+    if is_plain && admin_listen.is_some_and(|address| !address.ip().is_loopback()) {
         warnings.push(format!(
             "admin.listen {} is not on loopback: it speaks plain HTTP, so keep that network private",
             raw.admin.listen
@@ -143,8 +169,13 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
         public,
         admin: AdminConfig {
             listen: admin_listen?,
+            socket: raw.admin.socket,
+            socket_mode,
+            tls: admin_tls,
+            client_ca_file: raw.admin.client_ca_file,
             token_file: raw.admin.token_file,
         },
+        access: access?,
         store: StoreConfig {
             path: raw.store.path,
             key_file: raw.store.key_file,
@@ -196,6 +227,18 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
             rest_body_max_bytes: raw.limits.rest_body_max_bytes as usize,
             header_max_bytes: raw.limits.header_max_bytes as usize,
             connections_max: raw.limits.connections_max as usize,
+            connections_per_address_max: match raw.limits.connections_per_address_max {
+                0 => None,
+                max => Some(max as usize),
+            },
+            requests_per_address: rate(
+                raw.limits.requests_per_address_per_sec,
+                raw.limits.requests_per_address_burst,
+            ),
+            requests_per_installation: rate(
+                raw.limits.requests_per_installation_per_sec,
+                raw.limits.requests_per_installation_burst,
+            ),
             receive_timeout: secs(raw.limits.receive_timeout_secs),
             request_timeout: secs(raw.limits.request_timeout_secs),
             drain_deadline: secs(raw.limits.drain_deadline_secs),
@@ -235,20 +278,13 @@ fn public(
             "it must look like \"/-/jira_connect\" or \"/gitlab/-/jira_connect\": instances look for public keys there",
         );
     }
-    let tls = match (&raw.tls_cert, &raw.tls_key) {
-        (Some(cert), Some(key)) => Some(TlsFiles {
-            cert: cert.clone(),
-            key: key.clone(),
-        }),
-        (None, None) => None,
-        _ => {
-            checks.add(
-                "public.tls_cert",
-                "tls_cert and tls_key belong together: set both or neither",
-            );
-            None
-        }
-    };
+    let tls = tls(
+        "public",
+        raw.tls_cert.as_ref(),
+        raw.tls_key.as_ref(),
+        checks,
+    );
+    let trusted_proxies = networks(&raw.trusted_proxies, "public.trusted_proxies", checks);
     let acme = acme(raw_acme, checks);
     if acme.is_some() && tls.is_some() {
         checks.add(
@@ -276,12 +312,21 @@ fn public(
             "public.url {url} is good for trying out on this machine only"
         ));
     }
+    let in_front =
+        url.as_str() != PLACEHOLDER_URL && url.is_https() && tls.is_none() && acme.is_none();
+    if in_front && raw.trusted_proxies.is_empty() {
+        warnings.push(
+            "public.trusted_proxies is empty, but somebody in front must end TLS: all clients look like that one address, in the log and to every limit"
+                .to_owned(),
+        );
+    }
     Some(PublicConfig {
         url,
         listen: listen?,
         base_path: raw.base_path.clone(),
         tls,
         acme,
+        trusted_proxies: trusted_proxies?,
     })
 }
 
@@ -305,6 +350,39 @@ fn acme(raw: &raw::RawAcme, checks: &mut Checks) -> Option<AcmeConfig> {
         directory_url: directory_url.clone(),
         contact: raw.contact.clone(),
         folder: raw.folder.clone(),
+    })
+}
+
+fn access(
+    raw: &raw::RawAccess,
+    checks: &mut Checks,
+    warnings: &mut Vec<String>,
+) -> Option<AccessConfig> {
+    let jira = networks(&raw.jira, "access.jira", checks);
+    let instances = networks(&raw.instances, "access.instances", checks);
+    checks.at_least("access.ranges_refresh_secs", raw.ranges_refresh_secs, 60);
+    let text = raw.atlassian_ranges.as_str();
+    let ranges = if text.is_empty() {
+        None
+    } else if text.contains("://") {
+        base_address(text)
+            .map_err(|what| checks.add("access.atlassian_ranges", what))
+            .ok()?;
+        if text.starts_with("http:") {
+            warnings.push(
+                "access.atlassian_ranges is fetched by plain http: whoever sits on the way decides who may call as Jira"
+                    .to_owned(),
+            );
+        }
+        Some(RangesSource::Url(text.to_owned()))
+    } else {
+        Some(RangesSource::File(text.into()))
+    };
+    Some(AccessConfig {
+        jira: jira?,
+        instances: instances?,
+        ranges,
+        ranges_refresh: secs(raw.ranges_refresh_secs),
     })
 }
 
@@ -434,6 +512,31 @@ fn listen(text: &str, key: &str, checks: &mut Checks) -> Option<SocketAddr> {
         .ok()
 }
 
+/// Both or neither.
+fn tls(
+    section: &str,
+    cert: Option<&PathBuf>,
+    key: Option<&PathBuf>,
+    checks: &mut Checks,
+) -> Option<TlsFiles> {
+    if cert.is_some() != key.is_some() {
+        checks.add(
+            &format!("{section}.tls_cert"),
+            "tls_cert and tls_key belong together: set both or neither",
+        );
+    }
+    Some(TlsFiles {
+        cert: cert?.clone(),
+        key: key?.clone(),
+    })
+}
+
+fn networks(texts: &[String], key: &str, checks: &mut Checks) -> Option<Networks> {
+    Networks::parse(texts)
+        .map_err(|what| checks.add(key, what))
+        .ok()
+}
+
 fn base_address(text: &str) -> Result<String, String> {
     let url = Url::parse(text).map_err(|error| format!("{text:?} is not a URL ({error})"))?;
     if !matches!(url.scheme(), "https" | "http") || url.host_str().is_none_or(str::is_empty) {
@@ -447,6 +550,13 @@ fn base_address(text: &str) -> Result<String, String> {
 
 fn app_key_char(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
+}
+
+/// No more than so many a second; 0 is no limit. A burst is at least one second's.
+fn rate(per_sec: u32, burst: u32) -> Option<Rate> {
+    let burst = burst.max(per_sec);
+    let (per_sec, burst) = (NonZeroU32::new(per_sec)?, NonZeroU32::new(burst)?);
+    Some(Rate { per_sec, burst })
 }
 
 fn millis(n: u32) -> Duration {

@@ -17,6 +17,7 @@ pub(super) struct RawConfig {
     pub(super) public: RawPublic,
     pub(super) acme: RawAcme,
     pub(super) admin: RawAdmin,
+    pub(super) access: RawAccess,
     pub(super) store: RawStore,
     pub(super) app: RawApp,
     pub(super) jira: RawJira,
@@ -37,6 +38,7 @@ pub(super) struct RawPublic {
     pub(super) base_path: String,
     pub(super) tls_cert: Option<PathBuf>,
     pub(super) tls_key: Option<PathBuf>,
+    pub(super) trusted_proxies: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -51,7 +53,21 @@ pub(super) struct RawAcme {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawAdmin {
     pub(super) listen: String,
+    pub(super) socket: Option<PathBuf>,
+    pub(super) socket_mode: String,
+    pub(super) tls_cert: Option<PathBuf>,
+    pub(super) tls_key: Option<PathBuf>,
+    pub(super) client_ca_file: Option<PathBuf>,
     pub(super) token_file: PathBuf,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawAccess {
+    pub(super) jira: Vec<String>,
+    pub(super) instances: Vec<String>,
+    pub(super) atlassian_ranges: String,
+    pub(super) ranges_refresh_secs: u32,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -136,6 +152,11 @@ pub(super) struct RawLimits {
     pub(super) rest_body_max_bytes: u32,
     pub(super) header_max_bytes: u32,
     pub(super) connections_max: u32,
+    pub(super) connections_per_address_max: u32,
+    pub(super) requests_per_address_per_sec: u32,
+    pub(super) requests_per_address_burst: u32,
+    pub(super) requests_per_installation_per_sec: u32,
+    pub(super) requests_per_installation_burst: u32,
     pub(super) receive_timeout_secs: u32,
     pub(super) request_timeout_secs: u32,
     pub(super) drain_deadline_secs: u32,

@@ -13,11 +13,14 @@ const fn v6(s0: u16, s1: u16, s2: u16, prefix: u8) -> Ipv6Net {
 }
 
 /// Not globally reachable, by the IANA special-purpose registries (RFC 6890), and multicast.
-const BLOCKED_V4: [Ipv4Net; 15] = [
+const BLOCKED_V4: [Ipv4Net; 16] = [
     v4(0, 0, 0, 0, 8),
     v4(10, 0, 0, 0, 8),
     v4(100, 64, 0, 0, 10),
     v4(127, 0, 0, 0, 8),
+    // Azure's own services for its machines; special to nobody but them.
+    v4(168, 63, 129, 16, 32),
+    // With the metadata service of most clouds.
     v4(169, 254, 0, 0, 16),
     v4(172, 16, 0, 0, 12),
     v4(192, 0, 0, 0, 24),
@@ -40,7 +43,7 @@ const BLOCKED_V6: [Ipv6Net; 4] = [
 ];
 
 /// Whether an address belongs to the public Internet. IPv6 forms that carry an IPv4 address (mapped,
-/// NAT64, 6to4) are judged by that address.
+/// NAT64, 6to4, ISATAP) are judged by that address.
 pub fn is_public(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => is_public_v4(ip),
@@ -64,6 +67,8 @@ fn is_public_v6(ip: Ipv6Addr) -> bool {
     match (s0, s1) {
         (0x64, 0xff9b) if [s2, s3, s4, s5] == [0; 4] => is_public_v4(inner(s6, s7)),
         (0x2002, _) => is_public_v4(inner(s1, s2)),
+        // ISATAP (RFC 5214 section 6.1): any prefix, and the address behind 0:5efe.
+        _ if s4 & 0xfdff == 0 && s5 == 0x5efe && !is_public_v4(inner(s6, s7)) => false,
         _ => s0 & 0xe000 == 0x2000 && !BLOCKED_V6.iter().any(|net| net.contains(&ip)),
     }
 }
@@ -80,29 +85,73 @@ mod tests {
             "2606:4700::1",
             "64:ff9b::101:101",
             "::ffff:1.1.1.1",
+            "2002:101:101::1",
+            "2606:4700::5efe:101:101",
+            "168.63.129.15",
         ] {
             assert!(is_public(public.parse().expect("ip")), "{public}");
         }
         for private in [
-            "127.0.0.1",
+            // Unspecified, loopback, private, shared, link-local, broadcast and reserved.
             "0.0.0.0",
+            "0.1.2.3",
+            "127.0.0.1",
+            "127.255.255.254",
             "10.1.2.3",
+            "172.16.0.1",
             "172.31.0.1",
             "192.168.1.1",
-            "169.254.169.254",
             "100.64.0.1",
-            "224.0.0.1",
+            "100.127.255.255",
+            "169.254.1.1",
+            "240.0.0.1",
             "255.255.255.255",
-            "::1",
+            // Protocol assignments, documentation, benchmarking, 6to4 relays, multicast.
+            "192.0.0.8",
+            "192.0.2.1",
+            "198.51.100.1",
+            "203.0.113.1",
+            "198.19.0.1",
+            "192.88.99.1",
+            "224.0.0.1",
+            "239.255.255.250",
+            // Metadata and platform services: AWS, GCP, Azure; Alibaba; Oracle; Azure; AWS over IPv6.
+            "169.254.169.254",
+            "100.100.100.200",
+            "192.0.0.192",
+            "168.63.129.16",
+            "fd00:ec2::254",
+            // IPv6's own.
             "::",
+            "::1",
             "fe80::1",
+            "fec0::1",
+            "fc00::1",
             "fd00::1",
             "ff02::1",
-            "::ffff:10.0.0.1",
-            "64:ff9b::a00:1",
-            "2002:a00:1::",
+            "ff0e::1",
+            "100::1",
             "2001:db8::1",
+            "3fff::1",
+            "5f00::1",
+            "2001:2::1",
+            "2001:20::1",
+            // Forms with an IPv4 address in them: mapped, compatible, translated, NAT64 (well-known and local), 6to4,
+            // ISATAP, Teredo.
+            "::ffff:10.0.0.1",
+            "::ffff:169.254.169.254",
+            "::ffff:7f00:1",
             "::127.0.0.1",
+            "::ffff:0:127.0.0.1",
+            "64:ff9b::a00:1",
+            "64:ff9b::127.0.0.1",
+            "64:ff9b:1::a00:1",
+            "64:ff9b:1::101:101",
+            "2002:a00:1::",
+            "2002:7f00:1::1",
+            "2606:4700::5efe:10.0.0.1",
+            "2606:4700::200:5efe:127.0.0.1",
+            "2001:0:4136:e378:8000:63bf:3fff:fdd2",
         ] {
             assert!(!is_public(private.parse().expect("ip")), "{private}");
         }

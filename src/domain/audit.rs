@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use std::net::IpAddr;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +34,9 @@ pub struct AuditEntry {
     /// The request's or attempt's id in the log.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
+    /// Where the request came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<IpAddr>,
 }
 
 /// An entry in its place in the trail. Changing, leaving out or moving one breaks every hash from there on, so who noted
@@ -99,6 +104,7 @@ impl AuditEntry {
             link_id: None,
             note: None,
             request_id: None,
+            peer: None,
         }
     }
 

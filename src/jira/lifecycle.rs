@@ -3,6 +3,8 @@
 //! The signature of a call does not cover its body, so everything in the body that can be compared with
 //! something proven is compared (Atlassian reference on lifecycle callbacks; CVE-2021-26073 and its kin).
 
+use std::net::IpAddr;
+
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use zeroize::Zeroizing;
@@ -185,6 +187,7 @@ pub fn apply(
     event: &LifecycleEvent,
     rules: &LifecycleRules,
     request_id: &str,
+    peer: IpAddr,
     now: Timestamp,
 ) -> Result<InstallationChange, EventRefusal> {
     let client_key = &event.client_key;
@@ -237,6 +240,7 @@ pub fn apply(
     transaction.audit(AuditEntry {
         client_key: Some(client_key.clone()),
         request_id: Some(request_id.to_owned()),
+        peer: Some(peer),
         ..AuditEntry::new(now, Actor::Jira, change_name(change))
     });
     Ok(change)

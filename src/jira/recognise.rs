@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use crate::{
-    domain::{Link, LinkId, LinkMode, SharedSecret},
+    domain::{Link, LinkId, LinkMode, SharedSecret, peer::network},
     jwt::{SharedKey, UnverifiedToken, VerifyError, shared_key::SignedParts},
     lock::lock,
     metrics::{Counted, Metrics},
@@ -326,15 +326,4 @@ fn secrets(link: &Link, now: Timestamp) -> impl Iterator<Item = (u64, &SharedSec
 
 fn find(all: &[Arc<Candidate>], parts: &SignedParts<'_>) -> Option<Arc<Candidate>> {
     all.iter().find(|c| c.key.signed(parts)).cloned()
-}
-
-/// Whoever has one IPv6 address has 2^64 of them.
-fn network(peer: IpAddr) -> IpAddr {
-    match peer.to_canonical() {
-        IpAddr::V6(v6) => {
-            let [a, b, c, d, ..] = v6.segments();
-            IpAddr::from([a, b, c, d, 0, 0, 0, 0])
-        }
-        v4 => v4,
-    }
 }

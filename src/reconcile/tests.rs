@@ -263,7 +263,16 @@ impl World {
             auto_link: Vec::new(),
         };
         self.store()
-            .transact(move |t| apply(t, &event, &rules, "request", now))
+            .transact(move |t| {
+                apply(
+                    t,
+                    &event,
+                    &rules,
+                    "request",
+                    std::net::Ipv4Addr::LOCALHOST.into(),
+                    now,
+                )
+            })
             .await
             .expect("taken");
     }

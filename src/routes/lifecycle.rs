@@ -48,10 +48,10 @@ pub(super) async fn receive(
         secret_grace: public.secret_grace,
         auto_link: public.policy.load().auto_link.clone(),
     };
-    let (request_id, now) = (arrival.id.clone(), arrival.now);
+    let (request_id, peer, now) = (arrival.id.clone(), arrival.peer.ip(), arrival.now);
     let change = public
         .store
-        .transact(move |transaction| apply(transaction, &event, &rules, &request_id, now))
+        .transact(move |transaction| apply(transaction, &event, &rules, &request_id, peer, now))
         .await?;
     // A new secret or address may be what writes wait for.
     public.spool.release(&client_key);

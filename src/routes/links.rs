@@ -462,6 +462,7 @@ pub(super) fn audit(arrival: &Arrival, caller: &Caller, action: &str) -> AuditEn
         account_id: caller.account_id.clone(),
         client_key: Some(caller.installation.client_key.clone()),
         request_id: Some(arrival.id.clone()),
+        peer: Some(arrival.peer.ip()),
         ..AuditEntry::new(arrival.now, Actor::JiraAdmin, action)
     }
 }

@@ -6,13 +6,16 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::Instant,
+};
 
 use super::{Public, path_and_query};
 use crate::{
     body::Body,
     clock,
-    domain::{Family, Installation, JiraCall, Link, Namespace},
+    domain::{ClientKey, Family, Installation, JiraCall, Link, Namespace},
     exchange::{Arrival, read_body},
     jira::{
         Setback, calls,
@@ -48,9 +51,12 @@ pub(super) async fn relay(
         .await
         .map_err(|reject| match reject.kind {
             RejectKind::Throttled if is_write => pushed_back(reject),
-            _ => reject,
+            RejectKind::Throttled => reject,
+            // Who has no good token is nobody's honest instance, so nothing is lost by saying 429.
+            _ => public.check_pace(arrival).err().unwrap_or(reject),
         })?;
     if caller.call.is_read() {
+        wait_for_a_turn(public, &caller.link.client_key).await?;
         public.sightings.note(&caller.link, None, arrival.now);
         return read(public, &caller).await;
     }
@@ -73,12 +79,31 @@ pub(super) async fn relay(
     write(public, caller, body, arrival).await
 }
 
+/// A read waits a little while its site is too fast: GitLab asks while a person waits.
+async fn wait_for_a_turn(public: &Public, client_key: &ClientKey) -> Result<(), Reject> {
+    let deadline = Instant::now() + TURN_PATIENCE;
+    while let Err(wait) = public.site_paces.take(client_key) {
+        if Instant::now() + wait > deadline {
+            return Err(Reject::too_fast(
+                "the instances of this site make too many calls at once",
+                "try again later; the operator can raise limits.requests_per_installation_per_sec",
+                wait,
+            ));
+        }
+        tokio::time::sleep(wait).await;
+    }
+    Ok(())
+}
+
 /// Memory for bodies that are being handled. Large ones have their own, so that full synchronisations leave room for
 /// everybody's pushes.
 pub(super) struct BodyRoom {
     small: Semaphore,
     large: Semaphore,
 }
+
+/// How long a read waits for its turn.
+const TURN_PATIENCE: Duration = Duration::from_secs(3);
 
 /// KiB for bodies of either kind.
 const BODY_ROOM_KIB: u32 = 128 * 1024;
@@ -246,6 +271,10 @@ async fn write(
     let (ticket, why) = match public.spool.admit(&link, &call, &body, now) {
         Admission::Removed => return Err(VerifyError::LinkRemoved.into()),
         Admission::Wait(ticket, reason) => (ticket, Why::Behind(reason)),
+        // GitLab would drop it after a 429; from the spool it goes in its turn.
+        Admission::Direct(ticket) if public.site_paces.take(&link.client_key).is_err() => {
+            (ticket, Why::Behind("over_rate"))
+        }
         Admission::Direct(ticket) => {
             let sent = deliver(&public.forwarder, &installation, &call, &body, size, now);
             // GitLab waits 20 s; a write in many pieces, or signed twice, may take longer.

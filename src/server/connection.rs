@@ -4,7 +4,6 @@
 //! nothing. So a connection that has been quiet for a moment is taken apart again, and only its socket waits.
 
 use std::{
-    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -31,10 +30,23 @@ use super::{
 use crate::{
     body::{Body, BodyFault},
     config::LimitsConfig,
+    domain::Peer,
     reject::HangUp,
 };
 
 const H2_STREAMS_MAX: u32 = 100;
+
+/// Bodies that nobody has read yet, of one connection; hyper's own is four times as much. Enough for 2.5 MB a second
+/// at a distance of 100 ms.
+const H2_WINDOW_BYTES: u32 = 256 * 1024;
+
+/// Answers that the peer has not taken yet, of one stream.
+const H2_SEND_BYTES: usize = 64 * 1024;
+
+/// Streams that a peer opened and took back before we got to them, and streams that we had to break off, before the
+/// connection ends: rapid reset (CVE-2023-44487) and its reverse (CVE-2025-8671).
+const H2_RESETS_PENDING_MAX: usize = 20;
+const H2_RESETS_OF_OURS_MAX: usize = 128;
 
 /// A connection without a request is closed after this; before its first request, after the receive timeout.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -67,6 +79,11 @@ impl Protocols {
         http2
             .timer(TokioTimer::new())
             .max_concurrent_streams(H2_STREAMS_MAX)
+            .initial_stream_window_size(H2_WINDOW_BYTES)
+            .initial_connection_window_size(H2_WINDOW_BYTES)
+            .max_send_buf_size(H2_SEND_BYTES)
+            .max_pending_accept_reset_streams(H2_RESETS_PENDING_MAX)
+            .max_local_error_reset_streams(H2_RESETS_OF_OURS_MAX)
             .max_header_list_size(u32::try_from(limits.header_max_bytes).unwrap_or(u32::MAX))
             .keep_alive_interval(Some(IDLE_TIMEOUT / 2))
             .keep_alive_timeout(limits.receive_timeout);
@@ -81,13 +98,13 @@ impl Protocols {
     pub(super) async fn http1<S, H, F>(
         &self,
         mut socket: S,
-        peer: SocketAddr,
+        peer: Peer,
         handler: &H,
         mut stopping: watch::Receiver<bool>,
     ) -> Result<(), Failure>
     where
         S: Socket,
-        H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+        H: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
     {
         let mut before = Bytes::new();
@@ -96,7 +113,7 @@ impl Protocols {
             if before.is_empty() {
                 tokio::select! {
                     // An error shows when it is read.
-                    _ = socket.tcp().readable() => {}
+                    _ = socket.readable() => {}
                     () = tokio::time::sleep_until(until) => return Ok(()),
                     _ = stopping.wait_for(|stop| *stop) => return Ok(()),
                 }
@@ -124,13 +141,13 @@ impl Protocols {
         &self,
         socket: S,
         before: Bytes,
-        peer: SocketAddr,
+        peer: Peer,
         handler: &H,
         stopping: &watch::Receiver<bool>,
     ) -> Served<S>
     where
         S: Socket,
-        H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+        H: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
     {
         let activity = Arc::new(Activity::new(self.receive_timeout));
@@ -174,13 +191,13 @@ impl Protocols {
     pub(super) async fn http2<S, H, F>(
         &self,
         socket: S,
-        peer: SocketAddr,
+        peer: Peer,
         handler: &H,
         stopping: watch::Receiver<bool>,
     ) -> Result<(), Failure>
     where
         S: Socket,
-        H: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
+        H: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
     {
         let activity = Arc::new(Activity::new(self.receive_timeout));

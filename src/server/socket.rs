@@ -13,25 +13,31 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
+    net::{TcpStream, UnixStream},
 };
 use tokio_rustls::server::TlsStream;
 
 /// What a connection can be made of.
 pub(super) trait Socket: AsyncRead + AsyncWrite + Send + Unpin + 'static {
-    /// What lies below.
-    fn tcp(&self) -> &TcpStream;
+    /// Waits until there is something to read, or an error.
+    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send;
 }
 
 impl Socket for TcpStream {
-    fn tcp(&self) -> &TcpStream {
-        self
+    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send {
+        Self::readable(self)
     }
 }
 
 impl Socket for TlsStream<TcpStream> {
-    fn tcp(&self) -> &TcpStream {
-        self.get_ref().0
+    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send {
+        self.get_ref().0.readable()
+    }
+}
+
+impl Socket for UnixStream {
+    fn readable(&self) -> impl Future<Output = io::Result<()>> + Send {
+        Self::readable(self)
     }
 }
 

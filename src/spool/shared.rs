@@ -248,7 +248,7 @@ impl From<ParkError> for Reject {
 
 /// Reasons come back from the disk as text, but a label is one of ours.
 fn known_reason(reason: &str) -> &'static str {
-    const KNOWN: [&str; 13] = [
+    const KNOWN: [&str; 14] = [
         "throttled",
         "bad_gateway",
         "unavailable",
@@ -258,6 +258,7 @@ fn known_reason(reason: &str) -> &'static str {
         "answer_timed_out",
         "connection_broken",
         "behind_others",
+        "over_rate",
         "site_paused",
         "endpoint_paused",
         "app_paused",

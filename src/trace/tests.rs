@@ -10,7 +10,7 @@ fn request(traces: &Traces, n: u128, hop: Hop, shelf: Shelf) {
         listener: "public",
         route: "rest/devinfo",
         method: "POST",
-        peer: "192.0.2.7:1".parse().expect("peer"),
+        peer: Peer::Socket("192.0.2.7:1".parse().expect("peer")),
     };
     let now = at(i64::try_from(n).expect("second"));
     let trace = traces.begin(id, Context::new(id), subject, now);
@@ -69,7 +69,7 @@ fn a_trace_holds_so_many_hops_and_its_end() {
         listener: "public",
         route: "rest/devinfo",
         method: "POST",
-        peer: "192.0.2.7:1".parse().expect("peer"),
+        peer: Peer::Socket("192.0.2.7:1".parse().expect("peer")),
     };
     let trace = traces.begin(id, Context::new(id), subject, at(5));
     for _ in 0..HOPS_MAX + 3 {

@@ -16,11 +16,14 @@ mod harness;
 mod stage;
 
 mod acme;
+mod admin_doors;
 mod chaos;
 mod cli;
 mod crash;
 mod doctor;
 mod faults;
+mod flood;
+mod front;
 mod fuzz;
 mod hostile;
 mod isolation;
