@@ -83,11 +83,7 @@ struct Refusal {
 impl Api {
     /// Finds out where the relay is and by which token it is spoken to.
     pub(super) fn new(remote: &Remote, config: &Config) -> anyhow::Result<Self> {
-        crypto::install();
-        let url = match &remote.admin_url {
-            Some(url) => url.trim_end_matches('/').to_owned(),
-            None => format!("http://{}", config.admin.listen),
-        };
+        let url = url(remote, config);
         let token = match &remote.admin_token {
             Some(token) => Zeroizing::new(token.trim().to_owned()),
             None => {
@@ -105,13 +101,8 @@ impl Api {
                 Zeroizing::new(text.trim().to_owned())
             }
         };
-        let roots = root_certificates(None).context("the system's certificate authorities")?;
         Ok(Self {
-            client: Client::new(&DialSettings {
-                roots: Arc::new(roots),
-                connect_timeout: Duration::from_secs(5),
-                allow_private: true,
-            }),
+            client: client()?,
             url,
             token,
         })
@@ -221,6 +212,38 @@ impl Api {
             status,
         }
     }
+}
+
+/// The status of an answer that wants no token.
+pub(super) async fn open_status(
+    remote: &Remote,
+    config: &Config,
+    path: &str,
+) -> anyhow::Result<u16> {
+    let api = Api {
+        client: client()?,
+        url: url(remote, config),
+        token: Zeroizing::default(),
+    };
+    let (status, _) = api.send(Method::GET, path, None).await?;
+    Ok(status)
+}
+
+fn url(remote: &Remote, config: &Config) -> String {
+    match &remote.admin_url {
+        Some(url) => url.trim_end_matches('/').to_owned(),
+        None => format!("http://{}", config.admin.listen),
+    }
+}
+
+fn client() -> anyhow::Result<Client> {
+    crypto::install();
+    let roots = root_certificates(None).context("the system's certificate authorities")?;
+    Ok(Client::new(&DialSettings {
+        roots: Arc::new(roots),
+        connect_timeout: Duration::from_secs(5),
+        allow_private: true,
+    }))
 }
 
 /// Takes from an answer what is used here.

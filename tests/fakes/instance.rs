@@ -14,11 +14,14 @@ use jira_connect_proxy::{
     client::Client,
     jwt::{qsh::Rule, target::Target},
 };
-use jsonwebtoken::{Algorithm, DecodingKey, Validation};
-use serde_json::Value;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::http::{FakeServer, answer, client, try_send};
+use super::{
+    http::{FakeServer, answer, client, try_send},
+    jira::now,
+};
 
 /// One simulated instance.
 pub struct FakeInstance {
@@ -198,6 +201,18 @@ impl FakeInstance {
             _ => panic!("{} never came to: {what}; {:#?}", self.url(), self.state()),
         }
     }
+}
+
+/// What an instance signs its calls to Jira with. The relay limits their `exp` by nothing.
+pub fn token(secret: &str, method: &str, path_and_query: &str, lives_secs: i64) -> String {
+    let target = Target::parse(path_and_query).expect("target");
+    let now = now().as_second();
+    let claims = json!({
+        "iss": "gitlab-jira-connect-127.0.0.1", "iat": now, "exp": now + lives_secs,
+        "qsh": Rule::GitLab.qsh(method, &target, "").as_str(),
+    });
+    let key = EncodingKey::from_secret(secret.as_bytes());
+    jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key).expect("sign")
 }
 
 /// Everything but events.

@@ -14,6 +14,8 @@
 pub mod http;
 pub mod instance;
 pub mod jira;
+pub mod site;
 
 pub use instance::FakeInstance;
 pub use jira::FakeJira;
+pub use site::FakeSite;
