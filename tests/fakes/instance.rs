@@ -203,14 +203,20 @@ impl FakeInstance {
     }
 }
 
-/// What an instance signs its calls to Jira with. The relay limits their `exp` by nothing.
-pub fn token(secret: &str, method: &str, path_and_query: &str, lives_secs: i64) -> String {
+/// A token as an instance signs it, with claims changed or (null) removed.
+pub fn token(secret: &str, method: &str, path_and_query: &str, change: Value) -> String {
     let target = Target::parse(path_and_query).expect("target");
     let now = now().as_second();
-    let claims = json!({
-        "iss": "gitlab-jira-connect-127.0.0.1", "iat": now, "exp": now + lives_secs,
+    let mut claims = json!({
+        "iss": "gitlab-jira-connect-127.0.0.1", "iat": now, "exp": now + 60,
         "qsh": Rule::GitLab.qsh(method, &target, "").as_str(),
     });
+    for (name, value) in change.as_object().cloned().unwrap_or_default() {
+        match value {
+            Value::Null => claims.as_object_mut().expect("claims").remove(&name),
+            value => claims.as_object_mut().expect("claims").insert(name, value),
+        };
+    }
     let key = EncodingKey::from_secret(secret.as_bytes());
     jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key).expect("sign")
 }
