@@ -7,6 +7,7 @@ mod api;
 mod audit;
 mod backup;
 mod doctor;
+mod health;
 mod import_gitlab;
 mod installations;
 mod keys;
@@ -58,7 +59,7 @@ pub(crate) struct Arguments {
 pub(crate) struct Source {
     /// Configuration file; the one at the repository's root is commented and holds every default.
     ///
-    /// Without it, ./proxy.toml is read if it is there.
+    /// Without it, ./proxy.toml is read if it is there, else /etc/jira-connect-proxy/proxy.toml if that is.
     #[arg(
         long,
         short,
@@ -140,6 +141,19 @@ pub(crate) enum Command {
   jira-connect-proxy check
   jira-connect-proxy check --config /etc/jira-connect-proxy/proxy.toml")]
     Check,
+    /// Ask the running relay whether it is well; needs no token.
+    ///
+    /// For what watches a container: exits with 1 if it does not answer, and with `--ready` also if it can't do its
+    /// work, for example because its disk is full.
+    #[command(after_help = "Examples:
+  jira-connect-proxy health
+  jira-connect-proxy health --ready
+  jira-connect-proxy health --admin-url http://127.0.0.1:9180")]
+    Health {
+        /// Whether it has a signing key and its store takes a test write. Each such question writes to the disk.
+        #[arg(long)]
+        ready: bool,
+    },
     /// Show how the running relay is, on one screen.
     ///
     /// Listeners, store, signing key, links by state, what waits for Jira, and what fails. Exits with 1 if the relay
@@ -341,6 +355,9 @@ pub(crate) async fn run(
     config: &Config,
 ) -> anyhow::Result<bool> {
     let json = remote.json;
+    if let Command::Health { ready } = command {
+        return health::ask(remote, config, ready).await;
+    }
     if let Command::Restore(wish) = command {
         return backup::restore(wish, config, json).await;
     }
@@ -361,6 +378,7 @@ pub(crate) async fn run(
         Command::Reseal => backup::reseal(&api, json).await,
         Command::Serve
         | Command::Check
+        | Command::Health { .. }
         | Command::Completions { .. }
         | Command::Man
         | Command::Restore(_) => Ok(true),

@@ -25,6 +25,9 @@ use welcome::Welcome;
 /// `EX_USAGE`: configuration or arguments are wrong.
 const EXIT_USAGE: u8 = 64;
 
+/// Where the configuration may stand if nobody says where: here, or where a package puts it.
+const CONFIG_PLACES: [&str; 2] = ["proxy.toml", "/etc/jira-connect-proxy/proxy.toml"];
+
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
@@ -42,8 +45,8 @@ fn main() -> ExitCode {
         };
     }
     let file = arguments.source.config.or_else(|| {
-        let here = PathBuf::from("proxy.toml");
-        here.exists().then_some(here)
+        let places = CONFIG_PLACES.map(PathBuf::from);
+        places.into_iter().find(|place| place.exists())
     });
     let config = match load(file.as_deref()) {
         Ok(config) => config,

@@ -116,7 +116,8 @@ async fn compare(wishes: Wishes) -> ExitCode {
     let folder = folder.path();
     let upstream = stage::upstream(folder, places);
     let nginx = stage::plain_nginx(folder, places, &upstream);
-    let relay = Relay::set_up(folder, places, &upstream).await;
+    let site = format!("http://127.0.0.1:{}", upstream.port);
+    let relay = Relay::set_up(folder, places, &site).await;
     let bare = stage::bare(folder, places, &upstream, &relay.secret);
     let traffic = stage::traffic(&relay.secret);
     let cores = if wishes.pinned {

@@ -129,7 +129,8 @@ impl Process {
         self.wait();
     }
 
-    fn signal(&self, signal: &str) {
+    /// Sends it a signal, by name.
+    pub fn signal(&self, signal: &str) {
         let told = Command::new("kill")
             .args(["-s", signal, &self.id().to_string()])
             .stderr(Stdio::null())

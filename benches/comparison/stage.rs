@@ -10,11 +10,6 @@ use std::{
 
 use http::Request;
 use http_body_util::Full;
-use jira_connect_proxy::{
-    clock,
-    jwt::{Target, qsh::Rule},
-};
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -22,6 +17,8 @@ use super::{
     fakes::{
         FakeInstance, FakeJira,
         http::{client, send},
+        instance::token,
+        jira::now,
     },
     load::Traffic,
     process::{Cores, Process, command},
@@ -30,7 +27,7 @@ use super::{
 pub const CLIENT_KEY: &str = "11111111-2222-3333-4444-555555555555";
 
 /// The secret between Jira and the relay.
-const SECRET: &str = "a-secret-of-a-site-a-secret-of-a-site";
+pub const SECRET: &str = "a-secret-of-a-site-a-secret-of-a-site";
 
 /// Where the proxies may run, and everything else.
 #[derive(Clone, Copy, Debug)]
@@ -50,10 +47,10 @@ pub struct Relay {
     folder: PathBuf,
     places: Places,
     settings: Vec<(String, String)>,
-    admin_port: u16,
+    pub admin_port: u16,
     pub port: u16,
-    jira: FakeJira,
-    instance: FakeInstance,
+    pub jira: FakeJira,
+    pub instance: FakeInstance,
     /// What the instance signs with.
     pub secret: String,
     /// Before anybody asked anything of it.
@@ -155,11 +152,11 @@ pub fn bare(folder: &Path, places: Places, upstream: &Server, secret: &str) -> S
 
 impl Relay {
     /// Installs and links, with everything at its default that can be on loopback.
-    pub async fn set_up(folder: &Path, places: Places, upstream: &Server) -> Self {
+    pub async fn set_up(folder: &Path, places: Places, site: &str) -> Self {
         let folder = folder.join("relay");
         fs::create_dir(&folder).unwrap();
         let mut jira = FakeJira::start(CLIENT_KEY).await;
-        jira.base_url = format!("http://127.0.0.1:{}", upstream.port);
+        jira.base_url = site.to_owned();
         let (port, admin_port) = (free_port(), free_port());
         let url = format!("http://127.0.0.1:{port}");
         let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
@@ -231,6 +228,27 @@ impl Relay {
         self.folder.join("log")
     }
 
+    /// One call of the admin API: status and answer.
+    pub async fn admin(&self, method: &str, path: &str, wish: Option<Value>) -> (u16, Value) {
+        let token = fs::read_to_string(self.folder.join("admin-token")).unwrap();
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("http://127.0.0.1:{}{path}", self.admin_port))
+            .header("authorization", format!("Bearer {}", token.trim()))
+            .body(Full::from(
+                wish.map(|wish| wish.to_string()).unwrap_or_default(),
+            ))
+            .unwrap();
+        let answer = send(&client(), request).await;
+        let value = serde_json::from_slice(answer.body()).unwrap_or_default();
+        (answer.status().as_u16(), value)
+    }
+
+    /// The app as Jira knows it.
+    pub fn app_base_url(&self) -> String {
+        format!("http://127.0.0.1:{}/-/jira_connect", self.port)
+    }
+
     fn is_ready(&self) -> bool {
         let ask = || {
             let mut stream = TcpStream::connect(("127.0.0.1", self.admin_port))?;
@@ -246,18 +264,11 @@ impl Relay {
     }
 
     async fn link(&mut self) {
-        let base = format!("http://127.0.0.1:{}/-/jira_connect", self.port);
-        let answer = self.jira.installed(&base, SECRET).await;
+        let answer = self.jira.installed(&self.app_base_url(), SECRET).await;
         assert!(answer.status().is_success(), "{answer:?}");
-        let token = fs::read_to_string(self.folder.join("admin-token")).unwrap();
         let wish = json!({"client_key": CLIENT_KEY, "instance_url": self.instance.url()});
-        let links = format!("http://127.0.0.1:{}/api/v1/links", self.admin_port);
-        let request = Request::post(links)
-            .header("authorization", format!("Bearer {}", token.trim()))
-            .body(Full::from(wish.to_string()))
-            .unwrap();
-        let answer = send(&client(), request).await;
-        assert_eq!(answer.status(), 201, "{answer:?}");
+        let (status, link) = self.admin("POST", "/api/v1/links", Some(wish)).await;
+        assert_eq!(status, 201, "{link}");
         let state = self
             .instance
             .until("linked", |state| {
@@ -273,6 +284,7 @@ impl Relay {
 pub fn traffic(secret: &str) -> [Traffic; 2] {
     let user = "/rest/api/3/user?accountId=5b10ac8d82e05b22cc7d4ef5&expand=groups";
     let bulk = "/rest/devinfo/0.10/bulk";
+    let long_lived = json!({"exp": now().as_second() + 3600});
     [
         Traffic {
             name: "GET of a user, re-signed",
@@ -280,7 +292,7 @@ pub fn traffic(secret: &str) -> [Traffic; 2] {
             method: "GET",
             path: user,
             status: 200,
-            token: token(secret, "GET", user),
+            token: token(secret, "GET", user, long_lived.clone()),
             body: String::new(),
         },
         Traffic {
@@ -289,21 +301,10 @@ pub fn traffic(secret: &str) -> [Traffic; 2] {
             method: "POST",
             path: bulk,
             status: 202,
-            token: token(secret, "POST", bulk),
+            token: token(secret, "POST", bulk, long_lived),
             body: devinfo(),
         },
     ]
-}
-
-fn token(secret: &str, method: &str, path: &str) -> String {
-    let target = Target::parse(path).unwrap();
-    let now = clock::now().as_second();
-    let claims = json!({
-        "iss": "gitlab-jira-connect-127.0.0.1", "iat": now, "exp": now + 3600,
-        "qsh": Rule::GitLab.qsh(method, &target, "").as_str(),
-    });
-    let key = EncodingKey::from_secret(secret.as_bytes());
-    jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap()
 }
 
 /// What a GitLab sends of six branches with their merge requests (its `lib/atlassian/jira_connect/serializers`): 16 KiB.

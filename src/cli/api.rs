@@ -103,15 +103,7 @@ struct Refusal {
 impl Api {
     /// Finds out where the relay is and by which token it is spoken to.
     pub(super) fn new(remote: &Remote, config: &Config) -> anyhow::Result<Self> {
-        crypto::install();
-        let url = match &remote.admin_url {
-            Some(url) => url.trim_end_matches('/').to_owned(),
-            None => match (&config.admin.socket, &config.admin.tls) {
-                (Some(path), _) => format!("{UNIX}{}", path.display()),
-                (None, Some(_)) => format!("https://{}", config.admin.listen),
-                (None, None) => format!("http://{}", config.admin.listen),
-            },
-        };
+        let url = url(remote, config);
         let token = match &remote.admin_token {
             Some(token) => Zeroizing::new(token.trim().to_owned()),
             None => {
@@ -129,10 +121,7 @@ impl Api {
                 Zeroizing::new(text.trim().to_owned())
             }
         };
-        let way = match url.strip_prefix(UNIX) {
-            Some(path) => Way::Unix(path.into()),
-            None => Way::Network(client(remote)?),
-        };
+        let way = way(remote, &url)?;
         Ok(Self { way, url, token })
     }
 
@@ -271,8 +260,43 @@ impl Api {
     }
 }
 
+/// The status of an answer that wants no token.
+pub(super) async fn open_status(
+    remote: &Remote,
+    config: &Config,
+    path: &str,
+) -> anyhow::Result<u16> {
+    let url = url(remote, config);
+    let api = Api {
+        way: way(remote, &url)?,
+        url,
+        token: Zeroizing::default(),
+    };
+    let (status, _) = api.send(Method::GET, path, &[]).await?;
+    Ok(status)
+}
+
+fn url(remote: &Remote, config: &Config) -> String {
+    match &remote.admin_url {
+        Some(url) => url.trim_end_matches('/').to_owned(),
+        None => match (&config.admin.socket, &config.admin.tls) {
+            (Some(path), _) => format!("{UNIX}{}", path.display()),
+            (None, Some(_)) => format!("https://{}", config.admin.listen),
+            (None, None) => format!("http://{}", config.admin.listen),
+        },
+    }
+}
+
+fn way(remote: &Remote, url: &str) -> anyhow::Result<Way> {
+    Ok(match url.strip_prefix(UNIX) {
+        Some(path) => Way::Unix(path.into()),
+        None => Way::Network(client(remote)?),
+    })
+}
+
 /// A client that trusts, and shows, what the arguments say.
 fn client(remote: &Remote) -> anyhow::Result<Client> {
+    crypto::install();
     let read = |path: &PathBuf| {
         std::fs::read(path).with_context(|| format!("{} can't be read", path.display()))
     };

@@ -309,8 +309,8 @@ fn tell(chained: &ChainedEntry) {
         number = chained.number,
         hash = chained.hash,
         action = chained.entry.action,
-        client_key = chained.entry.client_key.as_ref().map(ClientKey::as_str),
-        link_id = chained.entry.link_id.map(tracing::field::display),
+        client.key = chained.entry.client_key.as_ref().map(ClientKey::as_str),
+        link.id = chained.entry.link_id.map(tracing::field::display),
         request_id = chained.entry.request_id,
         "audit trail"
     );

@@ -268,7 +268,8 @@ fn open_db(path: &Path) -> Result<sled::Db, EngineError> {
     let open = || {
         sled::Config::new()
             .path(&path)
-            .cache_capacity(64 * 1024 * 1024)
+            // Readers never come here: everything is in our own tables.
+            .cache_capacity(16 * 1024 * 1024)
             .flush_every_ms(None)
             .open()
     };

@@ -14,12 +14,13 @@ use jira_connect_proxy::{
     client::Client,
     jwt::{qsh::Rule, target::Target},
 };
-use jsonwebtoken::{Algorithm, DecodingKey, Validation};
-use serde_json::Value;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::{
     http::{FakeServer, answer, client, try_send},
+    jira::now,
     secrets,
 };
 
@@ -201,6 +202,26 @@ impl FakeInstance {
             _ => panic!("{} never came to: {what}; {:#?}", self.url(), self.state()),
         }
     }
+}
+
+/// A token as an instance signs it, with claims changed or (null) removed.
+pub fn token(secret: &str, method: &str, path_and_query: &str, change: Value) -> String {
+    let target = Target::parse(path_and_query).expect("target");
+    let now = now().as_second();
+    let mut claims = json!({
+        "iss": "gitlab-jira-connect-127.0.0.1", "iat": now, "exp": now + 60,
+        "qsh": Rule::GitLab.qsh(method, &target, "").as_str(),
+    });
+    for (name, value) in change.as_object().cloned().unwrap_or_default() {
+        match value {
+            Value::Null => claims.as_object_mut().expect("claims").remove(&name),
+            value => claims.as_object_mut().expect("claims").insert(name, value),
+        };
+    }
+    let key = EncodingKey::from_secret(secret.as_bytes());
+    let token = jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key).expect("sign");
+    secrets::know_token("a token that an instance signed", &token);
+    token
 }
 
 /// Everything but events.

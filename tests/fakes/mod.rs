@@ -15,6 +15,8 @@ pub mod http;
 pub mod instance;
 pub mod jira;
 pub mod secrets;
+pub mod site;
 
 pub use instance::FakeInstance;
 pub use jira::FakeJira;
+pub use site::FakeSite;

@@ -226,3 +226,16 @@ fn the_program_describes_itself_without_a_configuration() {
         assert!(text.contains(expected), "{arguments:?}: {text}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whether_the_relay_is_well_can_be_asked_without_a_token() {
+    let jira = FakeJira::start("tenant").await;
+    let mut relay = TestRelay::start(&jira).await;
+    let token = relay.settings.folder.join("admin-token");
+    std::fs::remove_file(token).expect("remove");
+    assert_eq!(printed(&relay, &["health"], 0).await, "alive\n");
+    assert_eq!(printed(&relay, &["health", "--ready"], 0).await, "ready\n");
+    relay.stop().await;
+    let dead = printed(&relay, &["health"], 1).await;
+    assert!(dead.contains("can't be reached"), "{dead}");
+}

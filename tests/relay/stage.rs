@@ -6,22 +6,19 @@ use std::sync::Mutex;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
-use jira_connect_proxy::{
-    client::Client,
-    jwt::{Target, qsh::Rule},
-};
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use jira_connect_proxy::client::Client;
 use serde_json::{Value, json};
 
 use crate::{
     fakes::{
         FakeJira,
         http::{client, send, try_send},
-        jira::now,
         secrets,
     },
     harness::{Judge, PATIENCE, SECRET, Settings, TestRelay},
 };
+
+pub use crate::fakes::instance::token as instance_token;
 
 pub const CLIENT_KEY: &str = "judged-tenant";
 pub const APP_KEY: &str = "gitlab-jira-connect-127.0.0.1";
@@ -246,27 +243,6 @@ impl Stage {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     }
-}
-
-/// A token as an instance signs it, with one claim changed or removed.
-pub fn instance_token(secret: &str, method: &str, path_and_query: &str, change: Value) -> String {
-    let target = Target::parse(path_and_query).expect("target");
-    let now = now().as_second();
-    let mut claims = json!({
-        "iss": APP_KEY, "iat": now, "exp": now + 60,
-        "qsh": Rule::GitLab.qsh(method, &target, "").as_str(),
-    });
-    for (name, value) in change.as_object().cloned().unwrap_or_default() {
-        match value {
-            Value::Null => claims.as_object_mut().expect("claims").remove(&name),
-            value => claims.as_object_mut().expect("claims").insert(name, value),
-        };
-    }
-    let key = EncodingKey::from_secret(secret.as_bytes());
-    let token = jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key);
-    let token = token.expect("sign");
-    secrets::know_token("a token that an instance signed", &token);
-    token
 }
 
 /// A call of an instance to the relay, by our own hand.
