@@ -19,7 +19,7 @@ use jira_connect_proxy::{
         split::{self, Split},
     },
     jwt::{Target, UnverifiedToken, crypto, qsh::Rule, request, token::TOKEN_MAX_BYTES},
-    store::Sealer,
+    store::{BackupFile, Sealer},
 };
 use ring::{aead, hmac};
 use serde::de::IgnoredAny;
@@ -29,7 +29,7 @@ use serde_json::{Value, value::RawValue};
 pub type Property = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const ALL: [Property; 8] = [
+pub const ALL: [Property; 9] = [
     ("token", token),
     ("qsh", qsh),
     ("target", target),
@@ -38,6 +38,7 @@ pub const ALL: [Property; 8] = [
     ("config", config),
     ("records", records),
     ("export", export),
+    ("backup", backup),
 ];
 
 const SECRET: &str = "a-secret-of-somebody-a-secret-of-somebody";
@@ -480,6 +481,26 @@ pub fn export(data: &[u8]) {
     );
     let secret = site.shared_secret.as_ref().expect("it opens");
     assert_eq!(secret.expose(), SECRET);
+}
+
+/// No file opens as a backup that was not made under the store key, whatever its checksum says.
+pub fn backup(data: &[u8]) {
+    let with_checksum = [
+        data,
+        ring::digest::digest(&ring::digest::SHA256, data).as_ref(),
+    ]
+    .concat();
+    for file in [data, &with_checksum] {
+        let Ok(opened) = BackupFile::open(file) else {
+            continue;
+        };
+        if let Ok(reader) = opened.unlock(&[7; Sealer::KEY_BYTES]) {
+            assert!(reader.verify().is_err(), "nobody sealed that");
+        }
+        // The checksum needs no key: it holds exactly where it was put, if anything of the file's form is there.
+        let checked = BackupFile::open(file).expect("as before").check();
+        assert!(checked.is_err() || file.len() >= 32 + 4);
+    }
 }
 
 fn halves(data: &[u8]) -> Option<(&str, &str)> {
