@@ -171,4 +171,26 @@ mod tests {
             assert_eq!(seen("10.0.0.1", &[line]), "10.0.0.1:5");
         }
     }
+
+    #[test]
+    fn an_unlisted_proxy_is_told_of_and_a_stranger_beside_a_listed_one_is_not() {
+        let told = |trusted: &[&str], is_plain, peer: &str, header| {
+            let trusted = Networks::parse(trusted).expect("networks");
+            let forwarded = Forwarded::new(trusted, is_plain);
+            let mut headers = HeaderMap::new();
+            if header {
+                headers.insert(X_FORWARDED_FOR, HeaderValue::from_static("203.0.113.7"));
+            }
+            let socket = SocketAddr::new(peer.parse().expect("ip"), 5);
+            forwarded.client(Peer::Socket(socket), &headers);
+            forwarded.warned.load(Ordering::Relaxed)
+        };
+        assert!(told(&[], true, "127.0.0.1", true));
+        assert!(told(&[], true, "1.1.1.1", true));
+        assert!(told(&["10.0.0.1"], true, "10.0.0.2", true));
+        assert!(!told(&["10.0.0.1"], true, "1.1.1.1", true));
+        assert!(!told(&["10.0.0.1"], true, "10.0.0.1", true));
+        assert!(!told(&[], false, "1.1.1.1", true), "it ends TLS itself");
+        assert!(!told(&[], true, "127.0.0.1", false));
+    }
 }

@@ -74,7 +74,7 @@ async fn the_client_behind_a_trusted_proxy_is_the_peer() {
 }
 
 #[tokio::test]
-async fn a_stranger_is_not_believed_and_told_of_once() {
+async fn a_peer_that_is_not_listed_is_not_believed() {
     let jira = FakeJira::start("tenant").await;
     let relay = with(&jira, &[("PUBLIC__TRUSTED_PROXIES", "10.0.0.1")]).await;
     for line in ["203.0.113.7", "10.0.0.1", "rubbish"] {
