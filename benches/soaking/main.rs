@@ -64,10 +64,13 @@ async fn soak(length: Duration) -> ExitCode {
     let traffic = Traffic::start(&world);
     let watch = Watch::start(process.id(), length);
     let end = Instant::now() + length;
-    let mut faults = 0;
+    let (mut faults, mut waited) = (0, 0);
     while Instant::now() + FAULT_EVERY < end {
         world.spoil(faults, &process).await;
         faults += 1;
+        // By itself the queue would grow from round to round, because pauses do, and a longer queue takes more memory:
+        // what waits is sent again after every fault.
+        waited = world.retry().await.max(waited);
         sleep(FAULT_EVERY).await;
     }
     sleep_until(end).await;
@@ -89,6 +92,7 @@ async fn soak(length: Duration) -> ExitCode {
         length.as_secs_f64() / 60.0
     );
     done.show();
+    println!("  {:<44}{waited:>9}", "waited for Jira at once, at most");
     let again = world.site.marks().into_values().filter(|times| *times > 1);
     println!(
         "  {:<44}{:>9}",

@@ -111,9 +111,16 @@ impl World {
         self.behave(1, Behaviour::Honest).await;
     }
 
+    /// Sends what waits for Jira, and tells how much that is.
+    pub async fn retry(&self) -> u64 {
+        let path = "/api/v1/spool/retry";
+        let (_, spool) = self.relay.admin("POST", path, None).await;
+        spool["waiting"].as_u64().unwrap_or_default()
+    }
+
     /// Tries at once what would be tried later.
     pub async fn hurry(&self) {
-        self.relay.admin("POST", "/api/v1/spool/retry", None).await;
+        self.retry().await;
         for link in self.links().await {
             if link["state"] == "failing" {
                 let path = format!("/api/v1/links/{}/resend", link["id"].as_str().unwrap());
