@@ -185,7 +185,7 @@ fn warn_if_overheard(url: &str) {
     let host = uri.host().unwrap_or_default();
     let address: Result<IpAddr, _> = host.trim_matches(['[', ']']).parse();
     let local = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
-    if uri.scheme_str() != Some("https") && !local {
+    if uri.scheme_str() != Some("https") && !local && !url.starts_with("unix:") {
         eprintln!(
             "warning: the secrets of all sites travel to {url} in clear: run this on the relay's machine, or through a tunnel to it"
         );

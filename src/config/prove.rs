@@ -111,6 +111,18 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
                 .to_owned(),
         );
     }
+    if raw.limits.request_timeout_secs.saturating_mul(1000) <= raw.jira.answer_timeout_ms {
+        warnings.push(
+            "limits.request_timeout_secs is not above jira.answer_timeout_ms: a write that Jira is slow to take is cut off before the relay can keep it"
+                .to_owned(),
+        );
+    }
+    if raw.store.key_file.starts_with(&raw.store.path) {
+        warnings.push(
+            "store.key_file is inside store.path: whoever copies that folder has the secrets and the key to them"
+                .to_owned(),
+        );
+    }
     if raw.instances.retry_max_ms < raw.instances.retry_min_ms {
         checks.add(
             "instances.retry_max_ms",

@@ -205,3 +205,21 @@ fn faketime() -> std::path::PathBuf {
         .find(|library| library.exists())
         .expect("tests/run installs libfaketime")
 }
+
+/// Takes connections and says nothing: Jira is told to come again before it would give up by itself.
+#[tokio::test]
+async fn a_key_server_that_says_nothing_is_not_waited_for() {
+    let jira = FakeJira::start("tenant").await;
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("bind");
+    let address = silent.local_addr().expect("address");
+    let relay = TestRelay::start_with(&jira, |settings| {
+        settings.set("JIRA__INSTALL_KEYS_URL", &format!("http://{address}"));
+    })
+    .await;
+    let refused = jira.installed(&relay.app_base_url(), SECRET).await;
+    assert_eq!(refused.status(), 503);
+    assert_eq!(code(&refused), "key_server_unavailable");
+    assert!(refused.headers().contains_key("retry-after"));
+}
