@@ -287,6 +287,7 @@ impl AdminParts {
             && let Some(expires_at) = tls.expires_at()
         {
             self.metrics.certificate_expiry.set(expires_at.as_second());
+            self.metrics.ocsp_expiry.set(tls.ocsp_until());
         }
         if let Some((_, since)) = self.signer.active() {
             let age = crate::clock::now().duration_since(since).as_secs();

@@ -7,6 +7,7 @@ mod api;
 mod audit;
 mod backup;
 mod doctor;
+mod gitlab_database;
 mod health;
 mod import_gitlab;
 mod installations;
@@ -267,7 +268,7 @@ pub(crate) enum Command {
 Examples:
   jira-connect-proxy import-gitlab installations.csv
   jira-connect-proxy import-gitlab installations.csv --db-key-base-file gitlab-secrets.json --apply
-  psql \"$URL\" -c \"\\copy jira_connect_installations to stdout csv header\" | jira-connect-proxy import-gitlab -
+  jira-connect-proxy import-gitlab --database postgresql:///gitlabhq_production?host=/var/opt/gitlab/postgresql
   jira-connect-proxy import-gitlab installations.csv --own-instance https://gitlab-itself.example.com --apply
   jira-connect-proxy import-gitlab --rollback 5f7f3f5e-6f0e-4a53-a7a6-3c1c1a0c5a51 --apply")]
     ImportGitlab(import_gitlab::ImportGitlab),

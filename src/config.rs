@@ -106,6 +106,8 @@ pub struct TlsFiles {
     pub cert: PathBuf,
     /// Private key.
     pub key: PathBuf,
+    /// What the certificate's OCSP responder said of it, DER.
+    pub ocsp: Option<PathBuf>,
 }
 
 /// `[admin]`

@@ -361,9 +361,7 @@ impl ClosingLine {
             }
         }
     }
-}
 
-impl ClosingLine {
     fn remember(&self, status: u16, reject: Option<&Reject>) {
         let admin = self.labels.listener == "admin";
         let known = match reject.map(|reject| reject.kind) {

@@ -80,6 +80,8 @@ pub struct Metrics {
     pub signing_key_age: IntGauge,
     /// When the relay's own certificate expires, in seconds since 1970; 0 if TLS ends in front of it.
     pub certificate_expiry: IntGauge,
+    /// Until when the OCSP response shown with it is good, in seconds since 1970; 0 if none is shown.
+    pub ocsp_expiry: IntGauge,
     /// Seconds to seal, write, flush and sync one batch of changes.
     pub store_flush: Histogram,
     /// Transactions that shared one sync.
@@ -312,6 +314,10 @@ impl Metrics {
             certificate_expiry: gauge(
                 "tls_certificate_expiry_timestamp_seconds",
                 "When the relay's own certificate expires, in seconds since 1970; 0 if TLS ends in front of it.",
+            )?,
+            ocsp_expiry: gauge(
+                "tls_ocsp_expiry_timestamp_seconds",
+                "Until when the OCSP response shown with it is good, in seconds since 1970; 0 if none is shown.",
             )?,
             store_flush: histogram(
                 "store_flush_seconds",

@@ -673,7 +673,7 @@ pub fn load_tls(config: &Config) -> Result<Option<TlsFiles>, StartError> {
     }
     let files = config.public.tls.as_ref();
     Ok(files
-        .map(|files| TlsFiles::load(&files.cert, &files.key))
+        .map(|files| TlsFiles::load(&files.cert, &files.key, files.ocsp.as_deref()))
         .transpose()?)
 }
 
@@ -682,7 +682,7 @@ fn load_admin_tls(config: &Config) -> Result<Option<(TlsFiles, TlsAcceptor)>, St
     let Some(files) = &config.admin.tls else {
         return Ok(None);
     };
-    let tls = TlsFiles::load(&files.cert, &files.key)?;
+    let tls = TlsFiles::load(&files.cert, &files.key, None)?;
     let Some(path) = &config.admin.client_ca_file else {
         let acceptor = tls.acceptor();
         return Ok(Some((tls, acceptor)));

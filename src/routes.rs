@@ -213,7 +213,7 @@ impl Public {
             secret_grace: config.jira.secret_grace,
             forwarded: Forwarded::new(
                 config.public.trusted_proxies.clone(),
-                config.public.tls.is_none(),
+                !config.public.ends_tls(),
             ),
             address_paces: Paces::new(config.limits.requests_per_address),
             site_paces: Paces::new(config.limits.requests_per_installation),

@@ -1,13 +1,17 @@
 //! A listener's certificate: read from PEM files, and again when they change.
 
 use std::{
-    fmt,
+    fmt, fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, Ordering},
+    },
     time::SystemTime,
 };
 
 use arc_swap::ArcSwapOption;
+use der::Decode as _;
 use jiff::Timestamp;
 use rustls::{
     ConfigBuilder, RootCertStore, ServerConfig,
@@ -20,6 +24,9 @@ use rustls::{
 };
 use tokio_rustls::TlsAcceptor;
 use x509_cert::{Certificate, der::Decode as _, time::Time};
+use x509_ocsp::{BasicOcspResponse, CertStatus, OcspResponse};
+
+use crate::clock;
 
 /// The protocol of a challenge (RFC 8737 section 6.2).
 pub const ACME_PROTOCOL: &[u8] = b"acme-tls/1";
@@ -28,13 +35,14 @@ pub const ACME_PROTOCOL: &[u8] = b"acme-tls/1";
 pub struct TlsFiles {
     cert: PathBuf,
     key: PathBuf,
+    ocsp: Option<PathBuf>,
     current: Arc<Current>,
     /// When the files last changed, as far as we know.
     changed: Mutex<Changed>,
 }
 
-/// Modification times of certificate and key.
-type Changed = (Option<SystemTime>, Option<SystemTime>);
+/// Modification times of certificate, key and OCSP response.
+type Changed = [Option<SystemTime>; 3];
 
 /// The files can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -49,40 +57,62 @@ pub struct TlsError {
 #[derive(Default)]
 struct Current {
     pair: ArcSwapOption<CertifiedKey>,
+    /// Until when the OCSP response that is shown with it is good, in seconds since 1970; 0 if none is shown.
+    ocsp_until: AtomicI64,
     /// For an ACME server that looks whether this host is ours.
     challenge: ArcSwapOption<CertifiedKey>,
 }
 
 impl TlsFiles {
-    /// Reads the pair and checks that its halves belong together.
-    pub fn load(cert: &Path, key: &Path) -> Result<Self, TlsError> {
-        let changed = changed(cert, key);
-        let current = Current::default();
-        current.pair.store(Some(read(cert, key)?));
-        Ok(Self {
+    /// Reads the pair and checks that its halves belong together. An OCSP response that can't be used is left out.
+    pub fn load(cert: &Path, key: &Path, ocsp: Option<&Path>) -> Result<Self, TlsError> {
+        let files = Self {
             cert: cert.to_owned(),
             key: key.to_owned(),
-            current: Arc::new(current),
-            changed: Mutex::new(changed),
-        })
+            ocsp: ocsp.map(Path::to_owned),
+            current: Arc::default(),
+            changed: Mutex::new(changed([Some(cert), Some(key), ocsp])),
+        };
+        files.show(read(cert, key)?);
+        Ok(files)
     }
 
     /// Reads key and chain from one file of ours, where they may not be yet. Until they are, no handshake succeeds but
     /// an ACME server's.
     pub fn kept_in(file: &Path) -> Self {
-        let current = Current::default();
+        let files = Self {
+            cert: file.to_owned(),
+            key: file.to_owned(),
+            ocsp: None,
+            current: Arc::default(),
+            changed: Mutex::new(changed([Some(file), None, None])),
+        };
         if file.exists() {
             match read(file, file) {
-                Ok(pair) => current.pair.store(Some(pair)),
+                Ok(pair) => files.show(pair),
                 Err(error) => tracing::error!("{error}; another one is wanted"),
             }
         }
-        Self {
-            cert: file.to_owned(),
-            key: file.to_owned(),
-            current: Arc::new(current),
-            changed: Mutex::new(changed(file, file)),
+        files
+    }
+
+    /// Answers handshakes with this pair from now on, and with what its OCSP responder says of it.
+    fn show(&self, mut pair: CertifiedKey) {
+        let mut until = 0;
+        if let Some(path) = &self.ocsp {
+            match read_ocsp(path, clock::now()) {
+                Ok((response, good_until)) => {
+                    pair.ocsp = Some(response);
+                    until = good_until.as_second();
+                }
+                Err(cause) => tracing::error!(
+                    path = %path.display(),
+                    "the certificate is shown without an OCSP response: {cause}"
+                ),
+            }
         }
+        self.current.pair.store(Some(Arc::new(pair)));
+        self.current.ocsp_until.store(until, Ordering::Relaxed);
     }
 
     /// Shakes hands with whatever pair is current: TLS 1.2 and 1.3, HTTP/2 and 1.1.
@@ -129,6 +159,11 @@ impl TlsFiles {
         self.validity().map(|(_, until)| until)
     }
 
+    /// Until when the OCSP response shown with it is good, in seconds since 1970; 0 if none is shown.
+    pub fn ocsp_until(&self) -> i64 {
+        self.current.ocsp_until.load(Ordering::Relaxed)
+    }
+
     /// What an ACME server is shown that looks whether this host is ours.
     pub fn answer_challenge(&self, proof: Option<CertifiedKey>) {
         self.current.challenge.store(proof.map(Arc::new));
@@ -138,20 +173,26 @@ impl TlsFiles {
     pub fn reload(&self) {
         match read(&self.cert, &self.key) {
             Ok(pair) => {
-                self.current.pair.store(Some(pair));
+                self.show(pair);
                 tracing::info!(cert = %self.cert.display(), "the TLS certificate was read again");
             }
             Err(error) => tracing::error!("{error}; the old certificate stays in use"),
         }
     }
 
-    /// Reads the files again if they changed on disk.
+    /// Reads the files again if they changed on disk, or the OCSP response ran out.
     pub fn reload_if_changed(&self) {
-        let now = changed(&self.cert, &self.key);
+        let (cert, key) = (Some(self.cert.as_path()), Some(self.key.as_path()));
+        let now = changed([
+            cert,
+            key.filter(|key| cert != Some(*key)),
+            self.ocsp.as_deref(),
+        ]);
+        let ran_out = 1..=clock::now().as_second();
         let Ok(mut known) = self.changed.lock() else {
             return;
         };
-        if *known != now {
+        if *known != now || ran_out.contains(&self.ocsp_until()) {
             *known = now;
             self.reload();
         }
@@ -176,12 +217,36 @@ impl fmt::Debug for Current {
     }
 }
 
-fn changed(cert: &Path, key: &Path) -> Changed {
-    let modified = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
-    (modified(cert), modified(key))
+fn changed(files: [Option<&Path>; 3]) -> Changed {
+    files.map(|file| file?.metadata().ok()?.modified().ok())
 }
 
-fn read(cert: &Path, key: &Path) -> Result<Arc<CertifiedKey>, TlsError> {
+/// A response that says that the certificate is good, and until when that counts (RFC 6960 section 4.2).
+fn read_ocsp(path: &Path, now: Timestamp) -> Result<(Vec<u8>, Timestamp), String> {
+    let file = fs::read(path).map_err(|error| error.to_string())?;
+    let odd = |error: der::Error| format!("it is no OCSP response in DER: {error}");
+    let response = OcspResponse::from_der(&file).map_err(odd)?;
+    let bytes = response
+        .response_bytes
+        .ok_or_else(|| format!("the responder answered {:?}", response.response_status))?;
+    let basic = BasicOcspResponse::from_der(bytes.response.as_bytes()).map_err(odd)?;
+    let answers = basic.tbs_response_data.responses;
+    let answer = answers.first().ok_or("it answers nothing")?;
+    if !matches!(answer.cert_status, CertStatus::Good(_)) {
+        return Err(format!("it says {:?}", answer.cert_status));
+    }
+    let until = answer
+        .next_update
+        .ok_or("it does not say until when it is good")?;
+    let until = i64::try_from(until.0.to_unix_duration().as_secs()).unwrap_or(i64::MAX);
+    let until = Timestamp::from_second(until).map_err(|error| error.to_string())?;
+    if until <= now {
+        return Err(format!("it was good until {until}"));
+    }
+    Ok((file, until))
+}
+
+fn read(cert: &Path, key: &Path) -> Result<CertifiedKey, TlsError> {
     let error = |cause: String| TlsError {
         cert: cert.to_owned(),
         key: key.to_owned(),
@@ -195,7 +260,5 @@ fn read(cert: &Path, key: &Path) -> Result<Arc<CertifiedKey>, TlsError> {
     }
     let key = PrivateKeyDer::from_pem_file(key).map_err(|cause| error(format!("key: {cause}")))?;
     let provider = rustls::crypto::ring::default_provider();
-    CertifiedKey::from_der(chain, key, &provider)
-        .map(Arc::new)
-        .map_err(|cause| error(cause.to_string()))
+    CertifiedKey::from_der(chain, key, &provider).map_err(|cause| error(cause.to_string()))
 }

@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 
 use super::{
     api::{Api, parsed},
-    print,
+    gitlab_database, print,
 };
 
 const PATH: &str = "/api/v1/import";
@@ -32,11 +32,21 @@ const SECRETS_FILE: &str = "/etc/gitlab/gitlab-secrets.json";
 pub(crate) struct ImportGitlab {
     /// The export, or `-` for standard input.
     #[arg(
-        required_unless_present = "rollback",
+        required_unless_present_any = ["rollback", "database"],
         conflicts_with = "rollback",
         value_name = "FILE"
     )]
     export: Option<PathBuf>,
+    /// GitLab's PostgreSQL, in place of an export: `postgresql://user:password@host/gitlabhq_production`. Needs psql.
+    ///
+    /// Arguments can be seen by every user of the machine, so better set the variable.
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "JIRA_CONNECT_PROXY_GITLAB_DATABASE",
+        hide_env_values = true
+    )]
+    database: Option<String>,
     /// GitLab's gitlab-secrets.json or secrets.yml, or a file with nothing but `db_key_base`.
     #[arg(long, value_name = "FILE", default_value = SECRETS_FILE)]
     db_key_base_file: PathBuf,
@@ -170,6 +180,10 @@ fn read(command: &ImportGitlab) -> anyhow::Result<Vec<ExportedSite>> {
         })?;
     let key = DbKeyBase::parse(&key)
         .with_context(|| format!("there is no db_key_base to be found in {key_file}"))?;
+    if let (None, Some(connection)) = (&command.export, &command.database) {
+        let export = gitlab_database::export(connection)?;
+        return export::read(export.as_slice(), &key).context("the export from GitLab's database");
+    }
     let path = command.export.as_deref().unwrap_or_else(|| Path::new("-"));
     let file: Box<dyn Read> = if path == Path::new("-") {
         Box::new(io::stdin().lock())

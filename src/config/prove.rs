@@ -296,6 +296,16 @@ fn public(
         raw.tls_key.as_ref(),
         checks,
     );
+    if tls.is_none() && raw.tls_ocsp.is_some() {
+        checks.add(
+            "public.tls_ocsp",
+            "it belongs to a certificate: set tls_cert and tls_key too",
+        );
+    }
+    let tls = tls.map(|tls| TlsFiles {
+        ocsp: raw.tls_ocsp.clone(),
+        ..tls
+    });
     let trusted_proxies = networks(&raw.trusted_proxies, "public.trusted_proxies", checks);
     let acme = acme(raw_acme, checks);
     if acme.is_some() && tls.is_some() {
@@ -540,6 +550,7 @@ fn tls(
     Some(TlsFiles {
         cert: cert?.clone(),
         key: key?.clone(),
+        ocsp: None,
     })
 }
 

@@ -38,6 +38,7 @@ pub(super) struct RawPublic {
     pub(super) base_path: String,
     pub(super) tls_cert: Option<PathBuf>,
     pub(super) tls_key: Option<PathBuf>,
+    pub(super) tls_ocsp: Option<PathBuf>,
     pub(super) trusted_proxies: Vec<String>,
 }
 

@@ -168,6 +168,66 @@ async fn tls_speaks_both_versions_of_http_and_takes_a_new_certificate() {
     assert!(!answer.starts_with(b"HTTP"));
 }
 
+/// The authority, its responder and the client are OpenSSL.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ocsp_response_is_shown_until_it_says_something_else() {
+    let folder = tempfile::tempdir().expect("folder");
+    let script = |script: &str| {
+        let mut command = std::process::Command::new("bash");
+        let command = command.current_dir(folder.path()).args(["-euc", script]);
+        let output = command.output().expect("bash");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let respond = r#"openssl ocsp -index index.txt -CA ca.pem -rsigner ca.pem -rkey ca-key.pem -issuer ca.pem \
+        -cert cert.pem -ndays 1 -noverify -respout ocsp.der >/dev/null"#;
+    let end = r#"end=$(date -u -d '+1 day' +%y%m%d%H%M%SZ)"#;
+    script(&format!(
+        r#"key="-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
+        openssl req -x509 $key -keyout ca-key.pem -out ca.pem -subj /CN=authority -days 2
+        openssl req $key -keyout key.pem -out leaf.csr -subj /CN=localhost
+        echo subjectAltName=DNS:localhost >names
+        openssl x509 -req -in leaf.csr -CA ca.pem -CAkey ca-key.pem -set_serial 1 -days 1 -extfile names -out cert.pem
+        {end}
+        printf 'V\t%s\t\t01\tunknown\t/CN=localhost\n' "$end" >index.txt
+        {respond}"#
+    ));
+    let jira = FakeJira::start("tenant").await;
+    let relay = TestRelay::start_with(&jira, |settings| {
+        for (key, file) in [
+            ("CERT", "cert.pem"),
+            ("KEY", "key.pem"),
+            ("OCSP", "ocsp.der"),
+        ] {
+            let path = folder.path().join(file);
+            settings.set(&format!("PUBLIC__TLS_{key}"), path.to_str().expect("path"));
+        }
+    })
+    .await;
+    let shown = || {
+        let port = relay.settings.public_port;
+        script(&format!(
+            "openssl s_client -connect 127.0.0.1:{port} -servername localhost -status -CAfile ca.pem </dev/null"
+        ))
+    };
+    let text = shown();
+    assert!(text.contains("Cert Status: good"), "{text}");
+    let metric = "jira_connect_proxy_tls_ocsp_expiry_timestamp_seconds";
+    let until = relay.metric(metric, "").await;
+    assert!(until > jiff::Timestamp::now().as_second() as f64, "{until}");
+
+    script(&format!(
+        r#"{end}
+        printf 'R\t%s\t%s\t01\tunknown\t/CN=localhost\n' "$end" "$(date -u +%y%m%d%H%M%SZ)" >index.txt
+        {respond}"#
+    ));
+    relay.reload.apply(&relay.settings.config()).await;
+    let text = shown();
+    assert!(text.contains("OCSP response: no response sent"), "{text}");
+    assert!(relay.metric(metric, "").await.abs() < f64::EPSILON);
+}
+
 #[tokio::test]
 async fn a_stop_lets_requests_in_flight_finish() {
     let jira = FakeJira::start("tenant").await;

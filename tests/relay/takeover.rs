@@ -291,30 +291,44 @@ async fn psql_hands_the_table_over() {
             "\\copy jira_connect_installations from stdin csv header",
             &written,
         );
-        postgres.psql("\\copy jira_connect_installations to stdout csv header", "")
+        let exported = postgres.psql("\\copy jira_connect_installations to stdout csv header", "");
+        (postgres, exported)
     });
-    let exported = exported.await.expect("task");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_jira-connect-proxy"));
-    command
-        .env_clear()
-        .current_dir(&relay.settings.folder)
-        .env("JIRA_CONNECT_PROXY_ADMIN_URL", relay.settings.admin_url())
-        .env("JIRA_CONNECT_PROXY_ADMIN_TOKEN_FILE", "admin-token")
-        .args([
-            "import-gitlab",
-            "-",
-            "--db-key-base-file",
-            "gitlab-secrets.json",
-            "--apply",
-        ])
-        .stdout(Stdio::null())
-        .stdin(Stdio::piped());
+    let (postgres, exported) = exported.await.expect("task");
+    let program = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_jira-connect-proxy"));
+        command
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .current_dir(&relay.settings.folder)
+            .env("JIRA_CONNECT_PROXY_ADMIN_URL", relay.settings.admin_url())
+            .env("JIRA_CONNECT_PROXY_ADMIN_TOKEN_FILE", "admin-token")
+            .args(["import-gitlab", "--db-key-base-file", "gitlab-secrets.json"])
+            .stdout(Stdio::null());
+        command
+    };
+    let mut dry_run = program();
+    dry_run.arg("-").stdin(Stdio::piped());
     let ended = tokio::task::spawn_blocking(move || {
-        let mut program = command.spawn().expect("the program runs");
+        let mut program = dry_run.spawn().expect("the program runs");
         let mut stdin = program.stdin.take().expect("stdin");
         stdin.write_all(exported.as_bytes()).expect("write");
         drop(stdin);
         program.wait().expect("ended")
+    });
+    assert!(ended.await.expect("task").success());
+    let connection = format!(
+        "postgresql:///postgres?host={}&user=postgres",
+        postgres.data()
+    );
+    let mut by_connection = program();
+    by_connection
+        .arg("--apply")
+        .env("JIRA_CONNECT_PROXY_GITLAB_DATABASE", connection);
+    let ended = tokio::task::spawn_blocking(move || {
+        let ended = by_connection.status().expect("the program runs");
+        drop(postgres);
+        ended
     });
     assert!(ended.await.expect("task").success());
     let sites = list(&relay, "installations").await;
