@@ -6,12 +6,7 @@
 //! Key and chain lie in one file, so that one is never without the other. A certificate is renewed when a third of its
 //! life is left.
 
-use std::{
-    path::{Path, PathBuf},
-    pin::Pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::Request;
@@ -80,16 +75,20 @@ enum AcmeError {
 }
 
 impl AcmeConfig {
-    /// Where key and chain are.
-    pub fn certificate_file(&self) -> PathBuf {
-        self.folder.join("certificate.pem")
+    /// Where key and chain for this host are.
+    pub fn certificate_file(&self, host: &str) -> PathBuf {
+        self.folder.join(format!("{host}-{}.pem", self.server()))
     }
 
-    /// One account for each server.
     fn account_file(&self) -> PathBuf {
-        let server = sha256_hex(self.directory_url.as_bytes());
-        let server = server.get(..16).unwrap_or_default();
-        self.folder.join(format!("account-{server}.json"))
+        self.folder.join(format!("account-{}.json", self.server()))
+    }
+
+    /// What one server gave is not what another one gives.
+    fn server(&self) -> String {
+        let mut server = sha256_hex(self.directory_url.as_bytes());
+        server.truncate(16);
+        server
     }
 }
 
@@ -153,7 +152,7 @@ impl Acme {
         let outcome = if ordered.is_ok() { "ok" } else { "failed" };
         self.metrics.acme_orders.with_label_values(&[outcome]).inc();
         let pem = ordered?;
-        let file = self.config.certificate_file();
+        let file = self.config.certificate_file(&self.host);
         tokio::task::spawn_blocking(move || secret_file::replace(&file, pem.as_bytes()))
             .await
             .map_err(|error| AcmeError::Unusable(error.to_string()))??;
@@ -274,13 +273,7 @@ impl HttpClient for Http {
     }
 }
 
-/// Makes the folder and reads the certificate of an earlier start, if there is one.
-pub fn open(config: &AcmeConfig) -> Result<TlsFiles, SecretFileError> {
-    let cause = |cause| SecretFileError {
-        path: config.folder.clone(),
-        cause,
-    };
-    secret_file::make_folders(&config.folder).map_err(cause)?;
-    let file: &Path = &config.certificate_file();
-    Ok(TlsFiles::kept_in(file))
+/// Reads the certificate of an earlier start, if there is one.
+pub fn open(config: &AcmeConfig, host: &str) -> TlsFiles {
+    TlsFiles::kept_in(&config.certificate_file(host))
 }

@@ -1,7 +1,7 @@
 //! The command line: what can be said, and the commands that speak to a running relay.
 //!
-//! The store belongs to one process, so every command but `serve` and `check` goes through the admin API of the relay
-//! that runs. What `--json` prints is what that API answers.
+//! The store belongs to one process, so commands go through the admin API of the relay that runs; only those go without
+//! that need none: `serve`, `check`, `restore`, `completions`, `man`. What `--json` prints is what that API answers.
 
 mod api;
 mod audit;
@@ -123,7 +123,7 @@ pub(crate) struct Remote {
     admin_token: Option<String>,
     /// Print what the admin API answers, for machines.
     #[arg(long, global = true)]
-    json: bool,
+    pub(crate) json: bool,
 }
 
 /// What to do.
@@ -228,8 +228,8 @@ pub(crate) enum Command {
     /// The file holds the store as it was at one moment, with the writes that wait for Jira. It opens only with the store
     /// key (`store.key_file`), which is not in it: keep that elsewhere.
     #[command(after_help = "Examples:
-  jira-connect-proxy backup /var/backups/jira-connect-proxy-2026-11-26.backup
-  jira-connect-proxy restore --verify /var/backups/jira-connect-proxy-2026-11-26.backup")]
+  jira-connect-proxy backup /var/backups/jira-connect-proxy/2026-11-26.backup
+  jira-connect-proxy restore --verify /var/backups/jira-connect-proxy/2026-11-26.backup")]
     Backup {
         /// Where to. A file that is there is never replaced.
         file: PathBuf,

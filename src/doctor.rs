@@ -239,7 +239,7 @@ impl Doctor {
             Ok((StatusCode::OK, body, _)) => {
                 let descriptor: Value = serde_json::from_slice(&body).unwrap_or_default();
                 if descriptor.get("baseUrl").and_then(Value::as_str) == Some(&*self.app_base_url) {
-                    Finding::ok("public_url", "the relay answers under its public URL")
+                    self.rest().await
                 } else {
                     Finding::fail(
                         "public_url_other",
@@ -254,6 +254,30 @@ impl Doctor {
                 hint,
             ),
             Err(cause) => Finding::fail("public_url_unreachable", cause, hint),
+        }
+    }
+
+    /// What stands in front may hand over one folder and not the other.
+    async fn rest(&self) -> Finding {
+        let address = format!("{}/rest/api/3/user", self.prober.public_url);
+        let elsewhere = |what: String| {
+            Finding::fail(
+                "rest_elsewhere",
+                format!("what instances send to {address} does not reach the relay: {what}"),
+                "what stands in front of the relay must hand /rest/ to it too; until then everything that instances send is lost",
+            )
+        };
+        match self.get(&address).await {
+            Ok((status, body, _)) => {
+                // Without a token it is a refusal, in the form that only the relay's have.
+                let refusal: Value = serde_json::from_slice(&body).unwrap_or_default();
+                if refusal.pointer("/error/id").is_some_and(Value::is_string) {
+                    Finding::ok("public_url", "the relay answers under its public URL")
+                } else {
+                    elsewhere(format!("the answer is {status}"))
+                }
+            }
+            Err(cause) => elsewhere(cause),
         }
     }
 

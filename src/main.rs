@@ -56,19 +56,7 @@ fn main() -> ExitCode {
         }
     };
     match command {
-        Command::Check => {
-            for warning in &config.warnings {
-                println!("warning: {warning}");
-            }
-            match relay::check_files(&config) {
-                Ok(warnings) => warnings
-                    .iter()
-                    .for_each(|warning| println!("warning: {warning}")),
-                Err(error) => return failed(&error.into()),
-            }
-            println!("the configuration is good");
-            ExitCode::SUCCESS
-        }
+        Command::Check => check(&config, arguments.remote.json),
         Command::Serve => match serve(config, file) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error),
@@ -79,6 +67,24 @@ fn main() -> ExitCode {
             Err(error) => failed(&error),
         },
     }
+}
+
+/// Tells what is odd about a configuration that can be used.
+fn check(config: &Config, json: bool) -> ExitCode {
+    let mut warnings = config.warnings.clone();
+    match relay::check_files(config) {
+        Ok(more) => warnings.extend(more),
+        Err(error) => return failed(&error.into()),
+    }
+    if json {
+        println!("{:#}", serde_json::json!({ "warnings": warnings }));
+        return ExitCode::SUCCESS;
+    }
+    for warning in &warnings {
+        println!("warning: {warning}");
+    }
+    println!("the configuration is good");
+    ExitCode::SUCCESS
 }
 
 /// Says why, and gives the exit code.

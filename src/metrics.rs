@@ -80,7 +80,7 @@ pub struct Metrics {
     pub signing_key_age: IntGauge,
     /// When the relay's own certificate expires, in seconds since 1970; 0 if TLS ends in front of it.
     pub certificate_expiry: IntGauge,
-    /// Until when the OCSP response shown with it is good, in seconds since 1970; 0 if none is shown.
+    /// Until when the OCSP response shown with it is good, in seconds since 1970; 1 if it can't be used, 0 if there is none.
     pub ocsp_expiry: IntGauge,
     /// Seconds to seal, write, flush and sync one batch of changes.
     pub store_flush: Histogram,
@@ -317,7 +317,7 @@ impl Metrics {
             )?,
             ocsp_expiry: gauge(
                 "tls_ocsp_expiry_timestamp_seconds",
-                "Until when the OCSP response shown with it is good, in seconds since 1970; 0 if none is shown.",
+                "Until when the OCSP response shown with it is good, in seconds since 1970; 1 if it can't be used, 0 if there is none.",
             )?,
             store_flush: histogram(
                 "store_flush_seconds",

@@ -109,6 +109,18 @@ impl Reject {
         }
     }
 
+    /// Whether the caller should not have asked, or not like that.
+    pub fn is_callers_fault(&self) -> bool {
+        !matches!(
+            self.kind,
+            RejectKind::Throttled
+                | RejectKind::Unavailable
+                | RejectKind::PushedBack
+                | RejectKind::BadGateway
+                | RejectKind::Internal
+        )
+    }
+
     /// Our fault: the caller learns nothing but the id to ask us about.
     pub fn internal(cause: impl ToString) -> Self {
         Self {

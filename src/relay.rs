@@ -660,16 +660,25 @@ pub fn check_files(config: &Config) -> Result<Vec<String>, StartError> {
     {
         otlp::read_headers(path)?;
     }
-    let tls = load_tls(config)?;
-    let certificate = tls.map(|tls| doctor::certificate(tls.expires_at(), clock::now()));
-    let odd = certificate.filter(|finding| finding.verdict != Verdict::Ok);
-    Ok(odd.map(|finding| finding.message).into_iter().collect())
+    let Some(tls) = load_tls(config)? else {
+        return Ok(Vec::new());
+    };
+    let mut odd = Vec::new();
+    // What is still to be got is nothing odd.
+    if config.public.acme.is_none() || tls.expires_at().is_some() {
+        let certificate = doctor::certificate(tls.expires_at(), clock::now());
+        if certificate.verdict != Verdict::Ok {
+            odd.push(certificate.message);
+        }
+    }
+    odd.extend(tls.ocsp_fault());
+    Ok(odd)
 }
 
 /// Reads the public listener's certificate and key, if there are any.
 pub fn load_tls(config: &Config) -> Result<Option<TlsFiles>, StartError> {
     if let Some(acme) = &config.public.acme {
-        return Ok(Some(acme::open(acme)?));
+        return Ok(Some(acme::open(acme, config.public.url.host())));
     }
     let files = config.public.tls.as_ref();
     Ok(files

@@ -252,12 +252,22 @@ impl Public {
                 Box::pin(async move {
                     match route {
                         Some(route) => {
-                            this.check_pace(&arrival)?;
+                            let is_event = matches!(route, Route::Event(_));
+                            if !is_event {
+                                this.check_pace(&arrival)?;
+                            }
                             if let Some(group) = route.group() {
                                 this.access.check(group, arrival.peer.ip())?;
                             }
                             let params = params.unwrap_or_default();
-                            this.handle(route, &params, request, &arrival).await
+                            let answer = this.handle(route, &params, request, &arrival).await;
+                            match answer {
+                                // Jira does not repeat an `uninstalled`, so only what was not believed is counted.
+                                Err(reject) if is_event && reject.is_callers_fault() => {
+                                    Err(this.check_pace(&arrival).err().unwrap_or(reject))
+                                }
+                                answer => answer,
+                            }
                         }
                         None => this.check_pace(&arrival).and(Err(Reject {
                             // Without its query, which may hold a token.

@@ -76,9 +76,15 @@ fn write(
             .truncate(true)
             .mode(0o600)
             .open(&temporary)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        put(&temporary)?;
+        let written = file
+            .write_all(content)
+            .and_then(|()| file.sync_all())
+            .and_then(|()| put(&temporary));
+        if let Err(error) = written {
+            // Half a secret is one, too.
+            let _ = fs::remove_file(&temporary);
+            return Err(error);
+        }
         File::open(folder)?.sync_all()
     };
     write().map_err(|cause| SecretFileError {

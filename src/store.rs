@@ -306,6 +306,11 @@ impl Store {
         self.tables.spooled.all()
     }
 
+    /// Whether a write waits for Jira.
+    fn is_spooled(&self, id: SpoolId) -> bool {
+        self.tables.spooled.get(&id).is_some()
+    }
+
     /// Keeps a write and its body. Durable on return.
     ///
     /// # Errors
@@ -436,7 +441,8 @@ impl Store {
         let job = Job::Snapshot { reply };
         self.jobs.send(job).await.map_err(|_| StoreError::Closed)?;
         let snapshot = snapshot.await.map_err(|_| StoreError::Closed)??;
-        Backup::new(self.clone(), Arc::clone(&self.sealer), snapshot, now)
+        // All of the file is to open with one key, whatever becomes of the store's meanwhile.
+        Backup::new(self.clone(), self.sealer.frozen(), snapshot, now)
     }
 
     /// Entries of the audit trail, newest first: all, or those with numbers below `before`.

@@ -57,8 +57,11 @@ pub struct TlsError {
 #[derive(Default)]
 struct Current {
     pair: ArcSwapOption<CertifiedKey>,
-    /// Until when the OCSP response that is shown with it is good, in seconds since 1970; 0 if none is shown.
+    /// Until when the OCSP response that is shown with it is good, in seconds since 1970; 1 if it should be shown and
+    /// can't be used, 0 if none should.
     ocsp_until: AtomicI64,
+    /// Why it can't.
+    ocsp_fault: ArcSwapOption<String>,
     /// For an ACME server that looks whether this host is ours.
     challenge: ArcSwapOption<CertifiedKey>,
 }
@@ -99,19 +102,25 @@ impl TlsFiles {
     /// Answers handshakes with this pair from now on, and with what its OCSP responder says of it.
     fn show(&self, mut pair: CertifiedKey) {
         let mut until = 0;
+        let mut fault = None;
         if let Some(path) = &self.ocsp {
-            match read_ocsp(path, clock::now()) {
+            match read_ocsp(path, &pair, clock::now()) {
                 Ok((response, good_until)) => {
                     pair.ocsp = Some(response);
                     until = good_until.as_second();
                 }
-                Err(cause) => tracing::error!(
-                    path = %path.display(),
-                    "the certificate is shown without an OCSP response: {cause}"
-                ),
+                Err(cause) => {
+                    let said = format!(
+                        "the certificate is shown without the OCSP response in {}: {cause}",
+                        path.display()
+                    );
+                    tracing::error!("{said}");
+                    (until, fault) = (1, Some(Arc::new(said)));
+                }
             }
         }
         self.current.pair.store(Some(Arc::new(pair)));
+        self.current.ocsp_fault.store(fault);
         self.current.ocsp_until.store(until, Ordering::Relaxed);
     }
 
@@ -159,9 +168,16 @@ impl TlsFiles {
         self.validity().map(|(_, until)| until)
     }
 
-    /// Until when the OCSP response shown with it is good, in seconds since 1970; 0 if none is shown.
+    /// Until when the OCSP response shown with it is good, in seconds since 1970; 1 if the one that should be shown
+    /// can't be used, 0 if none should.
     pub fn ocsp_until(&self) -> i64 {
         self.current.ocsp_until.load(Ordering::Relaxed)
+    }
+
+    /// Why the OCSP response is not shown.
+    pub fn ocsp_fault(&self) -> Option<String> {
+        let fault = self.current.ocsp_fault.load_full();
+        fault.map(|fault| String::clone(&fault))
     }
 
     /// What an ACME server is shown that looks whether this host is ours.
@@ -188,7 +204,7 @@ impl TlsFiles {
             key.filter(|key| cert != Some(*key)),
             self.ocsp.as_deref(),
         ]);
-        let ran_out = 1..=clock::now().as_second();
+        let ran_out = 2..=clock::now().as_second();
         let Ok(mut known) = self.changed.lock() else {
             return;
         };
@@ -222,7 +238,17 @@ fn changed(files: [Option<&Path>; 3]) -> Changed {
 }
 
 /// A response that says that the certificate is good, and until when that counts (RFC 6960 section 4.2).
-fn read_ocsp(path: &Path, now: Timestamp) -> Result<(Vec<u8>, Timestamp), String> {
+fn read_ocsp(
+    path: &Path,
+    pair: &CertifiedKey,
+    now: Timestamp,
+) -> Result<(Vec<u8>, Timestamp), String> {
+    let leaf = pair
+        .cert
+        .first()
+        .and_then(|der| Certificate::from_der(der).ok());
+    let leaf = leaf.ok_or("the certificate can't be read")?;
+    let serial = leaf.tbs_certificate().serial_number().as_bytes();
     let file = fs::read(path).map_err(|error| error.to_string())?;
     let odd = |error: der::Error| format!("it is no OCSP response in DER: {error}");
     let response = OcspResponse::from_der(&file).map_err(odd)?;
@@ -231,7 +257,10 @@ fn read_ocsp(path: &Path, now: Timestamp) -> Result<(Vec<u8>, Timestamp), String
         .ok_or_else(|| format!("the responder answered {:?}", response.response_status))?;
     let basic = BasicOcspResponse::from_der(bytes.response.as_bytes()).map_err(odd)?;
     let answers = basic.tbs_response_data.responses;
-    let answer = answers.first().ok_or("it answers nothing")?;
+    let mut answers = answers.iter();
+    let answer = answers
+        .find(|answer| answer.cert_id.serial_number.as_bytes() == serial)
+        .ok_or("it is about another certificate")?;
     if !matches!(answer.cert_status, CertStatus::Good(_)) {
         return Err(format!("it says {:?}", answer.cert_status));
     }

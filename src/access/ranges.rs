@@ -16,7 +16,7 @@ use http_body_util::Full;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::Deserialize;
-use tokio::sync::Notify;
+use tokio::{io::AsyncWriteExt as _, sync::Notify};
 
 use crate::{
     client::{Client, Destination, SendError},
@@ -257,7 +257,9 @@ impl AtlassianRanges {
     async fn keep(&self, document: &[u8]) {
         let new = self.kept.with_extension("new");
         let written = async {
-            tokio::fs::write(&new, document).await?;
+            let mut file = tokio::fs::File::create(&new).await?;
+            file.write_all(document).await?;
+            file.sync_all().await?;
             tokio::fs::rename(&new, &self.kept).await
         };
         if let Err(error) = written.await {
@@ -296,7 +298,7 @@ fn parse(document: &[u8]) -> Result<Networks, RangesError> {
         .map_err(|error| RangesError::Rubbish(error.to_string()))?;
     let has = |list: &Option<Vec<String>>, word: &str| {
         let list = list.as_ref();
-        list.is_none_or(|list| list.iter().any(|entry| entry.eq_ignore_ascii_case(word)))
+        list.is_some_and(|list| list.iter().any(|entry| entry.eq_ignore_ascii_case(word)))
     };
     let mut networks = Vec::new();
     for item in &document.items {

@@ -8,7 +8,6 @@ use http_body_util::Full;
 use super::AdminParts;
 use crate::{
     body::Body,
-    domain::AuditEntry,
     exchange::{Arrival, json},
     reject::Reject,
     store::BackupError,
@@ -44,15 +43,8 @@ pub(super) async fn reseal(
     admin: &AdminParts,
     arrival: &Arrival,
 ) -> Result<Response<Full<Bytes>>, Reject> {
-    let progress = admin.store.reseal(arrival.now).await?;
-    if progress.finished {
-        let records = format!("{} records", progress.sealed);
-        let entry = AuditEntry {
-            note: Some(records),
-            ..AdminParts::audit_entry(arrival, "store_resealed")
-        };
-        admin.store.record(entry).await?;
-    }
+    let audit = AdminParts::audit_entry(arrival, "store_resealed");
+    let progress = admin.store.reseal(audit).await?;
     json(StatusCode::OK, &progress)
 }
 

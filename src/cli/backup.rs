@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -29,6 +30,9 @@ use super::{
     api::{Api, parsed},
     print,
 };
+
+/// Between two parts of a backup.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Links that share one sync.
 const LINKS_AT_ONCE: usize = 500;
@@ -54,13 +58,16 @@ pub(super) async fn backup(api: &Api, file: &Path, json: bool) -> anyhow::Result
         file.display()
     );
     let mut partial = file.as_os_str().to_owned();
-    partial.push(".partial");
+    partial.push(format!(".partial-{}", std::process::id()));
     let partial = PathBuf::from(partial);
     let header = fetch(api, &partial).await.inspect_err(|_| {
         let _ = fs::remove_file(&partial);
     })?;
     let place = || -> io::Result<u64> {
-        fs::rename(&partial, file)?;
+        // A rename would replace what came there meanwhile.
+        let linked = fs::hard_link(&partial, file);
+        fs::remove_file(&partial)?;
+        linked?;
         let folder = file
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty());
@@ -97,13 +104,16 @@ async fn fetch(api: &Api, partial: &Path) -> anyhow::Result<BackupHeader> {
     let write = || format!("{} can't be written", partial.display());
     let mut out = OpenOptions::new()
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .mode(0o600)
         .open(partial)
         .with_context(write)?;
     let progress = ProgressBar::new_spinner().with_style(style("{spinner} {bytes} {elapsed}"));
-    while let Some(frame) = body.frame().await {
+    let silent = || format!("the relay said nothing for {} s", PATIENCE.as_secs());
+    while let Some(frame) = tokio::time::timeout(PATIENCE, body.frame())
+        .await
+        .with_context(silent)?
+    {
         let frame = frame.context("the backup broke off: see the relay's log")?;
         if let Some(data) = frame.data_ref() {
             out.write_all(data).with_context(write)?;

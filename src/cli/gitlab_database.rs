@@ -1,8 +1,8 @@
-//! GitLab's table of installations, straight from its PostgreSQL by `psql`, which whoever runs one has. The relay needs no
+//! GitLab's table of installations, straight from its database by `psql`, which whoever runs one has. The relay needs no
 //! client of its own for something that is done once.
 
 use std::{
-    io::{self, Read as _},
+    io,
     process::{Command, Stdio},
 };
 
@@ -30,33 +30,31 @@ const PARAMETERS: [(&str, &str); 9] = [
 /// The export as CSV. The connection string goes to `psql` by the environment: arguments can be seen by every user.
 pub(super) fn export(connection: &str) -> anyhow::Result<Zeroizing<Vec<u8>>> {
     let variables = variables(connection)?;
-    let started = Command::new("psql")
+    let mut psql = Command::new("psql");
+    // Nothing but the connection string says where to.
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("PG")) {
+            psql.env_remove(name);
+        }
+    }
+    let output = psql
         .args(["--no-psqlrc", "--no-password", "--quiet"])
         .args(["--set", "ON_ERROR_STOP=1", "--command", COPY])
         .envs(variables)
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn();
-    let mut psql = started.map_err(|error| match error.kind() {
+        .output();
+    let output = output.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => anyhow::anyhow!(
             "there is no psql here: install postgresql-client, or run this where it is and hand the export over in a file"
         ),
         _ => anyhow::Error::new(error).context("psql can't be run"),
     })?;
-    let mut export = Zeroizing::new(Vec::new());
-    if let Some(mut stdout) = psql.stdout.take() {
-        stdout
-            .read_to_end(&mut export)
-            .context("psql can't be read from")?;
-    }
-    let ended = psql.wait_with_output().context("psql")?;
     anyhow::ensure!(
-        ended.status.success(),
+        output.status.success(),
         "the export from GitLab's database failed: {}",
-        String::from_utf8_lossy(&ended.stderr).trim()
+        String::from_utf8_lossy(&output.stderr).trim()
     );
-    Ok(export)
+    Ok(Zeroizing::new(output.stdout))
 }
 
 /// `postgres://user:password@host:port/database?...`, taken apart.
@@ -93,13 +91,26 @@ fn variables(connection: &str) -> anyhow::Result<Vec<(&'static str, String)>> {
         })?;
         variables.push((variable, value.into_owned()));
     }
-    let has = |wanted: &str| variables.iter().find(|(name, _)| *name == wanted);
-    let is_local = has("PGHOST").is_none_or(|(_, host)| {
-        host.starts_with('/') || matches!(host.as_str(), "localhost" | "127.0.0.1" | "::1")
+    // A later one counts, as it does for the program that gets them.
+    let last = |wanted: &str| {
+        let found = variables.iter().rev().find(|(name, _)| *name == wanted);
+        found.map(|(_, value)| value.as_str())
+    };
+    let is_local = last("PGHOST").is_none_or(|host| {
+        host.starts_with('/') || matches!(host, "localhost" | "127.0.0.1" | "::1")
     });
-    // psql's own default falls back to plain text, and the export holds all that the key opens.
-    if !is_local && has("PGSSLMODE").is_none() {
-        variables.push(("PGSSLMODE", "require".to_owned()));
+    let has_timeout = last("PGCONNECT_TIMEOUT").is_some();
+    match last("PGSSLMODE") {
+        _ if is_local => {}
+        Some("require" | "verify-ca" | "verify-full") => {}
+        // The others fall back to plain text, and the export holds all that the key opens.
+        Some(mode) => anyhow::bail!(
+            "sslmode={mode} may send the export in clear: use require, verify-ca or verify-full"
+        ),
+        None => variables.push(("PGSSLMODE", "require".to_owned())),
+    }
+    if !has_timeout {
+        variables.push(("PGCONNECT_TIMEOUT", "10".to_owned()));
     }
     Ok(variables)
 }
@@ -110,7 +121,10 @@ mod tests {
 
     fn read(connection: &str) -> String {
         let variables = variables(connection).expect("good");
-        let words = variables.iter().skip(1);
+        // Without the name of the program and the time that it takes.
+        let words = variables
+            .iter()
+            .filter(|(name, _)| !matches!(*name, "PGAPPNAME" | "PGCONNECT_TIMEOUT"));
         let words: Vec<_> = words
             .map(|(name, value)| format!("{name}={value}"))
             .collect();
@@ -139,6 +153,8 @@ mod tests {
             "mysql://git:secret@db/x",
             "git:secret@db",
             "postgres://git:secret@db/x?target=secret",
+            "postgres://git:secret@db/x?sslmode=prefer",
+            "postgres://git:secret@localhost/x?host=db.example.com&sslmode=disable",
         ] {
             let error = variables(odd).expect_err(odd);
             assert!(!format!("{error:#}").contains("secret@"), "{error:#}");

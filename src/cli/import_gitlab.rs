@@ -37,7 +37,7 @@ pub(crate) struct ImportGitlab {
         value_name = "FILE"
     )]
     export: Option<PathBuf>,
-    /// GitLab's PostgreSQL, in place of an export: `postgresql://user:password@host/gitlabhq_production`. Needs psql.
+    /// GitLab's database, in place of an export: `postgresql://user:password@host/gitlabhq_production`. Needs psql.
     ///
     /// Arguments can be seen by every user of the machine, so better set the variable.
     #[arg(

@@ -80,7 +80,7 @@ pub enum BackupError {
     },
     /// Another key made it.
     #[error(
-        "the key does not open it: give the store key that was in use when it was made (after `reseal`, the one before is kept as <store.key_file>.retired-<time>)"
+        "the key does not open it: give the store key that was in use when it was made (after `reseal`, the one before is kept as <store.key_file>.retired-<time>; while one is under way, the one to come is <store.key_file>.next)"
     )]
     WrongKey,
     /// Changed or cut.

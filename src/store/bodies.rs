@@ -86,16 +86,22 @@ impl Bodies {
         work();
     }
 
-    /// Seals anew what lies under the previous key, durably, and tells how many bodies that were. One that is removed at
-    /// the same moment may come back as a leftover.
-    pub(super) fn reseal(&self) -> io::Result<u64> {
-        let mut resealed = 0;
+    /// Everything that lies there.
+    pub(super) fn ids(&self) -> io::Result<Vec<SpoolId>> {
+        let mut ids = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
-            let path = entry?.path();
-            let name = path.file_name().and_then(|name| name.to_str());
-            let Some(id) = name.and_then(|name| name.parse().ok()) else {
-                continue;
-            };
+            let name = entry?.file_name();
+            ids.extend(name.to_str().and_then(|name| name.parse::<SpoolId>().ok()));
+        }
+        Ok(ids)
+    }
+
+    /// Seals anew which of these lie under the previous key, durably, and tells how many bodies that were. One that is
+    /// removed at the same moment may come back as a leftover.
+    pub(super) fn reseal(&self, ids: &[SpoolId]) -> io::Result<u64> {
+        let mut resealed = 0;
+        for &id in ids {
+            let path = self.path(id);
             let id = body_id(id);
             let sealed = match fs::read(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,

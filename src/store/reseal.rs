@@ -12,6 +12,7 @@ use std::{
     fs::{self, File},
     io,
     ops::Bound,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -31,11 +32,12 @@ use super::{
     sled::{Change, Engine},
 };
 use crate::{
+    domain::{AuditEntry, SpoolId},
     reject::{Reject, RejectKind},
     secret_file::{self, SecretFileError},
 };
 
-/// Records looked at between other changes.
+/// Records looked at between other changes, and bodies sealed in one call: each is synced.
 const PAGE: usize = 500;
 
 /// Ending of the next key's file.
@@ -52,6 +54,8 @@ enum Position {
     Idle,
     /// Records behind this key are still to be looked at.
     Records { behind: Vec<u8>, sealed: u64 },
+    /// These bodies are.
+    Bodies { left: Vec<SpoolId>, sealed: u64 },
 }
 
 /// How far a new key has got.
@@ -88,6 +92,16 @@ pub enum ResealError {
     NoRandomness,
 }
 
+impl ResealProgress {
+    fn at(sealed: u64) -> Self {
+        Self {
+            sealed,
+            finished: false,
+            retired_key_file: None,
+        }
+    }
+}
+
 impl Resealing {
     pub(super) fn new(key_file: &Path) -> Arc<Self> {
         Arc::new(Self {
@@ -103,14 +117,14 @@ impl Store {
     ///
     /// # Errors
     /// Nothing is lost; the next call, or the next start, goes on.
-    pub async fn reseal(&self, now: Timestamp) -> Result<ResealProgress, ResealError> {
+    pub async fn reseal(&self, audit: AuditEntry) -> Result<ResealProgress, ResealError> {
         let store = self.clone();
         // Not to be left half way by a caller that hangs up: what is on the disk and what is noted must agree.
-        let step = tokio::spawn(async move { store.reseal_step(now).await });
+        let step = tokio::spawn(async move { store.reseal_step(audit).await });
         step.await.map_err(|_| StoreError::Closed)?
     }
 
-    async fn reseal_step(&self, now: Timestamp) -> Result<ResealProgress, ResealError> {
+    async fn reseal_step(&self, audit: AuditEntry) -> Result<ResealProgress, ResealError> {
         let resealing = &self.resealing;
         let mut at = resealing.at.try_lock().map_err(|_| ResealError::Running)?;
         if let Position::Idle = *at {
@@ -121,35 +135,57 @@ impl Store {
                 sealed: 0,
             };
         }
-        let Position::Records { behind, sealed } = &mut *at else {
+        match &mut *at {
+            Position::Idle => {}
+            Position::Records { behind, sealed } => {
+                let (reply, page) = oneshot::channel();
+                let job = Job::Reseal {
+                    behind: behind.clone(),
+                    reply,
+                };
+                self.jobs.send(job).await.map_err(|_| StoreError::Closed)?;
+                let page = page.await.map_err(|_| StoreError::Closed)??;
+                *sealed += page.sealed;
+                let sealed = *sealed;
+                if let Some(next) = page.next {
+                    *behind = next;
+                } else {
+                    let bodies = Arc::clone(&self.bodies);
+                    let left = blocking(move || bodies.ids()).await??;
+                    *at = Position::Bodies { left, sealed };
+                }
+                return Ok(ResealProgress::at(sealed));
+            }
+            Position::Bodies { left, sealed } if !left.is_empty() => {
+                let page = left.split_off(left.len().saturating_sub(PAGE));
+                let (bodies, again) = (Arc::clone(&self.bodies), page.clone());
+                match blocking(move || bodies.reseal(&page)).await? {
+                    Ok(resealed) => *sealed += resealed,
+                    Err(error) => {
+                        left.extend(again);
+                        return Err(error.into());
+                    }
+                }
+                return Ok(ResealProgress::at(*sealed));
+            }
+            Position::Bodies { .. } => {}
+        }
+        let Position::Bodies { sealed, .. } = *at else {
             return Err(ResealError::Running);
         };
-        let (reply, page) = oneshot::channel();
-        let job = Job::Reseal {
-            behind: behind.clone(),
-            reply,
-        };
-        self.jobs.send(job).await.map_err(|_| StoreError::Closed)?;
-        let page = page.await.map_err(|_| StoreError::Closed)??;
-        *sealed += page.sealed;
-        if let Some(next) = page.next {
-            *behind = next;
-            return Ok(ResealProgress {
-                sealed: *sealed,
-                finished: false,
-                retired_key_file: None,
-            });
-        }
-        let (bodies, key_file) = (Arc::clone(&self.bodies), resealing.key_file.clone());
-        let last = move || Ok::<_, io::Error>((bodies.reseal()?, swap(&key_file, now)?));
-        let (resealed, retired) = blocking(last).await??;
+        let (key_file, now) = (resealing.key_file.clone(), audit.at);
+        let retired = blocking(move || swap(&key_file, now)).await??;
         self.sealer.forget_previous_key();
-        let sealed = *sealed + resealed;
         *at = Position::Idle;
+        self.record(AuditEntry {
+            note: Some(format!("{sealed} records")),
+            ..audit
+        })
+        .await?;
         Ok(ResealProgress {
-            sealed,
             finished: true,
             retired_key_file: Some(retired),
+            ..ResealProgress::at(sealed)
         })
     }
 
@@ -237,7 +273,8 @@ pub(super) fn finish(
             None => break,
         }
     }
-    bodies.reseal().map_err(|error| error.to_string())?;
+    let left = bodies.ids().map_err(|error| error.to_string())?;
+    bodies.reseal(&left).map_err(|error| error.to_string())?;
     let retired = swap(key_file, now).map_err(|error| error.to_string())?;
     sealer.forget_previous_key();
     tracing::info!(
@@ -257,10 +294,18 @@ pub(super) fn unfinished_key(
 /// The next key becomes the key. At no instant is there none.
 fn swap(key_file: &Path, now: Timestamp) -> io::Result<PathBuf> {
     let time = now.to_zoned(TimeZone::UTC).strftime("%Y%m%dT%H%M%SZ");
-    let retired = beside(key_file, &format!("retired-{time}"));
-    match fs::hard_link(key_file, &retired) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
+    let mut retired = beside(key_file, &format!("retired-{time}"));
+    let mut more = 1;
+    while let Err(error) = fs::hard_link(key_file, &retired) {
+        if error.kind() != io::ErrorKind::AlreadyExists {
+            return Err(error);
+        }
+        // Left by a try that was cut, or another key of the same second.
+        if fs::metadata(key_file)?.ino() == fs::metadata(&retired)?.ino() {
+            break;
+        }
+        more += 1;
+        retired = beside(key_file, &format!("retired-{time}-{more}"));
     }
     let folder = match key_file.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,

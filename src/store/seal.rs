@@ -64,6 +64,18 @@ impl Sealer {
         });
     }
 
+    /// One that keeps sealing under what is the current key now.
+    pub fn frozen(&self) -> Self {
+        let keys = Keys {
+            current: self.keys.load().current.clone(),
+            previous: None,
+        };
+        Self {
+            keys: ArcSwap::from_pointee(keys),
+            random: SystemRandom::new(),
+        }
+    }
+
     /// The key before the current one opens nothing any more.
     pub fn forget_previous_key(&self) {
         self.keys.rcu(|keys| Keys {

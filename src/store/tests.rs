@@ -564,9 +564,13 @@ async fn a_backup_is_of_one_moment() {
     close(owner).await;
 }
 
+fn resealed() -> AuditEntry {
+    AuditEntry::new(Timestamp::UNIX_EPOCH, Actor::Admin, "store_resealed")
+}
+
 async fn reseal(store: &Store) -> ResealProgress {
     loop {
-        let progress = store.reseal(Timestamp::UNIX_EPOCH).await.expect("reseal");
+        let progress = store.reseal(resealed()).await.expect("reseal");
         if progress.finished {
             return progress;
         }
@@ -580,13 +584,7 @@ async fn a_new_key_opens_everything_and_the_old_one_nothing() {
     let store = owner.store().clone();
     let (old, before) = (key_of(&folder), backup_of(&store).await);
     // What is written in the middle of it is under the new key as well.
-    assert!(
-        !store
-            .reseal(Timestamp::UNIX_EPOCH)
-            .await
-            .expect("page")
-            .finished
-    );
+    assert!(!store.reseal(resealed()).await.expect("page").finished);
     put(&store, "meanwhile").await.expect("put");
     let progress = reseal(&store).await;
     let retired = progress.retired_key_file.expect("kept");
@@ -609,6 +607,30 @@ async fn a_new_key_opens_everything_and_the_old_one_nothing() {
     assert!(matches!(folder.open(), Err(OpenError::WrongKey { .. })));
 }
 
+/// All of a backup opens with the key that it was begun under.
+#[tokio::test]
+async fn a_new_key_comes_while_a_backup_is_made() {
+    let folder = Folder::new();
+    let owner = furnished(&folder).await;
+    let store = owner.store().clone();
+    let old = key_of(&folder);
+    let mut backup = store.backup(Timestamp::UNIX_EPOCH).await.expect("begin");
+    let mut file = Vec::new();
+    for _ in 0..2 {
+        file.extend(backup.next().await.expect("part").expect("more"));
+    }
+    reseal(&store).await;
+    while let Some(part) = backup.next().await.expect("part") {
+        file.extend_from_slice(&part);
+    }
+    verify(&file, &old).expect("whole");
+    // Twice in one second of the clock: each old key is kept.
+    let second = key_of(&folder);
+    let kept = reseal(&store).await.retired_key_file.expect("kept");
+    assert_eq!(read_key(&kept).expect("read").expect("key"), second);
+    close(owner).await;
+}
+
 #[tokio::test]
 async fn a_new_key_that_was_cut_is_finished_at_the_next_start() {
     let folder = Folder::new();
@@ -616,7 +638,7 @@ async fn a_new_key_that_was_cut_is_finished_at_the_next_start() {
     let store = owner.store().clone();
     let old = key_of(&folder);
     // Begun, one page done, then gone.
-    store.reseal(Timestamp::UNIX_EPOCH).await.expect("page");
+    store.reseal(resealed()).await.expect("page");
     close(owner).await;
     assert_eq!(key_of(&folder), old);
     let again = folder.open().expect("open");

@@ -1,10 +1,19 @@
 //! `doctor` finds each fault, on the rung where it is, and says what to do.
 
+use std::sync::{Arc, OnceLock};
+
+use http::Request;
+use http_body_util::Full;
 use jiff::SignedDuration;
 use serde_json::{Value, json};
 
 use crate::{
-    fakes::{FakeInstance, FakeJira, instance::Behaviour, jira::now},
+    fakes::{
+        FakeInstance, FakeJira,
+        http::{FakeServer, answer, client, send},
+        instance::Behaviour,
+        jira::now,
+    },
     harness::{SECRET, TestRelay, free_port},
 };
 
@@ -178,6 +187,38 @@ async fn the_relay_looks_at_itself() {
             ("key_server", "fail", "key_server_unreachable"),
             ("clock", "unknown", "clock_unknown"),
         ]
+    );
+}
+
+/// A GitLab's web server that hands over the app's folder, and keeps what instances send to itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_front_that_forgets_rest_is_found() {
+    let jira = FakeJira::start("tenant").await;
+    let port = Arc::new(OnceLock::new());
+    let known = Arc::clone(&port);
+    let front = FakeServer::start(move |request| {
+        let port = *known.get().expect("port");
+        async move {
+            let path = request.uri().path().to_owned();
+            if !path.starts_with("/-/jira_connect/") {
+                return answer(404, "GitLab");
+            }
+            let url = format!("http://127.0.0.1:{port}{path}");
+            let request = Request::get(url).body(Full::default()).expect("request");
+            send(&client(), request).await
+        }
+    })
+    .await;
+    let relay = TestRelay::start_with(&jira, |settings| {
+        port.set(settings.public_port).expect("once");
+        settings.set("PUBLIC__URL", &front.url());
+    })
+    .await;
+    let report = relay.admin("POST", "/api/v1/doctor", None, 200).await;
+    let found = faults(&report);
+    assert!(
+        found.contains(&("public_url", "fail", "rest_elsewhere")),
+        "{report:#}"
     );
 }
 

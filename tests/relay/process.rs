@@ -91,6 +91,13 @@ async fn check_tells_warnings_and_help_teaches() {
         stdout.contains("warning: ") && stdout.contains("is good"),
         "{stdout}"
     );
+    let (code, stdout, _) = output(settings.command().args(["check", "--json"]));
+    let told: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_eq!(code, Some(0));
+    assert!(
+        told["warnings"].as_array().is_some_and(|w| !w.is_empty()),
+        "{told}"
+    );
     let (code, stdout, _) = output(settings.command().arg("--help"));
     assert_eq!(code, Some(0));
     assert!(

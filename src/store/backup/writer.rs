@@ -54,7 +54,7 @@ pub struct Backup {
 
 /// Cuts a stream of records into sealed pieces.
 struct Pieces {
-    sealer: Arc<Sealer>,
+    sealer: Sealer,
     /// Of the header: names this one file.
     file: String,
     number: u64,
@@ -65,7 +65,7 @@ struct Pieces {
 impl Backup {
     pub(in crate::store) fn new(
         store: Store,
-        sealer: Arc<Sealer>,
+        sealer: Sealer,
         snapshot: Snapshot,
         now: Timestamp,
     ) -> Result<Self, BackupError> {
@@ -155,6 +155,12 @@ impl Backup {
                     })?;
                     self.pieces.add(&item(&*write).map_err(io::Error::from)?)?;
                 }
+                Err(BodyError::Lost(cause)) if self.store.is_spooled(write.id) => {
+                    return Err(BackupError::Damaged(format!(
+                        "the body of the waiting write {} is lost ({cause}); its turn gives it up",
+                        write.id
+                    )));
+                }
                 // Jira took it since: then it need not wait in the restored store either.
                 Err(BodyError::Lost(_)) => {}
                 Err(BodyError::Io(error)) => return Err(error.into()),
@@ -190,7 +196,7 @@ fn item<R: Record>(record: &R) -> Result<Item, serde_json::Error> {
 }
 
 impl Pieces {
-    fn new(sealer: Arc<Sealer>, head: &str) -> Self {
+    fn new(sealer: Sealer, head: &str) -> Self {
         Self {
             sealer,
             file: sha256_hex(head.as_bytes()),
