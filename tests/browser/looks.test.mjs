@@ -294,10 +294,10 @@ staged("when the network or a session ends", async () => {
 
   await stage.relay.down();
   await button(`Link groups of ${address(stage.plain)}`).click();
-  await text("The relay cannot be reached").waitFor();
+  await text("The relay cannot be reached").first().waitFor();
   await look("sign-in-relay-unreachable");
   await button("Back to linked groups").click();
-  await text("The relay cannot be reached").waitFor();
+  await text("The relay cannot be reached").first().waitFor();
   await button("Back to instances").click();
   await text("The list could not be updated").waitFor({ timeout: 20_000 });
   await look("relay-unreachable", { fitted: true });
@@ -316,7 +316,7 @@ staged("when the network or a session ends", async () => {
   await visit("about:blank");
   await view.page.route(links, (route) => route.abort());
   await view.page.goto(stage.jira.adminUrl());
-  await text("The relay cannot be reached").waitFor();
+  await text("The relay cannot be reached").first().waitFor();
   await look("relay-unreachable-at-first");
 });
 
