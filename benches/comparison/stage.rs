@@ -174,6 +174,8 @@ impl Relay {
                 "LIMITS__REQUESTS_PER_INSTALLATION_PER_SEC",
                 "1000000".to_owned(),
             ),
+            // All of them come from one address.
+            ("LIMITS__CONNECTIONS_PER_ADDRESS_MAX", "0".to_owned()),
             ("INSTANCES__DANGEROUS_ALLOW_HTTP", "true".to_owned()),
             (
                 "INSTANCES__DANGEROUS_ALLOW_PRIVATE_ADDRESSES",
