@@ -1,41 +1,13 @@
 //! The commands that speak to a running relay: what they print, what they change, how they end.
 
-use std::process::{Command, Output};
+use std::process::Command;
 
 use serde_json::Value;
 
 use crate::{
     fakes::{FakeInstance, FakeJira},
-    harness::{SECRET, TestRelay, free_port, hear_output},
+    harness::{SECRET, TestRelay, free_port, printed},
 };
-
-/// One command, against this relay.
-async fn run(relay: &TestRelay, arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_jira-connect-proxy"));
-    command
-        .env_clear()
-        .current_dir(&relay.settings.folder)
-        .args(["--admin-url", &relay.settings.admin_url()])
-        .args(["--admin-token-file", "admin-token"])
-        .args(arguments);
-    let output = tokio::task::spawn_blocking(move || command.output().expect("the program runs"));
-    let output = output.await.expect("task");
-    hear_output(&output);
-    output
-}
-
-/// What it printed; it must have ended with this code.
-async fn printed(relay: &TestRelay, arguments: &[&str], code: i32) -> String {
-    let output = run(relay, arguments).await;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(
-        output.status.code(),
-        Some(code),
-        "{arguments:?}: {text}{errors}"
-    );
-    format!("{text}{errors}")
-}
 
 async fn json(relay: &TestRelay, arguments: &[&str]) -> Value {
     let arguments = [arguments, &["--json"]].concat();

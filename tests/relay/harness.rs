@@ -327,6 +327,16 @@ pub fn hear_output(output: &Output) {
     }
 }
 
+/// What a command against this relay printed; it must have ended with this code.
+pub async fn printed(relay: &TestRelay, arguments: &[&str], code: i32) -> String {
+    let output = relay.command_line(arguments).await;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    let ended = output.status.code();
+    assert_eq!(ended, Some(code), "{arguments:?}: {text}{errors}");
+    format!("{text}{errors}")
+}
+
 impl RelayProcess {
     /// Starts and waits until it answers.
     pub async fn start(settings: &Settings, client: &Client) -> Self {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     fakes::FakeJira,
-    harness::{Settings, TestRelay},
+    harness::{Settings, TestRelay, printed},
     stage::Stage,
 };
 
@@ -30,16 +30,6 @@ fn copy(from: &Path, to: &Path) {
             fs::copy(entry.path(), to).expect("copy");
         }
     }
-}
-
-/// What a command printed; it must have ended with this code.
-async fn printed(relay: &TestRelay, arguments: &[&str], code: i32) -> String {
-    let output = relay.command_line(arguments).await;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-    let ended = output.status.code();
-    assert_eq!(ended, Some(code), "{arguments:?}: {text}{errors}");
-    format!("{text}{errors}")
 }
 
 async fn audit(relay: &TestRelay) -> Vec<Value> {
