@@ -64,10 +64,7 @@ fn write(
     put: impl FnOnce(&Path) -> io::Result<()>,
 ) -> Result<(), SecretFileError> {
     let write = || -> io::Result<()> {
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
+        let folder = folder_of(path);
         make_folders(folder)?;
         let temporary = path.with_extension(format!("new-{}", std::process::id()));
         let mut file = OpenOptions::new()
@@ -93,16 +90,21 @@ fn write(
     })
 }
 
+/// Where a file is; a bare name is in the working directory.
+pub fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
 /// Makes a folder and those above it that are missing, mode 0700, and durably: a file survives a power cut only
 /// if every folder on the way to it does.
 pub fn make_folders(folder: &Path) -> io::Result<()> {
     if folder.as_os_str().is_empty() || folder.is_dir() {
         return Ok(());
     }
-    let parent = match folder.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let parent = folder_of(folder);
     make_folders(parent)?;
     match fs::DirBuilder::new().mode(0o700).create(folder) {
         // Somebody else may have made it meanwhile.

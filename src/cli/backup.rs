@@ -20,6 +20,7 @@ use jira_connect_proxy::{
     domain::{Actor, AuditEntry},
     linking,
     metrics::Metrics,
+    secret_file::folder_of,
     store::{
         BackupContents, BackupFile, BackupHeader, BackupReader, ResealProgress, Restored, read_key,
     },
@@ -68,10 +69,7 @@ pub(super) async fn backup(api: &Api, file: &Path, json: bool) -> anyhow::Result
         let linked = fs::hard_link(&partial, file);
         fs::remove_file(&partial)?;
         linked?;
-        let folder = file
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty());
-        File::open(folder.unwrap_or_else(|| Path::new(".")))?.sync_all()?;
+        File::open(folder_of(file))?.sync_all()?;
         Ok(fs::metadata(file)?.len())
     };
     let bytes = place().with_context(|| format!("{} can't be written", file.display()))?;

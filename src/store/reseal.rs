@@ -307,10 +307,7 @@ fn swap(key_file: &Path, now: Timestamp) -> io::Result<PathBuf> {
         more += 1;
         retired = beside(key_file, &format!("retired-{time}-{more}"));
     }
-    let folder = match key_file.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+    let folder = secret_file::folder_of(key_file);
     File::open(folder)?.sync_all()?;
     fs::rename(beside(key_file, NEXT), key_file)?;
     File::open(folder)?.sync_all()?;
