@@ -22,6 +22,7 @@ pub mod origin;
 pub mod peer;
 pub mod secret;
 pub mod spooled;
+pub mod upstream;
 
 pub use audit::{Actor, AuditEntry, AuditHead, ChainedEntry};
 pub use client_key::ClientKey;
@@ -39,8 +40,9 @@ pub use link::{Link, LinkId, LinkMode, LinkState, Namespace};
 pub use networks::Networks;
 pub use origin::{JiraBaseUrl, JiraSites, PublicUrl};
 pub use peer::Peer;
-pub use secret::SharedSecret;
+pub use secret::{Credential, SharedSecret};
 pub use spooled::{SpoolId, SpooledWrite};
+pub use upstream::{Upstream, UpstreamKind};
 
 /// Where every GitLab has its Connect endpoints below its own URL, and we have ours.
 pub const CONNECT_PATH: &str = "/-/jira_connect";

@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::{
     domain::{
         Actor, AuditEntry, ClientKey, InstanceUrl, LifecycleEventKind, Link, LinkId, LinkMode,
-        SharedSecret, link::Purge, secret::NoRandomness,
+        SharedSecret, installation::InstallationChange, link::Purge, secret::NoRandomness,
     },
     reject::{Reject, RejectKind},
     store::{StoreFull, Transaction},
@@ -332,6 +332,56 @@ pub fn deliver_again(
         count += 1;
     }
     Ok(count)
+}
+
+/// Why the links of a site could not follow it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FollowError {
+    /// No room.
+    #[error(transparent)]
+    Full(#[from] StoreFull),
+    /// No secret could be made.
+    #[error(transparent)]
+    NoRandomness(#[from] NoRandomness),
+}
+
+/// Has a site's links follow what happened to it.
+pub fn follow(
+    transaction: &mut Transaction<'_>,
+    client_key: &ClientKey,
+    change: InstallationChange,
+    auto_linked: &[InstanceUrl],
+    now: Timestamp,
+) -> Result<(), FollowError> {
+    for link in transaction.links_of(client_key) {
+        let mut link = Link::clone(&link);
+        match change {
+            InstallationChange::Uninstalled => link.want_uninstalled(now),
+            InstallationChange::Reinstalled if !link.remove => {
+                link.want_installed(Some(SharedSecret::generate()?), now);
+            }
+            // Who is given Jira's own secret and address follows them.
+            InstallationChange::Updated { secret, base_url }
+                if link.hand_back && (secret || base_url) =>
+            {
+                link.want_handed_back(now);
+            }
+            InstallationChange::Updated { secret, base_url }
+                if link.mode == LinkMode::Direct && !link.remove && (secret || base_url) =>
+            {
+                link.want_installed(None, now);
+            }
+            _ => continue,
+        }
+        transaction.put_link(link)?;
+    }
+    if !matches!(
+        change,
+        InstallationChange::Uninstalled | InstallationChange::Standby
+    ) {
+        auto_link(transaction, client_key, auto_linked, now);
+    }
+    Ok(())
 }
 
 /// Sees to it that an installation is linked to every instance of `instances.auto_link`. What can't be linked

@@ -54,7 +54,7 @@ use tables::Tables;
 pub use transaction::{StoreFull, Transaction};
 
 /// The form of what is stored. A store with a higher number was written by a newer relay.
-const SCHEMA: u32 = 2;
+const SCHEMA: u32 = 3;
 
 /// A handle on the store; cheap to clone.
 #[derive(Clone)]

@@ -242,7 +242,10 @@ fn refusal(known: &Installation, exported: &SiteFacts) -> Option<(&'static str, 
             format!("the import {by} is being rolled back: wait until that is done"),
         ));
     }
-    (known.shared_secret != exported.shared_secret).then(|| {
+    let same_secret = known
+        .connect()
+        .is_some_and(|connect| connect.shared_secret == exported.shared_secret);
+    (!same_secret).then(|| {
         (
             "secret_differs",
             format!(

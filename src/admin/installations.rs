@@ -7,7 +7,11 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::AdminParts;
-use crate::{domain::Installation, exchange::json, reject::Reject};
+use crate::{
+    domain::{Installation, Upstream, UpstreamKind},
+    exchange::json,
+    reject::Reject,
+};
 
 /// An installation as operators see it. Never a secret.
 #[derive(Serialize)]
@@ -18,7 +22,9 @@ struct View<'a> {
     state: &'static str,
     installed_at: Timestamp,
     uninstalled_at: Option<Timestamp>,
-    secret_generation: u64,
+    upstream: UpstreamKind,
+    standby: Vec<UpstreamKind>,
+    secret_generation: Option<u64>,
     links: usize,
 }
 
@@ -40,7 +46,11 @@ fn view<'a>(admin: &AdminParts, installation: &'a Installation) -> View<'a> {
         state: installation.state.as_str(),
         installed_at: installation.installed_at,
         uninstalled_at: installation.uninstalled_at,
-        secret_generation: installation.secret_generation,
+        upstream: installation.upstream.kind(),
+        standby: installation.standby.iter().map(Upstream::kind).collect(),
+        secret_generation: installation
+            .connect()
+            .map(|connect| connect.secret_generation),
         links: admin.store.links_of(&installation.client_key).len(),
     }
 }

@@ -6,35 +6,41 @@ use serde::{Deserialize, Serialize};
 use super::{
     ClientKey, ImportId, JiraBaseUrl, SharedSecret,
     event::{EventStamp, SiteFacts},
+    upstream::{Connect, Upstream, UpstreamKind},
 };
 
 /// One Jira site. Keyed by `client_key`; two rows may share a `base_url` after a site import
 /// (Atlassian AC-1528: the imported site gets a new client key and the old one never says goodbye).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Installation {
-    /// The tenant.
+    /// The tenant. Instances were told this key, so it stays when the way to the site changes.
     pub client_key: ClientKey,
-    /// REST base of the site.
+    /// Address of the site.
     pub base_url: JiraBaseUrl,
     /// What users of the site see, if it differs.
     pub display_url: Option<String>,
-    /// Whether the app is installed there now.
+    /// Whether the way in use is open.
     pub state: InstallationState,
-    /// The current secret.
-    pub shared_secret: SharedSecret,
-    /// The secret before the last rotation; also honoured until `valid_until`.
-    pub previous_secret: Option<RetiredSecret>,
-    /// Counts distinct secrets, from 1.
-    pub secret_generation: u64,
-    /// When the app was installed (again) on the site.
+    /// When it was opened (again).
     pub installed_at: Timestamp,
-    /// When the app was removed, if it is.
+    /// When it was shut, if it is.
     pub uninstalled_at: Option<Timestamp>,
-    /// The newest lifecycle call that changed this record.
-    pub last_event: EventStamp,
     /// It is as an import made it; the first lifecycle call of Jira's takes this away.
     #[serde(default)]
     pub imported: Option<Imported>,
+    /// The way that is used.
+    pub upstream: Upstream,
+    /// Open ways that are not used: at most one of a kind, and none of the kind in use.
+    pub standby: Vec<Upstream>,
+}
+
+/// Where a site is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SiteAddress {
+    /// Its own address.
+    pub base_url: JiraBaseUrl,
+    /// What users see, where it differs (custom domain).
+    pub display_url: Option<String>,
 }
 
 /// Where a record came from that Jira has not touched since.
@@ -56,15 +62,6 @@ pub enum InstallationState {
     Uninstalled,
 }
 
-/// A secret that was replaced. Requests signed with it may still be in flight.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RetiredSecret {
-    /// The old secret.
-    pub secret: SharedSecret,
-    /// Until when it still counts.
-    pub valid_until: Timestamp,
-}
-
 /// What an event did to an installation, in the order of importance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InstallationChange {
@@ -81,6 +78,10 @@ pub enum InstallationChange {
     },
     /// The app was removed.
     Uninstalled,
+    /// Another way to the site than the one in use came, changed or went.
+    Standby,
+    /// The site is reached another way from now on.
+    Moved,
     /// Nothing but the newest event's stamp.
     Repeated,
     /// Nothing: a repeat, or an event older than what we hold.
@@ -98,8 +99,33 @@ pub struct TokenReused;
 /// How far apart two calls of the same second may arrive.
 const SAME_SECOND_ARRIVES_WITHIN: SignedDuration = SignedDuration::from_secs(5);
 
+/// There is no such way to the site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this site can't be reached through {}", .0.as_str())]
+pub struct NoSuchWay(pub UpstreamKind);
+
 impl Installation {
-    /// `installed`: an upsert, because rename, import, upgrade and rotation all arrive this way
+    /// A site that has let us in.
+    pub fn new(
+        client_key: ClientKey,
+        address: SiteAddress,
+        upstream: Upstream,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            client_key,
+            base_url: address.base_url,
+            display_url: address.display_url,
+            state: InstallationState::Installed,
+            installed_at: now,
+            uninstalled_at: None,
+            imported: None,
+            upstream,
+            standby: Vec::new(),
+        }
+    }
+
+    /// `installed` of a Connect app: an upsert, because rename, import, upgrade and rotation all arrive this way
     /// (Atlassian's "installation callback success rate" page).
     pub fn install(
         known: Option<&Self>,
@@ -109,142 +135,199 @@ impl Installation {
         grace: SignedDuration,
         now: Timestamp,
     ) -> Result<(Self, InstallationChange), TokenReused> {
+        let address = SiteAddress {
+            base_url: site.base_url.clone(),
+            display_url: site.display_url.clone(),
+        };
+        let mut connect = Connect::new(site.shared_secret.clone(), stamp.clone());
         let Some(known) = known else {
-            let created = Self {
-                client_key: client_key.clone(),
-                base_url: site.base_url.clone(),
-                display_url: site.display_url.clone(),
-                state: InstallationState::Installed,
-                shared_secret: site.shared_secret.clone(),
-                previous_secret: None,
-                secret_generation: 1,
-                installed_at: now,
-                uninstalled_at: None,
-                last_event: stamp.clone(),
-                imported: None,
-            };
+            let upstream = Upstream::Connect(connect);
+            let created = Self::new(client_key.clone(), address, upstream, now);
             return Ok((created, InstallationChange::Created));
         };
-        if !known.is_news(stamp)? {
-            return Ok((known.clone(), InstallationChange::Unchanged));
+        if let Some(before) = known.connect() {
+            if !is_news(stamp, &before.last_event)? {
+                return Ok((known.clone(), InstallationChange::Unchanged));
+            }
+            connect = connect.after(before, grace, now);
         }
-        let secret = known.shared_secret != site.shared_secret;
-        let base_url = known.base_url != site.base_url;
-        let back = known.state == InstallationState::Uninstalled;
-        let mut next = known.clone();
-        if secret {
-            let old = std::mem::replace(&mut next.shared_secret, site.shared_secret.clone());
-            next.previous_secret = Some(RetiredSecret {
-                secret: old,
-                valid_until: now.saturating_add(grace).unwrap_or(Timestamp::MAX),
-            });
-            next.secret_generation += 1;
+        Ok(known.join(Upstream::Connect(connect), address, now))
+    }
+
+    /// The site has opened a way, or says anew what it is. One of another kind than the one in use stands by: only an
+    /// operator moves a site from one to the other.
+    pub fn join(
+        &self,
+        way: Upstream,
+        address: SiteAddress,
+        now: Timestamp,
+    ) -> (Self, InstallationChange) {
+        let renamed = self.base_url != address.base_url;
+        let mut next = Self {
+            base_url: address.base_url,
+            display_url: address.display_url,
+            ..self.clone()
+        };
+        if way.kind() != self.upstream.kind() {
+            next.standby.retain(|known| known.kind() != way.kind());
+            next.standby.push(way);
+            return (next, InstallationChange::Standby);
         }
-        next.base_url = site.base_url.clone();
-        next.display_url = site.display_url.clone();
+        let secret = !way.opens_like(&self.upstream);
+        next.upstream = way;
         next.state = InstallationState::Installed;
         next.uninstalled_at = None;
-        next.last_event = stamp.clone();
         next.imported = None;
-        let change = if back {
-            next.installed_at = now;
-            InstallationChange::Reinstalled
+        if self.is_installed() {
+            let base_url = renamed;
+            (next, InstallationChange::Updated { secret, base_url })
         } else {
-            InstallationChange::Updated { secret, base_url }
-        };
-        Ok((next, change))
+            next.installed_at = now;
+            (next, InstallationChange::Reinstalled)
+        }
     }
 
     /// A site that another proxy served until now. Nobody knows when Jira told that proxy, so any lifecycle call that
     /// reaches us is newer.
     pub fn import(client_key: ClientKey, site: SiteFacts, by: ImportId, now: Timestamp) -> Self {
-        Self {
-            client_key,
+        let told = EventStamp {
+            issued_at: Timestamp::UNIX_EPOCH,
+            token_digest: String::new(),
+            body_digest: String::new(),
+            received_at: now,
+        };
+        let address = SiteAddress {
             base_url: site.base_url,
             display_url: site.display_url,
-            state: InstallationState::Installed,
-            shared_secret: site.shared_secret,
-            previous_secret: None,
-            secret_generation: 1,
-            installed_at: now,
-            uninstalled_at: None,
-            last_event: EventStamp {
-                issued_at: Timestamp::UNIX_EPOCH,
-                token_digest: String::new(),
-                body_digest: String::new(),
-                received_at: now,
-            },
+        };
+        let upstream = Upstream::Connect(Connect::new(site.shared_secret, told));
+        Self {
             imported: Some(Imported { by, leaving: false }),
+            ..Self::new(client_key, address, upstream, now)
         }
     }
 
-    /// `uninstalled`: leaves a tombstone. One that is older than the newest `installed` is a straggler
-    /// from before a reinstall and changes nothing.
+    /// `uninstalled` of a Connect app: leaves a tombstone. One that is older than the newest `installed` is a
+    /// straggler from before a reinstall and changes nothing.
     pub fn uninstall(
         &self,
         stamp: &EventStamp,
         now: Timestamp,
     ) -> Result<(Self, InstallationChange), TokenReused> {
-        if !self.is_news(stamp)? {
-            return Ok((self.clone(), InstallationChange::Unchanged));
-        }
-        // Also a tombstone takes the stamp: an `installed` from before it must not revive the site.
-        let mut next = Self {
-            last_event: stamp.clone(),
-            imported: None,
-            ..self.clone()
+        let unchanged = (self.clone(), InstallationChange::Unchanged);
+        let Some(connect) = self.connect() else {
+            return Ok(unchanged);
         };
-        if self.state == InstallationState::Uninstalled {
-            return Ok((next, InstallationChange::Repeated));
+        if !is_news(stamp, &connect.last_event)? {
+            return Ok(unchanged);
+        }
+        let (mut next, change) = self.leave(UpstreamKind::Connect, now);
+        // Also a tombstone takes the stamp: an `installed` from before it must not revive the site.
+        if let Some(connect) = next.connect_mut() {
+            connect.last_event = stamp.clone();
+        }
+        Ok((next, change))
+    }
+
+    /// A way is shut. If it is the one in use, the site is left, until it opens again or the site is moved to another.
+    pub fn leave(&self, kind: UpstreamKind, now: Timestamp) -> (Self, InstallationChange) {
+        let mut next = self.clone();
+        if self.upstream.kind() != kind {
+            next.standby.retain(|way| way.kind() != kind);
+            let change = if next.standby.len() == self.standby.len() {
+                InstallationChange::Unchanged
+            } else {
+                InstallationChange::Standby
+            };
+            return (next, change);
+        }
+        next.imported = None;
+        if !self.is_installed() {
+            return (next, InstallationChange::Repeated);
         }
         next.state = InstallationState::Uninstalled;
         next.uninstalled_at = Some(now);
-        Ok((next, InstallationChange::Uninstalled))
+        (next, InstallationChange::Uninstalled)
     }
 
-    /// The secrets a token of this site may be signed with now, newest first.
+    /// The site is reached another way from now on. The way so far stands by, if it is open.
+    pub fn move_to(
+        &self,
+        kind: UpstreamKind,
+        now: Timestamp,
+    ) -> Result<(Self, InstallationChange), NoSuchWay> {
+        let mut next = self.clone();
+        let found = next.standby.iter().position(|way| way.kind() == kind);
+        let way = next.standby.remove(found.ok_or(NoSuchWay(kind))?);
+        let before = std::mem::replace(&mut next.upstream, way);
+        next.imported = None;
+        next.state = InstallationState::Installed;
+        next.uninstalled_at = None;
+        if self.is_installed() {
+            next.standby.push(before);
+            return Ok((next, InstallationChange::Moved));
+        }
+        next.installed_at = now;
+        Ok((next, InstallationChange::Reinstalled))
+    }
+
+    /// All ways, the one in use first.
+    pub fn ways(&self) -> impl Iterator<Item = &Upstream> {
+        std::iter::once(&self.upstream).chain(&self.standby)
+    }
+
+    /// What a Connect app was told, whether or not that is the way in use: while it is installed, Jira signs with it.
+    pub fn connect(&self) -> Option<&Connect> {
+        self.ways().find_map(Upstream::as_connect)
+    }
+
+    fn connect_mut(&mut self) -> Option<&mut Connect> {
+        let mut ways = std::iter::once(&mut self.upstream).chain(&mut self.standby);
+        ways.find_map(|way| match way {
+            Upstream::Connect(connect) => Some(connect),
+            Upstream::Forge(_) | Upstream::Oauth(_) => None,
+        })
+    }
+
+    /// The secrets a Connect token of this site may be signed with now, newest first.
     pub fn accepted_secrets(&self, now: Timestamp) -> impl Iterator<Item = &SharedSecret> {
-        let previous = self
-            .previous_secret
-            .as_ref()
-            .filter(|retired| now < retired.valid_until);
-        std::iter::once(&self.shared_secret).chain(previous.map(|retired| &retired.secret))
+        self.connect()
+            .into_iter()
+            .flat_map(move |connect| connect.accepted_secrets(now))
     }
 
     /// Whether the secret before the last rotation counts no more.
     pub fn has_expired_secret(&self, now: Timestamp) -> bool {
-        self.previous_secret
-            .as_ref()
-            .is_some_and(|retired| retired.valid_until <= now)
+        let retired = self.connect().and_then(|c| c.previous_secret.as_ref());
+        retired.is_some_and(|retired| retired.valid_until <= now)
     }
 
     /// Drops the secret before the last rotation once it counts no more.
     pub fn forget_expired_secret(&mut self, now: Timestamp) {
-        if self.has_expired_secret(now) {
-            self.previous_secret = None;
+        if self.has_expired_secret(now)
+            && let Some(connect) = self.connect_mut()
+        {
+            connect.previous_secret = None;
         }
     }
 
-    /// Whether the app is installed on the site.
+    /// Whether the way in use is open.
     pub fn is_installed(&self) -> bool {
         self.state == InstallationState::Installed
     }
+}
 
-    /// Events of the same second are taken in the order of arrival; older ones say nothing new.
-    fn is_news(&self, stamp: &EventStamp) -> Result<bool, TokenReused> {
-        if stamp.token_digest == self.last_event.token_digest {
-            if stamp.body_digest == self.last_event.body_digest {
-                return Ok(false);
-            }
-            let apart = stamp
-                .received_at
-                .duration_since(self.last_event.received_at);
-            if apart > SAME_SECOND_ARRIVES_WITHIN {
-                return Err(TokenReused);
-            }
+/// Events of the same second are taken in the order of arrival; older ones say nothing new.
+fn is_news(stamp: &EventStamp, last: &EventStamp) -> Result<bool, TokenReused> {
+    if stamp.token_digest == last.token_digest {
+        if stamp.body_digest == last.body_digest {
+            return Ok(false);
         }
-        Ok(stamp.issued_at >= self.last_event.issued_at)
+        if stamp.received_at.duration_since(last.received_at) > SAME_SECOND_ARRIVES_WITHIN {
+            return Err(TokenReused);
+        }
     }
+    Ok(stamp.issued_at >= last.issued_at)
 }
 
 impl InstallationState {
@@ -260,7 +343,7 @@ impl InstallationState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::JiraSites;
+    use crate::domain::{CloudId, Credential, JiraSites, upstream::Oauth};
 
     const GRACE: SignedDuration = SignedDuration::from_secs(300);
 
@@ -315,7 +398,7 @@ mod tests {
                 base_url: false
             }
         );
-        assert_eq!(next.secret_generation, 2);
+        assert_eq!(next.connect().map(|c| c.secret_generation), Some(2));
         assert_eq!(next.accepted_secrets(at(499)).count(), 2);
         assert_eq!(next.accepted_secrets(at(500)).count(), 1);
         assert_eq!(
@@ -337,7 +420,7 @@ mod tests {
             }
         );
         assert_eq!(next.base_url.as_str(), "https://renamed.atlassian.net");
-        assert_eq!(next.secret_generation, 1);
+        assert_eq!(next.connect().map(|c| c.secret_generation), Some(1));
     }
 
     #[test]
@@ -369,7 +452,10 @@ mod tests {
             ..stamp(100, "t1", "other")
         };
         let (next, _) = again(&known, &came(105), &other, 105);
-        assert_eq!(next.shared_secret, other.shared_secret);
+        assert_eq!(
+            next.accepted_secrets(at(105)).next(),
+            Some(&other.shared_secret)
+        );
         let key = &known.client_key;
         let late = Installation::install(Some(&known), key, &came(106), &other, GRACE, at(106));
         assert_eq!(late, Err(TokenReused));
@@ -420,5 +506,79 @@ mod tests {
             InstallationChange::Unchanged,
             "older than the newest uninstall"
         );
+    }
+
+    fn oauth(secret: &str) -> Upstream {
+        Upstream::Oauth(Oauth {
+            client_id: "client".to_owned(),
+            client_secret: Credential::parse(secret).expect("secret"),
+            cloud_id: CloudId::parse("4c822e2f-510f-48b9-b8d2-8419d0932949").expect("id"),
+        })
+    }
+
+    fn address(base_url: &str) -> SiteAddress {
+        SiteAddress {
+            base_url: JiraSites::default().parse(base_url).expect("base URL"),
+            display_url: None,
+        }
+    }
+
+    #[test]
+    fn another_way_stands_by_until_the_site_is_moved_to_it() {
+        let acme = || address("https://acme.atlassian.net");
+        let known = installed();
+        let moved = known.move_to(UpstreamKind::Oauth, at(200));
+        assert_eq!(moved, Err(NoSuchWay(UpstreamKind::Oauth)));
+        let (known, change) = known.join(oauth("s1"), acme(), at(200));
+        assert_eq!(change, InstallationChange::Standby);
+        assert_eq!(known.upstream.kind(), UpstreamKind::Connect);
+        let (known, _) = known.join(oauth("s2"), acme(), at(201));
+        assert_eq!(known.standby, [oauth("s2")], "one of a kind");
+
+        let (moved, change) = known.move_to(UpstreamKind::Oauth, at(202)).expect("move");
+        assert_eq!(change, InstallationChange::Moved);
+        assert_eq!((&moved.upstream, moved.standby.len()), (&oauth("s2"), 1));
+        assert_eq!(moved.client_key, known.client_key);
+        // The app is still there, and Jira still signs with its secret.
+        assert_eq!(moved.accepted_secrets(at(203)).count(), 1);
+        let (rotated, change) = again(
+            &moved,
+            &stamp(300, "t3", "b3"),
+            &site("b", "https://acme.atlassian.net"),
+            300,
+        );
+        assert_eq!(change, InstallationChange::Standby);
+        assert_eq!(rotated.accepted_secrets(at(301)).count(), 2);
+        assert_eq!(rotated.upstream, oauth("s2"));
+
+        let (alone, change) = rotated
+            .uninstall(&stamp(400, "t4", "b4"), at(400))
+            .expect("uninstall");
+        assert_eq!(change, InstallationChange::Standby, "it was not in use");
+        assert!(alone.is_installed() && alone.standby.is_empty());
+        let (gone, change) = alone.leave(UpstreamKind::Oauth, at(500));
+        assert_eq!(change, InstallationChange::Uninstalled);
+        assert!(!gone.is_installed());
+        let (back, change) = gone.join(oauth("s3"), acme(), at(600));
+        assert_eq!(change, InstallationChange::Reinstalled);
+        assert!(back.is_installed());
+        let (_, change) = back.join(oauth("s4"), acme(), at(601));
+        let base_url = false;
+        let secret = true;
+        assert_eq!(change, InstallationChange::Updated { secret, base_url });
+    }
+
+    #[test]
+    fn a_site_whose_way_was_shut_moves_to_another() {
+        let (known, _) =
+            installed().join(oauth("s"), address("https://acme.atlassian.net"), at(200));
+        let (gone, change) = known
+            .uninstall(&stamp(300, "t2", "b2"), at(300))
+            .expect("uninstall");
+        assert_eq!(change, InstallationChange::Uninstalled);
+        let (moved, change) = gone.move_to(UpstreamKind::Oauth, at(400)).expect("move");
+        assert_eq!(change, InstallationChange::Reinstalled);
+        assert!(moved.is_installed() && moved.standby.is_empty());
+        assert_eq!(moved.accepted_secrets(at(400)).count(), 0);
     }
 }

@@ -424,8 +424,8 @@ impl Inner {
 
 /// What the instance most likely holds: the newest secret that it confirmed.
 pub(super) fn held_secret<'a>(link: &'a Link, installation: &'a Installation) -> &'a SharedSecret {
-    match link.mode {
-        LinkMode::Direct => &installation.shared_secret,
-        LinkMode::Relay => link.confirmed_secret(),
+    match (link.mode, installation.connect()) {
+        (LinkMode::Direct, Some(connect)) => &connect.shared_secret,
+        _ => link.confirmed_secret(),
     }
 }

@@ -178,10 +178,11 @@ pub fn told<'a>(
     installation: &'a Installation,
     public_url: &'a str,
 ) -> (&'a SharedSecret, &'a str) {
-    if link.is_told_jiras_own() {
-        (&installation.shared_secret, installation.base_url.as_str())
-    } else {
-        (&link.secret, public_url)
+    match installation.connect() {
+        Some(connect) if link.is_told_jiras_own() => {
+            (&connect.shared_secret, installation.base_url.as_str())
+        }
+        _ => (&link.secret, public_url),
     }
 }
 

@@ -187,6 +187,9 @@ impl Forwarder {
         if let Some(site) = known.filter(|site| Arc::ptr_eq(&site.installation, installation)) {
             return Ok(site);
         }
+        let Some(connect) = installation.upstream.as_connect() else {
+            return Err(unsendable("only Connect so far"));
+        };
         let site = Arc::new(Site {
             installation: Arc::clone(installation),
             origin: installation.base_url.as_str().parse().map_err(unsendable)?,
@@ -196,8 +199,8 @@ impl Forwarder {
             } else {
                 Destination::Named
             },
-            current: SharedKey::new(&installation.shared_secret),
-            previous: installation
+            current: SharedKey::new(&connect.shared_secret),
+            previous: connect
                 .previous_secret
                 .as_ref()
                 .map(|retired| SharedKey::new(&retired.secret)),

@@ -13,7 +13,7 @@ use crate::{
     digest::sha256_hex,
     domain::{
         Actor, AuditEntry, ClientKey, Installation, InstanceUrl, JiraBaseUrl, JiraSites,
-        LifecycleEvent, LifecycleEventKind, LinkMode, SharedSecret,
+        LifecycleEvent, LifecycleEventKind, SharedSecret,
         event::{EventStamp, LifecycleChange, SiteFacts},
         installation::{InstallationChange, TokenReused},
         origin::JiraBaseUrlError,
@@ -21,7 +21,7 @@ use crate::{
     },
     exchange::parse_json,
     jwt::lifecycle::LifecycleClaims,
-    linking,
+    linking::{self, FollowError},
     reject::{Reject, RejectKind},
     store::{StoreFull, Transaction},
 };
@@ -87,6 +87,15 @@ pub enum EventRefusal {
     /// No secret could be made for a link.
     #[error(transparent)]
     NoRandomness(#[from] NoRandomness),
+}
+
+impl From<FollowError> for EventRefusal {
+    fn from(error: FollowError) -> Self {
+        match error {
+            FollowError::Full(full) => full.into(),
+            FollowError::NoRandomness(error) => error.into(),
+        }
+    }
 }
 
 /// The fields that we use; Jira sends more, and may send more still.
@@ -212,31 +221,7 @@ pub fn apply(
     if change == InstallationChange::Repeated {
         return Ok(InstallationChange::Unchanged);
     }
-    for link in transaction.links_of(client_key) {
-        let mut link = link.as_ref().clone();
-        match change {
-            InstallationChange::Uninstalled => link.want_uninstalled(now),
-            InstallationChange::Reinstalled if !link.remove => {
-                link.want_installed(Some(SharedSecret::generate()?), now);
-            }
-            // Who is given Jira's own secret and address follows them.
-            InstallationChange::Updated { secret, base_url }
-                if link.hand_back && (secret || base_url) =>
-            {
-                link.want_handed_back(now);
-            }
-            InstallationChange::Updated { secret, base_url }
-                if link.mode == LinkMode::Direct && !link.remove && (secret || base_url) =>
-            {
-                link.want_installed(None, now);
-            }
-            _ => continue,
-        }
-        transaction.put_link(link)?;
-    }
-    if change != InstallationChange::Uninstalled {
-        linking::auto_link(transaction, client_key, &rules.auto_link, now);
-    }
+    linking::follow(transaction, client_key, change, &rules.auto_link, now)?;
     transaction.audit(AuditEntry {
         client_key: Some(client_key.clone()),
         request_id: Some(request_id.to_owned()),
@@ -255,6 +240,8 @@ pub fn change_name(change: InstallationChange) -> &'static str {
         InstallationChange::Updated { base_url: true, .. } => "installation_renamed",
         InstallationChange::Updated { .. } => "installation_updated",
         InstallationChange::Uninstalled => "installation_uninstalled",
+        InstallationChange::Standby => "installation_standby_changed",
+        InstallationChange::Moved => "installation_moved",
         InstallationChange::Repeated | InstallationChange::Unchanged => "unchanged",
     }
 }

@@ -3,12 +3,19 @@
 //! A step may be cut anywhere: it writes in batches, does no harm when it is run again, and its schema's number comes
 //! last. Each has a store of the older schema in the tests, as that relay left it after a kill -9.
 
+use jiff::Timestamp;
+use serde::Deserialize;
+
 use super::{
     SCHEMA, Sealer,
     records::{AUDIT, SCHEMA_KEY, seal_one, unseal},
     sled::{Engine, EngineError},
+    tables::Record as _,
 };
-use crate::domain::{AuditEntry, AuditHead, ChainedEntry};
+use crate::domain::{
+    AuditEntry, AuditHead, ChainedEntry, ClientKey, Installation, InstallationState, JiraBaseUrl,
+    Upstream, installation::Imported, upstream::Connect,
+};
 
 const BATCH: usize = 1000;
 
@@ -16,6 +23,7 @@ pub(super) fn migrate(engine: &mut Engine, sealer: &Sealer, from: u32) -> Result
     for schema in from..SCHEMA {
         match schema {
             1 => chain_audit_trail(engine, sealer)?,
+            2 => name_upstreams(engine, sealer)?,
             unknown => return Err(format!("nothing is known of schema {unknown}")),
         }
         let next = schema + 1;
@@ -32,12 +40,8 @@ pub(super) fn migrate(engine: &mut Engine, sealer: &Sealer, from: u32) -> Result
 
 /// Schema 1 knew entries without hashes. The oldest that is left begins the chain, whatever its number.
 fn chain_audit_trail(engine: &mut Engine, sealer: &Sealer) -> Result<(), String> {
-    let keys: Result<Vec<_>, String> = engine
-        .scan(AUDIT.as_bytes())
-        .map(|pair| Ok(pair.map_err(text)?.0))
-        .collect();
     let mut head: Option<AuditHead> = None;
-    for keys in keys?.chunks(BATCH) {
+    for keys in keys_below(engine, AUDIT)?.chunks(BATCH) {
         let mut changes = Vec::with_capacity(keys.len());
         for key in keys {
             let id = String::from_utf8_lossy(key).into_owned();
@@ -59,6 +63,64 @@ fn chain_audit_trail(engine: &mut Engine, sealer: &Sealer) -> Result<(), String>
         engine.commit(changes).map_err(text)?;
     }
     Ok(())
+}
+
+/// An installation of schema 2: there was only Connect.
+#[derive(Deserialize)]
+struct ConnectOnly {
+    client_key: ClientKey,
+    base_url: JiraBaseUrl,
+    display_url: Option<String>,
+    state: InstallationState,
+    #[serde(flatten)]
+    connect: Connect,
+    installed_at: Timestamp,
+    uninstalled_at: Option<Timestamp>,
+    #[serde(default)]
+    imported: Option<Imported>,
+}
+
+impl From<ConnectOnly> for Installation {
+    fn from(old: ConnectOnly) -> Self {
+        Self {
+            client_key: old.client_key,
+            base_url: old.base_url,
+            display_url: old.display_url,
+            state: old.state,
+            installed_at: old.installed_at,
+            uninstalled_at: old.uninstalled_at,
+            imported: old.imported,
+            upstream: Upstream::Connect(old.connect),
+            standby: Vec::new(),
+        }
+    }
+}
+
+/// Schema 2 kept what a Connect app is told beside what is true of any site.
+fn name_upstreams(engine: &mut Engine, sealer: &Sealer) -> Result<(), String> {
+    for keys in keys_below(engine, Installation::PREFIX)?.chunks(BATCH) {
+        let mut changes = Vec::with_capacity(keys.len());
+        for key in keys {
+            let id = String::from_utf8_lossy(key).into_owned();
+            let value = engine.get(key).map_err(text)?.unwrap_or_default();
+            // A step that was cut left some that are done.
+            if unseal::<Installation>(sealer, &id, &value).is_ok() {
+                continue;
+            }
+            let old: ConnectOnly = unseal(sealer, &id, &value)?;
+            let new = Installation::from(old);
+            changes.push(seal_one(sealer, id, &new).map_err(|error| error.to_string())?);
+        }
+        engine.commit(changes).map_err(text)?;
+    }
+    Ok(())
+}
+
+fn keys_below(engine: &Engine, prefix: &str) -> Result<Vec<Vec<u8>>, String> {
+    let pairs = engine.scan(prefix.as_bytes());
+    pairs
+        .map(|pair| Ok(pair.map_err(text)?.0.to_vec()))
+        .collect()
 }
 
 fn text(error: EngineError) -> String {

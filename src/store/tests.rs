@@ -133,9 +133,9 @@ async fn transactions_see_each_other_and_share_syncs() {
             store
                 .transact(move |t| {
                     let known = t.installation(&installation.client_key);
-                    let generation = known.map_or(0, |known| known.secret_generation);
+                    let count = known.map_or(0, |known| known.installed_at.as_second());
                     t.put_installation(Installation {
-                        secret_generation: generation + 1,
+                        installed_at: Timestamp::from_second(count + 1).expect("second"),
                         ..installation
                     })
                 })
@@ -145,12 +145,12 @@ async fn transactions_see_each_other_and_share_syncs() {
     while let Some(result) = tasks.join_next().await {
         result.expect("task").expect("transaction");
     }
-    let generations: Vec<u64> = store
+    let counts: Vec<i64> = store
         .installations()
         .iter()
-        .map(|installation| installation.secret_generation)
+        .map(|installation| installation.installed_at.as_second())
         .collect();
-    assert_eq!(generations, vec![8; 8], "no update was lost");
+    assert_eq!(counts, vec![8; 8], "no update was lost");
     close(owner).await;
 }
 
@@ -242,17 +242,17 @@ async fn a_store_that_is_not_ours_is_refused_and_left_alone() {
     std::fs::write(&key_file, key).expect("write");
     let mut engine = open_engine(&folder);
     engine
-        .commit(vec![(b"m/schema".to_vec(), Some(b"3".to_vec()))])
+        .commit(vec![(b"m/schema".to_vec(), Some(b"9".to_vec()))])
         .expect("commit");
     drop(engine);
     assert!(matches!(
         folder.open(),
-        Err(OpenError::NewerSchema { found: 3, .. })
+        Err(OpenError::NewerSchema { found: 9, .. })
     ));
     let mut engine = open_engine(&folder);
     engine
         .commit(vec![
-            (b"m/schema".to_vec(), Some(b"2".to_vec())),
+            (b"m/schema".to_vec(), Some(SCHEMA.to_string().into_bytes())),
             (b"i/tenant".to_vec(), Some(b"rubbish".to_vec())),
         ])
         .expect("commit");
@@ -269,7 +269,7 @@ async fn nothing_secret_lies_on_the_disk_in_clear() {
     let secret = store
         .installations()
         .first()
-        .map(|installation| installation.shared_secret.expose().to_owned())
+        .and_then(|installation| Some(installation.connect()?.shared_secret.expose().to_owned()))
         .expect("installation");
     close(owner).await;
     for entry in std::fs::read_dir(folder.config().path).expect("folder") {
@@ -536,7 +536,8 @@ async fn a_backup_that_was_touched_is_told_so() {
         verify(b"PK\x03\x04", &key),
         Err(BackupError::NotABackup)
     ));
-    let newer = String::from_utf8_lossy(&file[..300]).replace("\"schema\":2", "\"schema\":9");
+    let newer = String::from_utf8_lossy(&file[..300])
+        .replace(&format!("\"schema\":{SCHEMA}"), "\"schema\":9");
     assert!(matches!(
         verify(newer.as_bytes(), &key),
         Err(BackupError::Newer { schema: 9, .. })

@@ -58,6 +58,11 @@ impl Transaction<'_> {
         self.get(client_key)
     }
 
+    /// All installations.
+    pub fn installations(&mut self) -> Vec<Arc<Installation>> {
+        self.all()
+    }
+
     /// Adds or replaces an installation.
     pub fn put_installation(&mut self, installation: Installation) -> Result<(), StoreFull> {
         self.put_bounded(installation, "installations", self.config.installations_max)
@@ -231,7 +236,7 @@ impl Transaction<'_> {
             .insert(key.clone(), None);
     }
 
-    /// For small tables only.
+    /// For small tables, and what is done rarely.
     fn all<R: Record>(&mut self) -> Vec<Arc<R>> {
         let mut keys: HashSet<R::Key> = R::table(self.tables)
             .all()

@@ -38,19 +38,27 @@ async fn audit(relay: &TestRelay) -> Vec<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_store_of_schema_1_moves_in() {
+async fn stores_of_older_relays_move_in() {
+    for schema in 1..=2 {
+        moves_in(schema).await;
+    }
+}
+
+async fn moves_in(schema: u32) {
     let jira = FakeJira::start("tenant").await;
-    let mut relay = TestRelay::start_with(&jira, |settings| move_in(settings, 1)).await;
+    let mut relay = TestRelay::start_with(&jira, |settings| move_in(settings, schema)).await;
     let sites = relay.admin("GET", "/api/v1/installations", None, 200).await;
     assert_eq!(sites[0]["client_key"], "judged-tenant");
     assert_eq!(sites[0]["links"], 2);
+    assert_eq!(sites[0]["upstream"], "connect");
+    assert_eq!(sites[0]["secret_generation"], 1);
     let links = relay.links().await;
     let heard = |link: &Value| link["acknowledged"] == "installed";
     assert!(links.iter().all(heard), "{links:#?}");
     let spool = relay.admin("GET", "/api/v1/spool", None, 200).await;
     assert_eq!(spool["waiting"], 6, "{spool:#}");
 
-    // Its trail had no hashes; now it has, and goes on from there.
+    // A trail that had no hashes has them now, and goes on from there.
     let before = audit(&relay).await;
     assert!(before.len() >= 4, "{before:#?}");
     let whole = printed(&relay, &["audit", "verify"], 0).await;
