@@ -290,7 +290,7 @@ fn verify_rewrite_and_sign_kib(bencher: Bencher<'_, '_>, kib: usize) {
     let link = links.first().unwrap();
     let recogniser = stage.recogniser();
     let body = devinfo(kib * 1024);
-    let path = Family::Devinfo.submit_path();
+    let path = "/rest/devinfo/0.10/bulk";
     let target = Target::parse_strict(path, &[]).unwrap();
     let now = clock::now();
     let qsh = Rule::GitLab.qsh("POST", &target, "");

@@ -1,6 +1,7 @@
 //! The Jira side: what the app says of itself, the lifecycle calls that Jira makes, and what instances want of Jira:
 //! whose call it is, whether it is passed on, under which ids, and what Jira said.
 
+mod addresses;
 pub mod admins;
 pub mod calls;
 pub mod deliver;
@@ -13,6 +14,7 @@ pub mod rate_limit;
 pub mod recognise;
 pub mod shape;
 pub mod split;
+pub mod tokens;
 pub mod toolchain;
 pub mod touches;
 

@@ -54,6 +54,8 @@ pub struct Metrics {
     pub jira_requests: IntCounterVec,
     /// Seconds from a request to Jira to the head of its answer, by endpoint.
     pub jira_request_duration: HistogramVec,
+    /// Tokens asked for with OAuth client credentials, by outcome.
+    pub oauth_tokens: IntCounterVec,
     /// Bodies mended before they went to Jira, by what was wrong with them.
     pub mended: IntCounterVec,
     /// Pauses towards Jira, by scope.
@@ -261,6 +263,11 @@ impl Metrics {
                 "jira_request_duration_seconds",
                 "Seconds from a request to Jira to the head of its answer, by endpoint.",
                 &["endpoint"],
+            )?,
+            oauth_tokens: counter(
+                "oauth_tokens_total",
+                "Tokens asked for with OAuth client credentials, by outcome.",
+                &["outcome"],
             )?,
             mended: counter(
                 "mended_total",

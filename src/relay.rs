@@ -285,6 +285,7 @@ impl Relay {
             client.clone(),
             config.app.key.clone(),
             config.jira.sites.clone(),
+            config.jira.api_url.clone(),
             config.jira.answer_timeout,
             Arc::clone(&metrics),
         ));

@@ -49,6 +49,10 @@ pub enum JiraCall {
     },
     /// `POST /rest/api/3/permissions/check`: what a Jira user may do, asked in the body. Only we ask for that.
     Permissions,
+    /// `GET .../existsByProperties`: something harmless, which only works with good credentials.
+    Probe(Family),
+    /// `GET /rest/api/3/serverInfo`: the site's own address.
+    ServerInfo,
 }
 
 /// What a rate limit of Jira's is counted under: one method on one family of paths. Also a metric label.
@@ -64,6 +68,10 @@ pub enum Endpoint {
     User,
     /// `POST /rest/api/3/permissions/check`.
     Permissions,
+    /// `GET .../existsByProperties` of a family.
+    Probe(Family),
+    /// `GET /rest/api/3/serverInfo`.
+    ServerInfo,
 }
 
 /// The property that names a link's namespace on everything it writes. Jira allows neither `:` nor a leading `_` in
@@ -91,26 +99,23 @@ impl Family {
         }
     }
 
-    /// Where new entities are sent.
-    pub fn submit_path(self) -> &'static str {
+    /// Below this path a site has the family's calls.
+    pub fn base_path(self) -> &'static str {
         match self {
-            Self::Devinfo => "/rest/devinfo/0.10/bulk",
-            Self::Builds => "/rest/builds/0.1/bulk",
-            Self::Deployments => "/rest/deployments/0.1/bulk",
-            Self::FeatureFlags => "/rest/featureflags/0.1/bulk",
-            Self::RemoteLinks => "/rest/remotelinks/1.0/bulk",
+            Self::Devinfo => "/rest/devinfo/0.10",
+            Self::Builds => "/rest/builds/0.1",
+            Self::Deployments => "/rest/deployments/0.1",
+            Self::FeatureFlags => "/rest/featureflags/0.1",
+            Self::RemoteLinks => "/rest/remotelinks/1.0",
         }
     }
 
-    /// Where entities are deleted by a property.
-    pub fn delete_marked_path(self) -> &'static str {
-        match self {
-            Self::Devinfo => "/rest/devinfo/0.10/bulkByProperties",
-            Self::Builds => "/rest/builds/0.1/bulkByProperties",
-            Self::Deployments => "/rest/deployments/0.1/bulkByProperties",
-            Self::FeatureFlags => "/rest/featureflags/0.1/bulkByProperties",
-            Self::RemoteLinks => "/rest/remotelinks/1.0/bulkByProperties",
-        }
+    /// The family whose new entities are sent to this path.
+    pub fn submitted_to(path: &str) -> Option<Self> {
+        let base = path.strip_suffix("/bulk")?;
+        Self::ALL
+            .into_iter()
+            .find(|family| family.base_path() == base)
     }
 
     /// The longest id that Jira takes (Atlassian's API reference, "Id limits").
@@ -131,15 +136,19 @@ impl JiraCall {
             Self::DeleteMarked { family, .. } => Endpoint::DeleteMarked(*family),
             Self::User { .. } => Endpoint::User,
             Self::Permissions => Endpoint::Permissions,
+            Self::Probe(family) => Endpoint::Probe(*family),
+            Self::ServerInfo => Endpoint::ServerInfo,
         }
     }
 
     /// Its family, if it has one.
     pub fn family(&self) -> Option<Family> {
         match self {
-            Self::Submit(family) | Self::DeleteMarked { family, .. } => Some(*family),
+            Self::Submit(family) | Self::DeleteMarked { family, .. } | Self::Probe(family) => {
+                Some(*family)
+            }
             Self::DeleteBranch { .. } => Some(Family::Devinfo),
-            Self::User { .. } | Self::Permissions => None,
+            Self::User { .. } | Self::Permissions | Self::ServerInfo => None,
         }
     }
 
@@ -151,7 +160,10 @@ impl JiraCall {
 
     /// Whether it changes nothing.
     pub fn is_read(&self) -> bool {
-        matches!(self, Self::User { .. } | Self::Permissions)
+        matches!(
+            self,
+            Self::User { .. } | Self::Permissions | Self::Probe(_) | Self::ServerInfo
+        )
     }
 }
 
@@ -164,6 +176,8 @@ impl Endpoint {
             Self::DeleteMarked(_) => "delete_marked",
             Self::User => "user",
             Self::Permissions => "permissions",
+            Self::Probe(_) => "probe",
+            Self::ServerInfo => "server_info",
         }
     }
 }

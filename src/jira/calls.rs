@@ -32,8 +32,7 @@ pub fn parse(method: &Method, target: &Target) -> Result<JiraCall, NotOnTheList>
 
 /// What a path below `/rest` is counted under, before anybody has read it.
 pub fn route_label(path: &str) -> &'static str {
-    let submitted = Family::ALL.into_iter().find(|f| f.submit_path() == path);
-    match submitted {
+    match Family::submitted_to(path) {
         Some(Family::Devinfo) => "rest/devinfo",
         Some(Family::Builds) => "rest/builds",
         Some(Family::Deployments) => "rest/deployments",
@@ -46,9 +45,8 @@ pub fn route_label(path: &str) -> &'static str {
 }
 
 fn submit(target: &Target) -> Result<JiraCall, NotOnTheList> {
-    Family::ALL
-        .into_iter()
-        .find(|family| family.submit_path() == target.path() && target.has_no_query())
+    Family::submitted_to(target.path())
+        .filter(|_| target.has_no_query())
         .map(JiraCall::Submit)
         .ok_or(NotOnTheList)
 }
@@ -124,7 +122,7 @@ mod tests {
     #[test]
     fn what_gitlab_calls_is_on_the_list() {
         for family in Family::ALL {
-            let found = call(Method::POST, family.submit_path());
+            let found = call(Method::POST, &format!("{}/bulk", family.base_path()));
             assert_eq!(found, Some(JiraCall::Submit(family)));
         }
         let branch = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";

@@ -15,6 +15,7 @@ use super::{
     rate_limit::{Scope, Throttle, throttle},
     shape,
     split::{self, Split},
+    tokens::TokenError,
 };
 use crate::{
     client::{SendError, read_answer},
@@ -187,12 +188,18 @@ async fn one(
         Err(_) if status.is_success() => Bytes::from_static(b"{}"),
         Err(error) => return Err(Setback::from(ForwardError::Send(error))),
     };
-    Ok(Delivered {
+    let delivered = Delivered {
         status,
         body,
         content_type,
         throttle,
-    })
+    };
+    // A Connect app's secret comes with Jira's next `installed`, and until then GitLab may know better. Of a token
+    // the instance knows nothing: it is ours to get another.
+    if status == StatusCode::UNAUTHORIZED && installation.upstream.as_connect().is_none() {
+        return Err(Setback::of_answer(&delivered));
+    }
+    Ok(delivered)
 }
 
 /// The statuses that may be another one the next time: what GitLab would lose (GitLab reference: no retry on 429
@@ -278,12 +285,24 @@ impl From<ForwardError> for Setback {
             ForwardError::Send(SendError::AnswerTooLarge(_) | SendError::Broken(_)) => {
                 "connection_broken"
             }
-            ForwardError::Unsendable(_) => "unsendable",
+            ForwardError::Token(TokenError::Refused { .. }) => "token_refused",
+            ForwardError::Token(TokenError::NotNow { .. } | TokenError::Silent(_)) => {
+                "token_unavailable"
+            }
+            ForwardError::TokenAwaited => "token_awaited",
+            ForwardError::Lacking(_) | ForwardError::Unsendable(_) => "unsendable",
+        };
+        let at_least = match &error {
+            ForwardError::Token(TokenError::NotNow { retry_after, .. }) => *retry_after,
+            _ => None,
         };
         Self {
             reason,
             message: error.to_string(),
-            throttle: Throttle::of_installation(),
+            throttle: Throttle {
+                at_least,
+                ..Throttle::of_installation()
+            },
         }
     }
 }

@@ -1,4 +1,5 @@
-//! One signed call to Jira.
+//! One call to Jira, with what opens the site: a token signed with the app's secret, Forge's system token, or a token
+//! for OAuth client credentials.
 //!
 //! Only what is built here goes out: method, path, query and body from a [`JiraCall`], headers of our own. Nothing
 //! of the instance's request line or headers does, so nothing can be smuggled in them.
@@ -13,11 +14,16 @@ use jiff::Timestamp;
 use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
+use super::{
+    addresses::{address, origin},
+    tokens::{TokenError, Tokens, bearer},
+};
 use crate::{
     client::{Client, Destination, SendError},
     domain::{
-        ClientKey, Endpoint, Family, Installation, JiraCall, JiraSites,
-        jira_call::NAMESPACE_PROPERTY,
+        ClientKey, Endpoint, Family, Installation, JiraApiUrl, JiraCall, JiraSites, Upstream,
+        UpstreamKind,
+        upstream::{Connect, Oauth, SystemToken},
     },
     jwt::{
         SharedKey,
@@ -29,21 +35,23 @@ use crate::{
 /// Sites whose keys are kept expanded.
 const SITES_MAX: usize = 10_000;
 
-/// Calls Jira with the app's own token.
+/// Calls Jira in the app's name.
 pub struct Forwarder {
     client: Client,
     app_key: String,
     listed: JiraSites,
+    api_url: JiraApiUrl,
     timeout: Duration,
-    /// Where new entities go, made once: nearly all calls are of these.
-    submits: Vec<(Family, SignedTarget)>,
+    /// Where a Connect app sends new entities, made once: nearly all calls are of these.
+    submits: Vec<(Family, Target)>,
     sites: Cache<ClientKey, Arc<Site>>,
+    tokens: Tokens,
     metrics: Arc<Metrics>,
 }
 
 /// What is sent to where, and its hash.
 #[derive(Clone)]
-struct SignedTarget {
+struct Target {
     path_and_query: PathAndQuery,
     qsh: Qsh,
 }
@@ -54,8 +62,17 @@ struct Site {
     installation: Arc<Installation>,
     origin: Uri,
     destination: Destination,
-    current: SharedKey,
-    previous: Option<SharedKey>,
+    opener: Opener,
+}
+
+/// What opens a site.
+enum Opener {
+    Signed {
+        current: SharedKey,
+        previous: Option<Box<SharedKey>>,
+    },
+    SystemToken(Option<(HeaderValue, Timestamp)>),
+    Granted(Oauth),
 }
 
 /// A call that can't be made.
@@ -64,6 +81,17 @@ pub enum ForwardError {
     /// No answer.
     #[error(transparent)]
     Send(#[from] SendError),
+    /// OAuth credentials got us no token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// Forge has sent us no token that is valid now.
+    #[error(
+        "Forge has sent no token that is valid now: the next scheduled trigger, or anybody who opens the app's page in Jira, brings one"
+    )]
+    TokenAwaited,
+    /// This way to the site has no such call.
+    #[error("a site that is reached through {} has no such call", .0.as_str())]
+    Lacking(UpstreamKind),
     /// A mistake of ours: ids and addresses were judged before.
     #[error("the call can't be put into a request: {0}")]
     Unsendable(String),
@@ -75,13 +103,16 @@ impl Forwarder {
         client: Client,
         app_key: String,
         listed: JiraSites,
+        api_url: JiraApiUrl,
         timeout: Duration,
         metrics: Arc<Metrics>,
     ) -> Self {
         let submit = |family: Family| {
-            let target = SignedTarget::new("POST", family.submit_path(), &[]);
+            let path = format!("{}/bulk", family.base_path());
+            let target = Target::new(&Method::POST, &path, &[]);
             target.ok().map(|target| (family, target))
         };
+        let token_client = client.clone();
         Self {
             client,
             app_key,
@@ -89,6 +120,8 @@ impl Forwarder {
             timeout,
             submits: Family::ALL.into_iter().filter_map(submit).collect(),
             sites: Cache::new(SITES_MAX),
+            tokens: Tokens::new(token_client, &api_url, timeout, Arc::clone(&metrics)),
+            api_url,
             metrics,
         }
     }
@@ -98,8 +131,8 @@ impl Forwarder {
         self.timeout
     }
 
-    /// Signs with the site's current secret and sends. If Jira does not know that secret (any more, or yet) and
-    /// there is another one within its grace time, tries that one once.
+    /// Calls the site with what opens it. If Jira does not take that (any more, or yet) and there is something else
+    /// (the secret before a rotation in its grace time, another OAuth token), tries that once.
     pub async fn call(
         &self,
         installation: &Arc<Installation>,
@@ -108,36 +141,107 @@ impl Forwarder {
         now: Timestamp,
     ) -> Result<Response<Incoming>, ForwardError> {
         let site = self.site(installation)?;
-        let target = self.target(call)?;
-        let answer = self
-            .send(&site, &site.current, call, &target, body.clone(), now)
-            .await?;
-        let in_grace = installation.accepted_secrets(now).nth(1).is_some();
-        match &site.previous {
-            Some(previous) if answer.status() == StatusCode::UNAUTHORIZED && in_grace => {
-                tracing::info!(
-                    client.key = %installation.client_key,
-                    "Jira does not take the current secret, the one before is tried"
-                );
-                self.send(&site, previous, call, &target, body, now).await
+        let target = self.target(&installation.upstream, call)?;
+        let client_key = &installation.client_key;
+        match &site.opener {
+            Opener::Signed { current, previous } => {
+                let token = self.signed(current, &target, now)?;
+                let answer = self.send(&site, token, call, &target, body.clone()).await?;
+                let in_grace = installation.accepted_secrets(now).nth(1).is_some();
+                match previous {
+                    Some(previous) if answer.status() == StatusCode::UNAUTHORIZED && in_grace => {
+                        tracing::info!(
+                            client.key = %client_key,
+                            "Jira does not take the current secret, the one before is tried"
+                        );
+                        let token = self.signed(previous, &target, now)?;
+                        self.send(&site, token, call, &target, body).await
+                    }
+                    _ => Ok(answer),
+                }
             }
-            _ => Ok(answer),
+            Opener::SystemToken(token) => {
+                let valid = token.as_ref().filter(|(_, expires_at)| now < *expires_at);
+                let (token, _) = valid.ok_or(ForwardError::TokenAwaited)?;
+                self.send(&site, token.clone(), call, &target, body).await
+            }
+            Opener::Granted(oauth) => {
+                let token = self.tokens.get(client_key, oauth, now).await?;
+                let authorization = token.authorization.clone();
+                let answer = self
+                    .send(&site, authorization, call, &target, body.clone())
+                    .await?;
+                if answer.status() != StatusCode::UNAUTHORIZED {
+                    return Ok(answer);
+                }
+                self.tokens.drop_token(client_key, &token);
+                let token = self.tokens.get(client_key, oauth, now).await?;
+                let authorization = token.authorization.clone();
+                self.send(&site, authorization, call, &target, body).await
+            }
         }
+    }
+
+    /// Tries credentials out that no installation has yet: what Jira answers to something harmless in each family.
+    pub async fn try_out(
+        &self,
+        oauth: &Oauth,
+        now: Timestamp,
+    ) -> Result<Vec<(Family, StatusCode)>, ForwardError> {
+        let token = self.tokens.fetch(oauth, now).await?;
+        let upstream = Upstream::Oauth(oauth.clone());
+        let mut answers = Vec::with_capacity(Family::ALL.len());
+        for family in Family::ALL {
+            let call = JiraCall::Probe(family);
+            let target = self.target(&upstream, &call)?;
+            let gateway: Uri = self.api_url.as_str().parse().map_err(unsendable)?;
+            let answer = self
+                .send_to(
+                    (&gateway, Destination::Configured),
+                    token.authorization.clone(),
+                    &call,
+                    &target,
+                    Bytes::new(),
+                )
+                .await?;
+            answers.push((family, answer.status()));
+        }
+        Ok(answers)
+    }
+
+    fn signed(
+        &self,
+        key: &SharedKey,
+        target: &Target,
+        now: Timestamp,
+    ) -> Result<HeaderValue, ForwardError> {
+        let token = format!("JWT {}", key.sign(&self.app_key, &target.qsh, None, now));
+        let mut authorization = HeaderValue::try_from(token).map_err(unsendable)?;
+        authorization.set_sensitive(true);
+        Ok(authorization)
     }
 
     async fn send(
         &self,
         site: &Site,
-        key: &SharedKey,
+        authorization: HeaderValue,
         call: &JiraCall,
-        target: &SignedTarget,
+        target: &Target,
         body: Bytes,
-        now: Timestamp,
     ) -> Result<Response<Incoming>, ForwardError> {
-        let token = format!("JWT {}", key.sign(&self.app_key, &target.qsh, None, now));
-        let mut authorization = HeaderValue::try_from(token).map_err(unsendable)?;
-        authorization.set_sensitive(true);
-        let mut uri = site.origin.clone().into_parts();
+        let to = (&site.origin, site.destination);
+        self.send_to(to, authorization, call, target, body).await
+    }
+
+    async fn send_to(
+        &self,
+        (origin, destination): (&Uri, Destination),
+        authorization: HeaderValue,
+        call: &JiraCall,
+        target: &Target,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, ForwardError> {
+        let mut uri = origin.clone().into_parts();
         uri.path_and_query = Some(target.path_and_query.clone());
         let has_body = !body.is_empty();
         let mut request = Request::new(Full::new(body));
@@ -155,7 +259,7 @@ impl Forwarder {
         let started = Instant::now();
         let result = self
             .client
-            .send_for_stream(site.destination, request, self.timeout)
+            .send_for_stream(destination, request, self.timeout)
             .await;
         self.observe(call.endpoint(), &result, started);
         Ok(result?)
@@ -187,64 +291,67 @@ impl Forwarder {
         if let Some(site) = known.filter(|site| Arc::ptr_eq(&site.installation, installation)) {
             return Ok(site);
         }
-        let Some(connect) = installation.upstream.as_connect() else {
-            return Err(unsendable("only Connect so far"));
-        };
+        let (upstream, base_url) = (&installation.upstream, &installation.base_url);
         let site = Arc::new(Site {
             installation: Arc::clone(installation),
-            origin: installation.base_url.as_str().parse().map_err(unsendable)?,
-            // Listing a site is the operator's word for its address; another one must be public.
-            destination: if self.listed.is_listed(&installation.base_url) {
-                Destination::Configured
-            } else {
-                Destination::Named
+            origin: origin(upstream, base_url, &self.api_url)
+                .parse()
+                .map_err(unsendable)?,
+            destination: match upstream {
+                // Listing a site is the operator's word for its address; another one must be public.
+                Upstream::Connect(_) if !self.listed.is_listed(base_url) => Destination::Named,
+                _ => Destination::Configured,
             },
-            current: SharedKey::new(&connect.shared_secret),
-            previous: connect
-                .previous_secret
-                .as_ref()
-                .map(|retired| SharedKey::new(&retired.secret)),
+            opener: Opener::of(upstream),
         });
         self.sites
             .insert(installation.client_key.clone(), Arc::clone(&site));
         Ok(site)
     }
 
-    fn target(&self, call: &JiraCall) -> Result<SignedTarget, ForwardError> {
-        match call {
-            JiraCall::Submit(family) => {
-                let known = self.submits.iter().find(|(known, _)| known == family);
-                known
-                    .map(|(_, target)| target.clone())
-                    .ok_or_else(|| unsendable("its family has no address"))
+    fn target(&self, upstream: &Upstream, call: &JiraCall) -> Result<Target, ForwardError> {
+        if let (Upstream::Connect(_), JiraCall::Submit(family)) = (upstream, call)
+            && let Some((_, target)) = self.submits.iter().find(|(known, _)| known == family)
+        {
+            return Ok(target.clone());
+        }
+        let address = address(upstream, call)?;
+        let parameters: Vec<(&str, &str)> = address
+            .parameters
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
+        Target::new(&method(call), &address.path, &parameters)
+    }
+}
+
+impl Opener {
+    fn of(upstream: &Upstream) -> Self {
+        match upstream {
+            Upstream::Connect(Connect {
+                shared_secret,
+                previous_secret,
+                ..
+            }) => Self::Signed {
+                current: SharedKey::new(shared_secret),
+                previous: previous_secret
+                    .as_ref()
+                    .map(|retired| Box::new(SharedKey::new(&retired.secret))),
+            },
+            Upstream::Forge(forge) => {
+                let ready = |token: &SystemToken| Some((bearer(&token.token)?, token.expires_at));
+                Self::SystemToken(forge.system_token.as_ref().and_then(ready))
             }
-            JiraCall::DeleteBranch { repository, branch } => SignedTarget::new(
-                "DELETE",
-                &format!("/rest/devinfo/0.10/repository/{repository}/branch/{branch}"),
-                &[],
-            ),
-            JiraCall::DeleteMarked { family, namespace } => SignedTarget::new(
-                "DELETE",
-                family.delete_marked_path(),
-                &[(NAMESPACE_PROPERTY, namespace.as_str())],
-            ),
-            JiraCall::User { account_id } => SignedTarget::new(
-                "GET",
-                "/rest/api/3/user",
-                &[("accountId", account_id), ("expand", "groups")],
-            ),
-            JiraCall::Permissions => {
-                SignedTarget::new("POST", "/rest/api/3/permissions/check", &[])
-            }
+            Upstream::Oauth(oauth) => Self::Granted(oauth.clone()),
         }
     }
 }
 
-impl SignedTarget {
-    fn new(method: &str, path: &str, parameters: &[(&str, &str)]) -> Result<Self, ForwardError> {
+impl Target {
+    fn new(method: &Method, path: &str, parameters: &[(&str, &str)]) -> Result<Self, ForwardError> {
         let target = AgreedTarget::new("", path, parameters).map_err(unsendable)?;
         Ok(Self {
-            qsh: target.qsh(method),
+            qsh: target.qsh(method.as_str()),
             path_and_query: PathAndQuery::try_from(target.path_and_query()).map_err(unsendable)?,
         })
     }
@@ -254,7 +361,7 @@ fn method(call: &JiraCall) -> Method {
     match call {
         JiraCall::Submit(_) | JiraCall::Permissions => Method::POST,
         JiraCall::DeleteBranch { .. } | JiraCall::DeleteMarked { .. } => Method::DELETE,
-        JiraCall::User { .. } => Method::GET,
+        JiraCall::User { .. } | JiraCall::Probe(_) | JiraCall::ServerInfo => Method::GET,
     }
 }
 

@@ -89,7 +89,7 @@ pub fn throttle(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Opti
 }
 
 /// Seconds, or a date (RFC 9110 section 10.2.3).
-fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
+pub(super) fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     if let Ok(seconds) = text.parse::<u64>() {
         return Some(Duration::from_secs(seconds).min(LONGEST));
     }

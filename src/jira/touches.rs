@@ -21,9 +21,11 @@ pub fn touches(call: &JiraCall, body: &[u8]) -> Touches {
             entities: vec![(hash(&["branches", repository, branch]), None)],
             ..Touches::default()
         },
-        JiraCall::DeleteMarked { .. } | JiraCall::User { .. } | JiraCall::Permissions => {
-            Touches::default()
-        }
+        JiraCall::DeleteMarked { .. }
+        | JiraCall::User { .. }
+        | JiraCall::Permissions
+        | JiraCall::Probe(_)
+        | JiraCall::ServerInfo => Touches::default(),
     }
 }
 

@@ -447,17 +447,31 @@ fn json(status: StatusCode, body: Bytes) -> Response<Body> {
 
 impl From<ForwardError> for Reject {
     fn from(error: ForwardError) -> Self {
-        match error {
-            ForwardError::Send(error) => Self {
-                internal: Some(error.to_string()),
-                ..Self::new(
-                    RejectKind::BadGateway,
-                    "jira_unreachable",
-                    "Jira did not answer",
-                    "try again; if it stays so, the operator should look at the log",
-                )
-            },
-            ForwardError::Unsendable(cause) => Self::internal(cause),
+        let internal = Some(error.to_string());
+        let (code, message, hint) = match error {
+            ForwardError::Send(_) => (
+                "jira_unreachable",
+                "Jira did not answer",
+                "try again; if it stays so, the operator should look at the log",
+            ),
+            ForwardError::Token(_) | ForwardError::TokenAwaited => (
+                "jira_token_missing",
+                "the relay has no token for this Jira site now",
+                "try again; if it stays so, the operator should look at the log",
+            ),
+            ForwardError::Lacking(_) => {
+                return Self::new(
+                    RejectKind::NotFound,
+                    "call_not_available",
+                    error.to_string(),
+                    "the way in which the relay reaches this Jira site does not have it",
+                );
+            }
+            ForwardError::Unsendable(cause) => return Self::internal(cause),
+        };
+        Self {
+            internal,
+            ..Self::new(RejectKind::BadGateway, code, message, hint)
         }
     }
 }

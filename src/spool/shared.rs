@@ -248,7 +248,7 @@ impl From<ParkError> for Reject {
 
 /// Reasons come back from the disk as text, but a label is one of ours.
 fn known_reason(reason: &str) -> &'static str {
-    const KNOWN: [&str; 14] = [
+    const KNOWN: [&str; 18] = [
         "throttled",
         "bad_gateway",
         "unavailable",
@@ -257,6 +257,10 @@ fn known_reason(reason: &str) -> &'static str {
         "connection_failed",
         "answer_timed_out",
         "connection_broken",
+        "unauthorized",
+        "token_awaited",
+        "token_refused",
+        "token_unavailable",
         "behind_others",
         "over_rate",
         "site_paused",

@@ -1,0 +1,269 @@
+//! Tokens for OAuth 2.0 client credentials: fetched ahead of their end, one fetch in flight for each site.
+//!
+//! A token lives for about a quarter of an hour and there is no refresh token (Atlassian's "Integrate Jira Software
+//! Cloud with on-premises tools"; RFC 6749 section 4.4). Tokens are kept in memory only: a start fetches new ones.
+
+use std::{sync::Arc, time::Duration};
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, StatusCode, header};
+use http_body_util::Full;
+use jiff::{SignedDuration, Timestamp};
+use quick_cache::sync::Cache;
+use serde::Deserialize;
+use zeroize::Zeroizing;
+
+use super::{rate_limit::retry_after as retry_after_of, shape};
+use crate::{
+    client::{Client, Destination, SendError},
+    domain::{ClientKey, Credential, JiraApiUrl, upstream::Oauth},
+    metrics::Metrics,
+};
+
+/// Sites whose tokens are kept.
+const SITES_MAX: usize = 10_000;
+
+/// So long before its end a token is replaced, if another is to be had; a call under way still has it.
+const AHEAD: SignedDuration = SignedDuration::from_secs(120);
+
+/// Where Atlassian does not say how long a token lives.
+const USUAL_LIFE_SECS: u32 = 900;
+const LONGEST_LIFE_SECS: u32 = 24 * 3600;
+
+/// One that failed is not asked for again at once, however many want it.
+const AFTER_FAILURE: SignedDuration = SignedDuration::from_secs(2);
+
+const ANSWER_MAX_BYTES: usize = 64 * 1024;
+
+/// Gets tokens.
+pub struct Tokens {
+    client: Client,
+    url: String,
+    timeout: Duration,
+    sites: Cache<ClientKey, Arc<Site>>,
+    metrics: Arc<Metrics>,
+}
+
+/// The token of one site.
+struct Site {
+    /// What it was got with; other credentials make another.
+    oauth: Oauth,
+    token: ArcSwapOption<Token>,
+    /// One fetch at a time; holds how the last one failed, and when.
+    fetching: tokio::sync::Mutex<Option<(Timestamp, TokenError)>>,
+}
+
+/// A token, ready to be sent.
+pub(super) struct Token {
+    pub(super) authorization: HeaderValue,
+    renew_at: Timestamp,
+    expires_at: Timestamp,
+}
+
+/// Why there is no token.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum TokenError {
+    /// The credentials are wrong, or were revoked.
+    #[error(
+        "Atlassian does not take the client id and secret ({status}: {told}); a Jira admin can look under Settings > Apps > OAuth credentials"
+    )]
+    Refused {
+        /// Its status.
+        status: StatusCode,
+        /// In its words.
+        told: String,
+    },
+    /// Not now.
+    #[error("Atlassian gives no token now: it answered {status}")]
+    NotNow {
+        /// Its status.
+        status: StatusCode,
+        /// When to ask again.
+        retry_after: Option<Duration>,
+    },
+    /// No answer, or none that makes sense.
+    #[error("Atlassian's token endpoint did not answer: {0}")]
+    Silent(String),
+}
+
+#[derive(Deserialize)]
+struct Granted {
+    access_token: Zeroizing<String>,
+    expires_in: Option<u32>,
+}
+
+impl Tokens {
+    /// Asks at this gateway.
+    pub fn new(
+        client: Client,
+        api_url: &JiraApiUrl,
+        timeout: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            client,
+            url: format!("{api_url}/oauth/token"),
+            timeout,
+            sites: Cache::new(SITES_MAX),
+            metrics,
+        }
+    }
+
+    /// A token that is good for a while yet.
+    pub(super) async fn get(
+        &self,
+        client_key: &ClientKey,
+        oauth: &Oauth,
+        now: Timestamp,
+    ) -> Result<Arc<Token>, TokenError> {
+        let site = self.site(client_key, oauth);
+        let fresh = || site.token.load_full().filter(|token| now < token.renew_at);
+        if let Some(token) = fresh() {
+            return Ok(token);
+        }
+        let known = site.token.load_full();
+        let known = known.filter(|token| now < token.expires_at);
+        let mut failed = match &known {
+            // Somebody is at it already, and this one still serves.
+            Some(token) => match site.fetching.try_lock() {
+                Ok(failed) => failed,
+                Err(_) => return Ok(Arc::clone(token)),
+            },
+            None => site.fetching.lock().await,
+        };
+        if let Some(token) = fresh() {
+            return Ok(token);
+        }
+        let result = match failed.as_ref() {
+            Some((at, error)) if now < at.saturating_add(AFTER_FAILURE).unwrap_or(now) => {
+                Err(error.clone())
+            }
+            _ => self.fetch(oauth, now).await,
+        };
+        match result {
+            Ok(token) => {
+                let token = Arc::new(token);
+                site.token.store(Some(Arc::clone(&token)));
+                *failed = None;
+                Ok(token)
+            }
+            Err(error) => {
+                *failed = Some((now, error.clone()));
+                known.ok_or(error)
+            }
+        }
+    }
+
+    /// Jira does not take this token, whatever its time says.
+    pub(super) fn drop_token(&self, client_key: &ClientKey, refused: &Arc<Token>) {
+        if let Some(site) = self.sites.get(client_key) {
+            let current = site.token.load_full();
+            if current.is_some_and(|current| Arc::ptr_eq(&current, refused)) {
+                site.token.store(None);
+            }
+        }
+    }
+
+    fn site(&self, client_key: &ClientKey, oauth: &Oauth) -> Arc<Site> {
+        if let Some(site) = self
+            .sites
+            .get(client_key)
+            .filter(|site| site.oauth == *oauth)
+        {
+            return site;
+        }
+        let site = Arc::new(Site {
+            oauth: oauth.clone(),
+            token: ArcSwapOption::empty(),
+            fetching: tokio::sync::Mutex::default(),
+        });
+        self.sites.insert(client_key.clone(), Arc::clone(&site));
+        site
+    }
+
+    /// Asks for a token, whatever is known.
+    pub(super) async fn fetch(&self, oauth: &Oauth, now: Timestamp) -> Result<Token, TokenError> {
+        let fetched = self.ask(oauth, now).await;
+        let outcome = match &fetched {
+            Ok(_) => "ok",
+            Err(TokenError::Refused { .. }) => "refused",
+            Err(TokenError::NotNow { .. }) => "not_now",
+            Err(TokenError::Silent(_)) => "silent",
+        };
+        self.metrics
+            .oauth_tokens
+            .with_label_values(&[outcome])
+            .inc();
+        fetched
+    }
+
+    async fn ask(&self, oauth: &Oauth, now: Timestamp) -> Result<Token, TokenError> {
+        let silent = |error: &dyn std::fmt::Display| TokenError::Silent(error.to_string());
+        let question = Zeroizing::new(
+            serde_json::json!({
+                "audience": "api.atlassian.com",
+                "grant_type": "client_credentials",
+                "client_id": oauth.client_id,
+                "client_secret": oauth.client_secret.expose(),
+            })
+            .to_string(),
+        );
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(&self.url)
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::ACCEPT, "application/json")
+            .body(Full::new(Bytes::copy_from_slice(question.as_bytes())))
+            .map_err(|error| silent(&error))?;
+        let answer = self
+            .client
+            .send(
+                Destination::Configured,
+                request,
+                self.timeout,
+                ANSWER_MAX_BYTES,
+            )
+            .await
+            .map_err(|error: SendError| silent(&error))?;
+        let status = answer.status();
+        match status.as_u16() {
+            200 => {}
+            // RFC 6749 section 5.2: 401, or 400 with `invalid_client`; Atlassian also answers 403.
+            400 | 401 | 403 => {
+                let told = shape::summary(answer.body());
+                return Err(TokenError::Refused { status, told });
+            }
+            _ => {
+                let retry_after = answer.headers().get(header::RETRY_AFTER);
+                let retry_after =
+                    retry_after.and_then(|text| retry_after_of(text.to_str().ok()?, now));
+                return Err(TokenError::NotNow {
+                    status,
+                    retry_after,
+                });
+            }
+        }
+        let granted: Granted = serde_json::from_slice(answer.body())
+            .map_err(|_| silent(&"what it answered holds no token"))?;
+        let token = Credential::parse(&granted.access_token).map_err(|error| silent(&error))?;
+        let life = granted.expires_in.unwrap_or(USUAL_LIFE_SECS);
+        let life = SignedDuration::from_secs(life.min(LONGEST_LIFE_SECS).into());
+        Ok(Token {
+            authorization: bearer(&token).ok_or_else(|| silent(&"its token fits no header"))?,
+            renew_at: now
+                .saturating_add(life - AHEAD.min(life / 4))
+                .unwrap_or(now),
+            // Counted from before the question, so that it ends here first.
+            expires_at: now.saturating_add(life).unwrap_or(now),
+        })
+    }
+}
+
+/// How a token is sent (RFC 6750 section 2.1).
+pub(super) fn bearer(token: &Credential) -> Option<HeaderValue> {
+    let text = Zeroizing::new(format!("Bearer {}", token.expose()));
+    let mut value = HeaderValue::from_str(&text).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
