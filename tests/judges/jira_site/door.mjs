@@ -205,6 +205,9 @@ export const doorCommands = {
   quota: (door, command) => {
     door.quota = command;
   },
+  max_body_bytes: (door, { bytes }) => {
+    door.maxBodyBytes = bytes ?? DEFAULT_MAX_BODY_BYTES;
+  },
   requests: (door) => ({ requests: door.requests }),
   clear_requests: (door) => door.clearRequests(),
 };
