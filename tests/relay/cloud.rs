@@ -5,7 +5,10 @@ use std::sync::Mutex;
 
 use serde_json::{Value, json};
 
-use crate::{fakes::secrets, harness::Judge};
+use crate::{
+    fakes::secrets,
+    harness::{Judge, Settings},
+};
 
 pub const FAMILIES: [&str; 5] = [
     "devinfo",
@@ -66,12 +69,17 @@ impl Cloud {
         answer
     }
 
-    /// What a relay must be told to find this cloud instead of Atlassian's.
-    pub fn settings(&self) -> [(&'static str, &str); 2] {
-        [
-            ("JIRA__API_URL", &self.api_url),
+    /// Has a relay find this cloud instead of Atlassian's, take this app's invocations, and serve these sites.
+    pub fn aim(&self, settings: &mut Settings, app: &str, sites: &[&CloudSite]) {
+        let sites: Vec<&str> = sites.iter().map(|site| site.url.as_str()).collect();
+        for (key, value) in [
+            ("JIRA__API_URL", self.api_url.as_str()),
+            ("JIRA__EXTRA_SITES", &sites.join(",")),
             ("FORGE__JWKS_URL", &self.jwks_url),
-        ]
+            ("FORGE__APP_ID", app),
+        ] {
+            settings.set(key, value);
+        }
     }
 
     pub fn site(&self, name: &str) -> CloudSite {
@@ -100,7 +108,7 @@ impl Cloud {
         }
     }
 
-    /// A Forge app whose remote is a relay's `/-/jira_connect`; its ARI.
+    /// A Forge app whose remote is a relay; its ARI.
     pub fn app(&self, remote: &str) -> String {
         text(&self.ask("app", json!({"remote": remote})), "app_id")
     }

@@ -13,8 +13,11 @@ use serde_json::{Value, json};
 
 use crate::{
     cloud::{Cloud, CloudSite, Credential, FAMILIES, Installed},
-    fakes::http::{FakeServer, answer, client, send},
-    harness::SECRET,
+    fakes::{
+        FakeJira,
+        http::{FakeServer, answer, client, send},
+    },
+    harness::{SECRET, TestRelay},
     stage::{APP_KEY, instance_token},
 };
 
@@ -414,7 +417,7 @@ impl Remote {
     }
 
     fn url(&self) -> String {
-        format!("{}/-/jira_connect", self.server.url())
+        self.server.url()
     }
 
     fn take(&self) -> Vec<Request<Bytes>> {
@@ -503,9 +506,12 @@ async fn a_remote_hears_of_an_installation_as_forge_tells_it() {
     assert_eq!(event.uri().path(), "/-/jira_connect/forge/scheduled");
     assert_eq!(body(&event)["context"]["cloudId"], acme.cloud_id);
 
-    let how = json!({"method": "PUT", "path": "/links/x?a=b", "body": {"name": "y"}, "principal": "admin"});
+    let how = json!({"method": "PUT", "path": "/-/jira_connect/links/x?a=b", "body": {"name": "y"}, "principal": "admin"});
     let told = cloud.with(&installed, "invoke", how);
-    assert_eq!(told["status"], 204);
+    assert_eq!(
+        (&told["status"], &told["swallowed"]),
+        (&json!(204), &json!(null))
+    );
     let call = remote.take_one();
     assert_eq!(
         (call.method().as_str(), call.uri().to_string().as_str()),
@@ -587,6 +593,22 @@ async fn events_are_repeated_and_schedules_are_not() {
     assert_eq!(remote.take().len(), 5);
     cloud.with(&installed, "scheduled", json!({}));
     assert_eq!(remote.take().len(), 1);
+
+    // Nor are a page's calls, whose answers it does not always hear.
+    for (status, reason) in [
+        (401, json!("INVALID_FORGE_INVOCATION_TOKEN")),
+        (500, json!(general)),
+        (204, json!(null)),
+    ] {
+        let remote = Remote::start(&[status]).await;
+        cloud.ask("app", json!({"app_id": app, "remote": remote.url()}));
+        let told = cloud.with(&installed, "invoke", json!({"path": "/links"}));
+        assert_eq!(
+            (&told["status"], &told["swallowed"]),
+            (&json!(status), &reason)
+        );
+        assert_eq!(remote.take().len(), 1);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -661,10 +683,7 @@ async fn hostile_tokens_are_as_hostile_as_they_say() {
             json!({"token": token, "path": "/x", "headers": {"x-forge-oauth-system": "stolen"}});
         cloud.with(&installed, command, how);
         let heard = remote.take_one();
-        assert_eq!(
-            (bearer(&heard).as_str(), heard.uri().path()),
-            (token, "/-/jira_connect/x")
-        );
+        assert_eq!((bearer(&heard).as_str(), heard.uri().path()), (token, "/x"));
         assert_eq!(heard.headers()["x-forge-oauth-system"], "stolen");
     }
     let how = json!({"claims": {"jti": "again"}, "body": {"id": "another", "eventType": null}});
@@ -821,9 +840,14 @@ async fn keys_are_published_rotated_and_withheld() {
             .count(),
         1
     );
-    let [(_, api), (_, jwks)] = cloud.settings();
-    assert_eq!(
-        (api, jwks),
-        (cloud.api_url.as_str(), cloud.jwks_url.as_str())
-    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_can_be_aimed_at_the_cloud() {
+    let cloud = Cloud::start();
+    let (acme, jira) = (cloud.site("acme"), FakeJira::start("unused").await);
+    let app = cloud.app("http://127.0.0.1:1");
+    let relay = TestRelay::start_with(&jira, |settings| cloud.aim(settings, &app, &[&acme])).await;
+    let installations = relay.admin("GET", "/api/v1/installations", None, 200).await;
+    assert_eq!(installations, json!([]));
 }

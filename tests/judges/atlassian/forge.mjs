@@ -55,7 +55,7 @@ class App {
   }
 
   configure({ remote, scopes, modules, connect_key: connectKey }) {
-    this.remote = remote?.replace(/\/$/, "") ?? this.remote;
+    this.remote = remote ?? this.remote;
     this.scopes = scopes ?? this.scopes ?? ALL_SCOPES;
     this.modules = modules ?? this.modules ?? Object.keys(SCOPES);
     this.connectKey = connectKey ?? this.connectKey ?? null;
@@ -186,14 +186,14 @@ export class Forge {
       context: `ari:cloud:jira::site/${cloudId}`,
       selfGenerated: false,
     };
-    return this.#deliver(installation, { kind: "event", path: "/forge/events", body, retries: EVENT_RETRIES }, how);
+    return this.#deliver(installation, { kind: "event", path: "/-/jira_connect/forge/events", body, retries: EVENT_RETRIES }, how);
   }
 
   // Protocol: "Scheduled trigger events"; a failed one is not repeated.
   scheduled({ installation: id, ...how }) {
     const installation = this.#installationOf(id);
     const body = { ...contextBody(installation, "scheduled"), contextToken: randomBytes(24).toString("base64url") };
-    return this.#deliver(installation, { kind: "scheduled", path: "/forge/scheduled", body, retries: 0 }, how);
+    return this.#deliver(installation, { kind: "scheduled", path: "/-/jira_connect/forge/scheduled", body, retries: 0 }, how);
   }
 
   // Protocol: "Pre-uninstall trigger": what the remote answers changes nothing.
@@ -202,7 +202,7 @@ export class Forge {
     const installation = this.#installationOf(id);
     const invocation = {
       kind: "uninstall",
-      path: "/forge/uninstall",
+      path: "/-/jira_connect/forge/uninstall",
       body: contextBody(installation, "uninstall"),
       retries: 0,
     };
@@ -217,8 +217,9 @@ export class Forge {
     const installation = this.#installationOf(id);
     const invocation = { kind: "ui", method, path, body, retries: 0 };
     const told = await this.#deliver(installation, invocation, { system_token: via === "invokeRemote", ...how });
-    if (told.attempts[0].error) throw new Error(told.attempts[0].error);
-    return told.attempts[0];
+    const attempt = told.attempts[0];
+    if (attempt.error) throw new Error(attempt.error);
+    return { ...attempt, swallowed: swallowed(attempt) };
   }
 
   // An invocation token as it would be sent, and whatever a test makes of it.
@@ -306,7 +307,8 @@ export class Forge {
 
   async #attempt(installation, { kind, method = "POST", path, body }, how, again) {
     const { token } = how.token ? how : await this.token({ ...how, installation: installation.ari, kind });
-    const url = new URL(`${installation.app.remote}${how.path ?? path}`);
+    // Protocol: invokeRemote and endpoints: a path is resolved against baseUrl.
+    const url = new URL(how.path ?? path, installation.app.remote);
     const text = textOf(kind === "ui" ? body : overlay({ ...body, ...retryContext(again) }, how.body));
     const headers = {
       authorization: `Bearer ${token}`,
@@ -339,6 +341,23 @@ export class Forge {
       gone: known.gone,
     }));
     return { installations };
+  }
+}
+
+// Protocol: invokeRemote: why the page would hear nothing of this answer, or null.
+function swallowed({ status, headers, body, taken }) {
+  if (status === 401) return "INVALID_FORGE_INVOCATION_TOKEN";
+  if (taken && body === "") return null;
+  if (headers["content-type"]?.startsWith("application/json") && isJson(body)) return null;
+  return "INVALID_REMOTE_INVOCATION_ERROR";
+}
+
+function isJson(text) {
+  try {
+    JSON.parse(text);
+    return true;
+  } catch {
+    return false;
   }
 }
 
