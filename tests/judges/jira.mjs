@@ -5,12 +5,12 @@
 
 import { generateKeyPairSync, randomUUID } from "node:crypto";
 import http from "node:http";
-import https from "node:https";
 import jwt from "atlassian-jwt";
+import { call } from "./client.mjs";
 import { say, serveCommands } from "./commands.mjs";
+import { overlay } from "./overlay.mjs";
 
 const CALL_TIMEOUT_MS = 15_000;
-const MAX_ANSWER_BYTES = 1 << 20;
 
 // Jira gives its tokens three minutes (official test vectors of atlassian-jwt).
 const TOKEN_LIFETIME_S = 180;
@@ -78,44 +78,9 @@ class KeyServer {
   }
 }
 
-// null deletes a claim, because JSON has no undefined.
-function withOverrides(claims, overrides = {}) {
-  const merged = { ...claims, ...overrides };
-  return Object.fromEntries(Object.entries(merged).filter(([, value]) => value !== null));
-}
-
 function lifetime() {
   const iat = Math.floor(Date.now() / 1000);
   return { iat, exp: iat + TOKEN_LIFETIME_S };
-}
-
-async function post(url, headers, text) {
-  const { request } = url.protocol === "https:" ? https : http;
-  const signal = AbortSignal.timeout(CALL_TIMEOUT_MS);
-  try {
-    const response = await new Promise((resolve, reject) => {
-      // agent: false means a connection of its own, so a relay that restarts
-      // between two calls can't fail the second one with a stale socket.
-      const call = request(url, { method: "POST", headers, agent: false, signal }, resolve);
-      call.on("error", reject);
-      call.end(text);
-    });
-    const chunks = [];
-    let size = 0;
-    for await (const chunk of response) {
-      size += chunk.length;
-      if (size > MAX_ANSWER_BYTES) throw new Error(`answer exceeds ${MAX_ANSWER_BYTES} bytes`);
-      chunks.push(chunk);
-    }
-    return {
-      status: response.statusCode,
-      headers: response.headers,
-      body: Buffer.concat(chunks).toString("utf8"),
-    };
-  } catch (error) {
-    if (signal.aborted) throw new Error(`no full answer within ${CALL_TIMEOUT_MS} ms`);
-    throw error;
-  }
 }
 
 async function lifecycle(keys, { base_url, event, body, claims, carrier = "header" }) {
@@ -128,7 +93,7 @@ async function lifecycle(keys, { base_url, event, body, claims, carrier = "heade
   const url = new URL(`${base_url.replace(/\/$/, "")}/events/${event}`);
   const request = jwt.fromMethodAndUrl("POST", url.href);
   const token = jwt.encodeAsymmetric(
-    withOverrides(
+    overlay(
       {
         iss: body.clientKey,
         aud: [base_url],
@@ -152,14 +117,14 @@ async function lifecycle(keys, { base_url, event, body, claims, carrier = "heade
   if (carrier === "header") headers.authorization = `JWT ${token}`;
   else url.searchParams.set("jwt", token);
 
-  return { ...(await post(url, headers, text)), token };
+  return { ...(await call("POST", url, headers, text, CALL_TIMEOUT_MS)), token };
 }
 
 function signRequest({ method, url, base_url, secret, claims }) {
   const request = jwt.fromMethodAndUrl(method, url);
   const qsh = jwt.createQueryStringHash(request, false, base_url);
   const token = jwt.encodeSymmetric(
-    withOverrides({ ...lifetime(), qsh }, claims),
+    overlay({ ...lifetime(), qsh }, claims),
     secret,
     jwt.SymmetricAlgorithm.HS256,
   );

@@ -299,6 +299,23 @@ impl TestRelay {
         }
     }
 
+    pub async fn spool(&self) -> Value {
+        self.admin("GET", "/api/v1/spool", None, 200).await
+    }
+
+    /// Waits until nothing waits for Jira.
+    pub async fn until_drained(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let spool = self.spool().await;
+            if spool["waiting"] == 0 {
+                return;
+            }
+            assert!(Instant::now() < deadline, "never drained: {spool:#}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// The value of a metric, summed over its series that have this text in their labels.
     pub async fn metric(&self, name: &str, labels: &str) -> f64 {
         let answer = self

@@ -10,6 +10,7 @@
     reason = "tests wait in real time, and an index that is not there is a failed test"
 )]
 
+mod cloud;
 #[path = "../fakes/mod.rs"]
 mod fakes;
 mod harness;
@@ -43,3 +44,4 @@ mod spool;
 mod takeover;
 mod toolchain;
 mod trace;
+mod upstreams;

@@ -15,7 +15,7 @@ use crate::{
         http::{client, send, try_send},
         secrets,
     },
-    harness::{Judge, PATIENCE, SECRET, Settings, TestRelay},
+    harness::{Judge, SECRET, Settings, TestRelay},
 };
 
 pub use crate::fakes::instance::token as instance_token;
@@ -32,6 +32,8 @@ pub struct JiraSite {
 /// The gems as a GitLab instance.
 pub struct GitLab {
     pub url: String,
+    /// The installation that it speaks of.
+    pub client_key: String,
     control: String,
     client: Client,
     _judge: Judge,
@@ -122,6 +124,7 @@ impl GitLab {
         let control = url.strip_suffix(root).unwrap_or(&url).to_owned();
         Self {
             url,
+            client_key: CLIENT_KEY.to_owned(),
             control,
             client: client(),
             _judge: judge,
@@ -145,7 +148,7 @@ impl GitLab {
     /// Sends a call to Jira as GitLab does; how that went.
     pub async fn send(&self, call: &str, options: Value) -> Value {
         let mut command = options;
-        command["client_key"] = CLIENT_KEY.into();
+        command["client_key"] = self.client_key.as_str().into();
         command["call"] = call.into();
         self.control("send", command).await
     }
@@ -170,7 +173,7 @@ impl GitLab {
     /// The secret that it holds for the site.
     pub async fn secret(&self) -> String {
         let state = self.state().await;
-        let secret = state["installations"][CLIENT_KEY]["shared_secret"].as_str();
+        let secret = state["installations"][&self.client_key]["shared_secret"].as_str();
         let secret = secret.expect("secret");
         secrets::know("a secret that an instance was given", secret);
         secret.to_owned()
@@ -194,14 +197,7 @@ impl Stage {
         .await;
         let answer = jira.installed(&relay.app_base_url(), SECRET).await;
         assert_eq!(answer.status(), 204);
-        let (mut gitlabs, mut links) = (Vec::new(), Vec::new());
-        for _ in 0..instances {
-            let gitlab = GitLab::start(&relay, "", &[]);
-            let link = relay.link(CLIENT_KEY, &gitlab.url).await;
-            assert_eq!(link["state"], "connected", "{link:#}");
-            gitlabs.push(gitlab);
-            links.push(link);
-        }
+        let (gitlabs, links) = linked(&relay, CLIENT_KEY, instances).await;
         Self {
             site,
             jira,
@@ -225,24 +221,30 @@ impl Stage {
     }
 
     pub async fn spool(&self) -> Value {
-        self.relay.admin("GET", "/api/v1/spool", None, 200).await
+        self.relay.spool().await
     }
 
-    /// Waits until nothing waits.
     pub async fn until_drained(&self) {
-        let deadline = std::time::Instant::now() + PATIENCE;
-        loop {
-            let spool = self.spool().await;
-            if spool["waiting"] == 0 {
-                return;
-            }
-            assert!(
-                std::time::Instant::now() < deadline,
-                "never drained: {spool:#}"
-            );
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
+        self.relay.until_drained().await;
     }
+}
+
+/// So many instances, linked to an installation of the relay's, and the links.
+pub async fn linked(
+    relay: &TestRelay,
+    client_key: &str,
+    instances: usize,
+) -> (Vec<GitLab>, Vec<Value>) {
+    let (mut gitlabs, mut links) = (Vec::new(), Vec::new());
+    for _ in 0..instances {
+        let mut gitlab = GitLab::start(relay, "", &[]);
+        client_key.clone_into(&mut gitlab.client_key);
+        let link = relay.link(client_key, &gitlab.url).await;
+        assert_eq!(link["state"], "connected", "{link:#}");
+        gitlabs.push(gitlab);
+        links.push(link);
+    }
+    (gitlabs, links)
 }
 
 /// A call of an instance to the relay, by our own hand.

@@ -15,12 +15,13 @@ const INVALID_CHARACTER = /[^\t\n\r\u0020-\uD7FF\uE000-\uFFFD]/;
 // Deeper than any payload, and shallow enough for every recursion.
 export const MAX_DEPTH = 64;
 
-// The whole request is refused.
+// The whole request is refused. Without a body, the door says what it looks like.
 export class Refused extends Error {
-  constructor(status, message, headers = {}) {
+  constructor(status, message, headers = {}, body = undefined) {
     super(message);
     this.status = status;
     this.headers = headers;
+    this.body = body;
   }
 }
 
