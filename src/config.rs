@@ -18,7 +18,10 @@ use std::{
 use jiff::SignedDuration;
 
 use crate::{
-    domain::{CONNECT_PATH, InstancePolicy, JiraSites, Networks, PublicUrl},
+    domain::{
+        CONNECT_PATH, ForgeAppId, ForgeEnvironmentType, InstancePolicy, JiraApiUrl, JiraSites,
+        Networks, PublicUrl,
+    },
     pace::Rate,
 };
 
@@ -46,6 +49,8 @@ pub struct Config {
     pub app: AppConfig,
     /// `[jira]`
     pub jira: JiraConfig,
+    /// `[forge]`, if there is an app.
+    pub forge: Option<ForgeConfig>,
     /// `[instances]`
     pub instances: InstancesConfig,
     /// `[spool]`
@@ -190,6 +195,8 @@ pub struct AppConfig {
 pub struct JiraConfig {
     /// Key server, without trailing slash.
     pub install_keys_url: String,
+    /// Atlassian's API gateway.
+    pub api_url: JiraApiUrl,
     /// Sites that may install us.
     pub sites: JiraSites,
     /// For the secret before a rotation.
@@ -200,6 +207,17 @@ pub struct JiraConfig {
     pub answer_timeout: Duration,
     /// A search of Jira's in all instances, however many do not answer.
     pub search_deadline: Duration,
+}
+
+/// `[forge]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForgeConfig {
+    /// The app whose invocations are believed.
+    pub app_id: ForgeAppId,
+    /// The environments of the app whose invocations are believed; not empty.
+    pub environments: Vec<ForgeEnvironmentType>,
+    /// The key set that invocation tokens are signed with.
+    pub jwks_url: String,
 }
 
 /// `[instances]`

@@ -6,7 +6,9 @@
 pub mod address;
 pub mod audit;
 pub mod client_key;
+pub mod cloud;
 pub mod event;
+pub mod forge;
 pub mod import;
 pub mod installation;
 pub mod instance_policy;
@@ -23,7 +25,9 @@ pub mod spooled;
 
 pub use audit::{Actor, AuditEntry, AuditHead, ChainedEntry};
 pub use client_key::ClientKey;
+pub use cloud::{ApiBaseUrl, CloudId, JiraApiUrl};
 pub use event::{LifecycleEvent, LifecycleEventKind};
+pub use forge::{ForgeAppId, ForgeEnvironmentId, ForgeEnvironmentType, ForgeInstallationId};
 pub use import::ImportId;
 pub use installation::{Installation, InstallationState};
 pub use instance_policy::InstancePolicy;

@@ -6,15 +6,15 @@ use jiff::SignedDuration;
 use url::Url;
 
 use super::{
-    AccessConfig, AcmeConfig, AdminConfig, AppConfig, Checks, Config, InstancesConfig, JiraConfig,
-    LimitsConfig, LogConfig, OtlpConfig, PLACEHOLDER_URL, PageConfig, PublicConfig, RangesSource,
-    SpoolConfig, StoreConfig, TelemetryConfig, TlsFiles,
+    AccessConfig, AcmeConfig, AdminConfig, AppConfig, Checks, Config, ForgeConfig, InstancesConfig,
+    JiraConfig, LimitsConfig, LogConfig, OtlpConfig, PLACEHOLDER_URL, PageConfig, PublicConfig,
+    RangesSource, SpoolConfig, StoreConfig, TelemetryConfig, TlsFiles,
     raw::{self, RawConfig},
 };
 use crate::{
     domain::{
-        CONNECT_PATH, InstancePolicy, InstanceUrl, JiraSites, Networks, PublicUrl,
-        instance_policy::AllowPattern,
+        CONNECT_PATH, ForgeAppId, ForgeEnvironmentType, InstancePolicy, InstanceUrl, JiraApiUrl,
+        JiraSites, Networks, PublicUrl, cloud::is_sealed, instance_policy::AllowPattern,
     },
     pace::Rate,
 };
@@ -30,6 +30,10 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
     let install_keys_url = base_address(&raw.jira.install_keys_url)
         .map_err(|what| checks.add("jira.install_keys_url", what))
         .ok();
+    let api_url = JiraApiUrl::parse(&raw.jira.api_url)
+        .map_err(|error| checks.add("jira.api_url", format!("{:?}: {error}", raw.jira.api_url)))
+        .ok();
+    let forge = forge(&raw.forge, checks);
     let ap_js_url = base_address(&raw.page.ap_js_url)
         .map_err(|what| checks.add("page.ap_js_url", what))
         .ok();
@@ -197,6 +201,7 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
         },
         jira: JiraConfig {
             install_keys_url: install_keys_url?,
+            api_url: api_url?,
             sites: sites?,
             secret_grace: SignedDuration::from_secs(i64::from(raw.jira.secret_grace_secs)),
             keep_uninstalled: SignedDuration::from_hours(
@@ -205,6 +210,7 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
             answer_timeout: millis(raw.jira.answer_timeout_ms),
             search_deadline: millis(raw.jira.search_deadline_ms),
         },
+        forge: forge?,
         instances: InstancesConfig {
             policy: policy?,
             extra_ca_file: raw.instances.extra_ca_file,
@@ -447,6 +453,49 @@ fn app(raw: raw::RawApp, url: &PublicUrl, checks: &mut Checks) -> AppConfig {
         documentation_url: raw.documentation_url,
         logo_url: raw.logo_url,
     }
+}
+
+/// Outer `None`: not usable.
+fn forge(raw: &raw::RawForge, checks: &mut Checks) -> Option<Option<ForgeConfig>> {
+    let app_id = match raw.app_id.as_str() {
+        "" => Some(None),
+        text => ForgeAppId::parse(text)
+            .map_err(|error| checks.add("forge.app_id", format!("{text:?}: {error}")))
+            .ok()
+            .map(Some),
+    };
+    let environments = raw
+        .environments
+        .iter()
+        .map(|text| {
+            ForgeEnvironmentType::parse(text)
+                .map_err(|error| checks.add("forge.environments", format!("{text:?}: {error}")))
+                .ok()
+        })
+        .collect::<Option<Vec<_>>>();
+    if raw.environments.is_empty() {
+        checks.add(
+            "forge.environments",
+            "without one no invocation is taken: leave forge.app_id empty to take none",
+        );
+    }
+    // Whoever can change it on the way can sign for every site.
+    let jwks_url = base_address(&raw.jwks_url).and_then(|text| {
+        if Url::parse(&text).is_ok_and(|url| is_sealed(&url)) {
+            Ok(text)
+        } else {
+            Err(format!("{text:?} must be https (http only on loopback)"))
+        }
+    });
+    let jwks_url = jwks_url
+        .map_err(|what| checks.add("forge.jwks_url", what))
+        .ok();
+    let (app_id, environments, jwks_url) = (app_id?, environments?, jwks_url?);
+    Some(app_id.map(|app_id| ForgeConfig {
+        app_id,
+        environments,
+        jwks_url,
+    }))
 }
 
 fn policy(

@@ -21,6 +21,7 @@ pub(super) struct RawConfig {
     pub(super) store: RawStore,
     pub(super) app: RawApp,
     pub(super) jira: RawJira,
+    pub(super) forge: RawForge,
     pub(super) instances: RawInstances,
     pub(super) spool: RawSpool,
     pub(super) page: RawPage,
@@ -98,11 +99,20 @@ pub(super) struct RawApp {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawJira {
     pub(super) install_keys_url: String,
+    pub(super) api_url: String,
     pub(super) extra_sites: Vec<String>,
     pub(super) secret_grace_secs: u32,
     pub(super) keep_uninstalled_days: u32,
     pub(super) answer_timeout_ms: u32,
     pub(super) search_deadline_ms: u32,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawForge {
+    pub(super) app_id: String,
+    pub(super) environments: Vec<String>,
+    pub(super) jwks_url: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]

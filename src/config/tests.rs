@@ -143,6 +143,51 @@ fn a_collector_has_an_address_and_a_share() {
 }
 
 #[test]
+fn forge_is_off_until_an_app_is_named() {
+    let config = load("", &[]).expect("good");
+    assert_eq!(config.forge, None);
+    assert_eq!(config.jira.api_url.as_str(), "https://api.atlassian.com");
+
+    let app_id = "ari:cloud:ecosystem::app/8db33809-1f32-48bb-8c52-5877dab48107";
+    let environment = [
+        ("JIRA_CONNECT_PROXY__FORGE__APP_ID", app_id),
+        (
+            "JIRA_CONNECT_PROXY__FORGE__JWKS_URL",
+            "http://127.0.0.1:1/keys",
+        ),
+        (
+            "JIRA_CONNECT_PROXY__FORGE__ENVIRONMENTS",
+            "PRODUCTION, STAGING",
+        ),
+    ];
+    let forge = load("", &environment).expect("good").forge.expect("an app");
+    assert_eq!(forge.app_id.as_str(), app_id);
+    assert_eq!(forge.jwks_url, "http://127.0.0.1:1/keys");
+    assert_eq!(
+        forge.environments,
+        [
+            ForgeEnvironmentType::Production,
+            ForgeEnvironmentType::Staging
+        ]
+    );
+}
+
+#[test]
+fn mistakes_about_forge_are_told_even_while_it_is_off() {
+    let found = mistakes(
+        "[forge]\nenvironments = [\"PROD\"]\njwks_url = \"http://keys.example.com\"\n\
+         [jira]\napi_url = \"http://api.atlassian.com\"\n",
+        &[],
+    );
+    assert_eq!(found.len(), 3, "{found:#?}");
+    let found = mistakes(
+        "[forge]\napp_id = \"8db33809-1f32-48bb-8c52-5877dab48107\"\nenvironments = []\n",
+        &[],
+    );
+    assert_eq!(found.len(), 2, "{found:#?}");
+}
+
+#[test]
 fn two_listeners_need_two_ports() {
     let found = mistakes("[admin]\nlisten = \"127.0.0.1:8080\"\n", &[]);
     assert_eq!(found.len(), 1, "{found:#?}");

@@ -170,7 +170,7 @@ pub fn has_plain_host(url: &Url) -> bool {
 }
 
 /// Parses `scheme://host[:port]` and returns it with its canonical text.
-fn parse_origin(text: &str) -> Result<(Url, String), OriginError> {
+pub(super) fn parse_origin(text: &str) -> Result<(Url, String), OriginError> {
     let url = Url::parse(text).map_err(OriginError::NotAUrl)?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(OriginError::Scheme(url.scheme().to_owned()));
@@ -198,7 +198,8 @@ fn parse_origin(text: &str) -> Result<(Url, String), OriginError> {
     Ok((url, canonical))
 }
 
-fn is_loopback(url: &Url) -> bool {
+/// Whether an address names this machine only.
+pub(super) fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
         Some(Host::Ipv4(ip)) => ip.is_loopback(),
