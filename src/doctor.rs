@@ -17,7 +17,7 @@ use crate::{
         Asker, Prober,
         probe::{Check, Finding, Verdict, compare_clocks},
     },
-    jwt::Signer,
+    jwt::{KeySet, Signer},
     store::Store,
     tls::TlsFiles,
 };
@@ -54,6 +54,8 @@ pub struct Doctor {
     pub app_base_url: String,
     /// Atlassian's key server.
     pub install_keys_url: String,
+    /// Forge's keys, if there is a Forge app.
+    pub key_set: Option<KeySet>,
     /// Where the store is.
     pub store_path: PathBuf,
     /// The relay's own certificate, if it ends TLS itself.
@@ -192,18 +194,25 @@ impl Doctor {
 
     /// Looks at the relay itself.
     pub async fn ourselves(&self, now: Timestamp) -> Report {
-        let (public, (keys, clock)) = tokio::join!(self.public_url(), self.key_server(now));
+        let (public, (keys, clock), key_set) = tokio::join!(
+            self.public_url(),
+            self.key_server(now),
+            self.forge_key_set()
+        );
         let steps = [
-            ("public_url", public),
-            ("key_server", keys),
-            ("clock", clock),
-            ("certificate", self.certificate(now)),
-            ("signing_key", self.signing_key()),
-            ("store", self.writable(now).await),
-            ("disk", self.disk()),
+            ("public_url", Some(public)),
+            ("key_server", Some(keys)),
+            ("clock", Some(clock)),
+            ("forge_key_set", key_set),
+            ("certificate", Some(self.certificate(now))),
+            ("signing_key", Some(self.signing_key())),
+            ("store", Some(self.writable(now).await)),
+            ("disk", Some(self.disk())),
         ];
-        let steps = steps.map(|(rung, finding)| Step { rung, finding });
-        Report::new("relay".to_owned(), steps.into())
+        let steps = steps
+            .into_iter()
+            .filter_map(|(rung, finding)| finding.map(|finding| Step { rung, finding }));
+        Report::new("relay".to_owned(), steps.collect())
     }
 
     fn links_to(&self, instance: &InstanceUrl) -> Vec<Arc<Link>> {
@@ -302,6 +311,26 @@ impl Doctor {
                 ),
             ),
         }
+    }
+
+    /// Fetched and read as for a token, but not used for one.
+    async fn forge_key_set(&self) -> Option<Finding> {
+        let looked = self.key_set.as_ref()?.look().await;
+        Some(looked.map_or_else(
+            |cause| {
+                Finding::fail(
+                    "forge_key_set_unavailable",
+                    format!("Forge's key set can't be had: {cause}"),
+                    "let the relay call forge.jwks_url: an invocation signed with a new key could not be verified",
+                )
+            },
+            |keys| {
+                Finding::ok(
+                    "forge_key_set",
+                    format!("Forge's key set can be had, with {keys} keys for invocation tokens"),
+                )
+            },
+        ))
     }
 
     fn certificate(&self, now: Timestamp) -> Finding {

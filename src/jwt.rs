@@ -1,4 +1,4 @@
-//! Tokens of Atlassian Connect: a verifier for each kind, the query string hash, and our signer.
+//! Tokens of Atlassian Connect and Forge: a verifier for each kind, the query string hash, and our signer.
 //!
 //! A kind fixes its algorithm and its checks; nothing in a token chooses them. What has not been proven is
 //! named `unverified_*`. Time is an argument. Nothing here knows of routes or the store.
@@ -7,21 +7,27 @@ pub mod context;
 pub mod crypto;
 pub mod install_keys;
 pub mod instance;
+pub mod invocation;
+pub mod jwks;
+mod key_server;
 pub mod lifecycle;
 pub mod qsh;
 pub mod request;
 pub mod shared_key;
 pub mod signer;
+mod spent;
 pub mod target;
 pub mod token;
 
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 
 use crate::{
-    domain::KeyId,
+    domain::{ForgeEnvironmentType, KeyId},
     reject::{Reject, RejectKind},
 };
 pub use install_keys::InstallKeys;
+pub use invocation::{InvocationVerifier, VerifiedInvocation};
+pub use jwks::KeySet;
 pub use shared_key::SharedKey;
 pub use signer::Signer;
 pub use target::{Target, TargetError};
@@ -38,6 +44,8 @@ pub enum TokenKind {
     Context,
     /// HS256 with a link's secret, from an instance that takes us for Jira.
     Instance,
+    /// RS256, from Forge, bound to installation and user only.
+    Invocation,
 }
 
 /// Why a token was not believed.
@@ -81,6 +89,37 @@ pub enum VerifyError {
         /// Why not.
         cause: String,
     },
+    /// The set of keys can't be had, and the last good one, if there is one, has not the key.
+    #[error("Atlassian's key set can't be had for key {kid}: {cause}")]
+    KeySetUnavailable {
+        /// Which key.
+        kid: KeyId,
+        /// Why not.
+        cause: String,
+    },
+    /// Issued by somebody else than who issues this kind.
+    #[error("the token's issuer is not {expected}")]
+    Issuer {
+        /// Who issues it.
+        expected: &'static str,
+    },
+    /// Of an environment of the app that the operator does not serve.
+    #[error("the token comes from the app's environment {0}, which this relay does not serve")]
+    Environment(ForgeEnvironmentType),
+    /// It would have us send tokens to somebody else.
+    #[error("the token's app.apiBaseUrl is not below {expected}/ex/jira/")]
+    ApiAddress {
+        /// The one gateway that gets them.
+        expected: String,
+        /// Theirs. For the log: an unproven text of a stranger.
+        unverified: String,
+    },
+    /// It was used before.
+    #[error("the token was used before: each is good for one request")]
+    Replayed,
+    /// So many of the installation's tokens are still remembered that another one could not be.
+    #[error("the installation has made too many calls in a short time")]
+    TooManyInvocations,
     /// No installation has this client key.
     #[error("the token's issuer is no site that this relay knows")]
     UnknownIssuer,
@@ -175,6 +214,18 @@ impl TokenKind {
                 "site",
             ],
             Self::Instance => &["alg", "signature", "exp", "iat", "nbf", "qsh", "site"],
+            Self::Invocation => &[
+                "alg",
+                "kid",
+                "iss",
+                "aud",
+                "nbf",
+                "exp",
+                "iat",
+                "app",
+                "signature",
+                "jti",
+            ],
         }
     }
 
@@ -185,6 +236,7 @@ impl TokenKind {
             Self::Request => "request",
             Self::Context => "context",
             Self::Instance => "instance",
+            Self::Invocation => "invocation",
         }
     }
 }
@@ -202,6 +254,12 @@ impl VerifyError {
             Self::KeyIdMalformed => "token_key_id",
             Self::UnknownKey(_) => "token_unknown_key",
             Self::KeysUnavailable { .. } => "key_server_unavailable",
+            Self::KeySetUnavailable { .. } => "key_set_unavailable",
+            Self::Issuer { .. } => "token_issuer",
+            Self::Environment(_) => "token_environment",
+            Self::ApiAddress { .. } => "token_api_address",
+            Self::Replayed => "token_replayed",
+            Self::TooManyInvocations => "token_too_many_invocations",
             Self::UnknownIssuer => "token_unknown_issuer",
             Self::Uninstalled => "token_site_uninstalled",
             Self::Signature => "token_signature",
@@ -228,15 +286,20 @@ impl VerifyError {
             | Self::TooLarge { .. }
             | Self::Malformed(_)
             | Self::TooManyUnknown
+            | Self::TooManyInvocations
             | Self::Target(_) => None,
             Self::Algorithm { .. } => Some("alg"),
+            Self::ClaimMissing(claim) if claim.starts_with("app.") => Some("app"),
             Self::ClaimMissing(claim) => Some(claim),
+            Self::Environment(_) | Self::ApiAddress { .. } => Some("app"),
+            Self::Replayed => Some("jti"),
             Self::KeyIdMalformed => Some("kid"),
             Self::UnknownKey(_)
             | Self::KeysUnavailable { .. }
+            | Self::KeySetUnavailable { .. }
             | Self::Signature
             | Self::UnknownSecret => Some("signature"),
-            Self::UnknownIssuer | Self::IssuerMismatch => Some("iss"),
+            Self::UnknownIssuer | Self::IssuerMismatch | Self::Issuer { .. } => Some("iss"),
             Self::Uninstalled | Self::LinkRemoved => Some("site"),
             Self::Expired { .. } => Some("exp"),
             Self::FromTheFuture { .. } => Some("iat"),
@@ -248,10 +311,15 @@ impl VerifyError {
 
     fn hint(&self) -> &'static str {
         match self {
-            Self::Missing => "send it as `Authorization: JWT <token>`",
+            Self::Missing => {
+                "send it as `Authorization: JWT <token>`, Forge's as `Authorization: Bearer <token>`"
+            }
             Self::Ambiguous => "send one token, in one place",
             Self::Expired { .. } | Self::FromTheFuture { .. } | Self::NotYet { .. } => {
                 "compare the clocks of both sides"
+            }
+            Self::Audience { expected, .. } if expected.starts_with("ari:") => {
+                "forge.app_id must be exactly the app.id of the manifest that was deployed"
             }
             Self::Audience { .. } => {
                 "public.url and public.base_path must be exactly the app's baseUrl as Jira has it"
@@ -272,6 +340,17 @@ impl VerifyError {
             Self::TooManyUnknown => {
                 "an instance that was recognised from there lately is not affected; stop the others, then try again"
             }
+            Self::KeySetUnavailable { .. } => {
+                "check that this relay reaches forge.jwks_url, then try again"
+            }
+            Self::Environment(_) => {
+                "add it to forge.environments, if whoever can deploy to it may reach this relay"
+            }
+            Self::ApiAddress { .. } => {
+                "set jira.api_url, if that is where Atlassian serves your sites"
+            }
+            Self::Replayed => "call again: Forge gives each invocation a token of its own",
+            Self::TooManyInvocations => "try again in a minute",
             Self::KeysUnavailable { .. } => {
                 "check that this relay reaches jira.install_keys_url, then try again"
             }
@@ -284,12 +363,17 @@ impl From<VerifyError> for Reject {
     fn from(error: VerifyError) -> Self {
         let kind = match error {
             VerifyError::Ambiguous | VerifyError::Target(_) => RejectKind::Malformed,
-            VerifyError::KeysUnavailable { .. } => RejectKind::Unavailable,
-            VerifyError::TooManyUnknown => RejectKind::Throttled,
+            VerifyError::KeysUnavailable { .. } | VerifyError::KeySetUnavailable { .. } => {
+                RejectKind::Unavailable
+            }
+            VerifyError::TooManyUnknown | VerifyError::TooManyInvocations => RejectKind::Throttled,
             _ => RejectKind::Unauthenticated,
         };
         let internal = match &error {
             VerifyError::Audience { unverified, .. } => Some(format!("its aud is {unverified}")),
+            VerifyError::ApiAddress { unverified, .. } => {
+                Some(format!("its app.apiBaseUrl is {unverified}"))
+            }
             _ => None,
         };
         Self {

@@ -42,6 +42,10 @@ pub struct Metrics {
     pub public_key_requests: IntCounterVec,
     /// Fetches from Atlassian's key server, by outcome.
     pub install_key_fetches: IntCounterVec,
+    /// Fetches of Forge's key set, by outcome.
+    pub forge_key_set_fetches: IntCounterVec,
+    /// When Forge's key set was last fetched, in seconds since 1970; 0 before the first time.
+    pub forge_key_set_fetched_at: IntGauge,
     /// Tokens of instances, by how their link was told: `friend`, `searched`, `unknown`, `refused`.
     pub recognitions: IntCounterVec,
     /// Reads of Atlassian's ranges, by outcome.
@@ -235,6 +239,15 @@ impl Metrics {
                 "install_key_fetches_total",
                 "Fetches from Atlassian's key server, by outcome.",
                 &["outcome"],
+            )?,
+            forge_key_set_fetches: counter(
+                "forge_key_set_fetches_total",
+                "Fetches of Forge's key set, by outcome.",
+                &["outcome"],
+            )?,
+            forge_key_set_fetched_at: gauge(
+                "forge_key_set_fetched_timestamp_seconds",
+                "When Forge's key set was last fetched, in seconds since 1970; 0 before the first time.",
             )?,
             recognitions: counter(
                 "recognitions_total",

@@ -29,7 +29,10 @@ use crate::{
     forget,
     gitlab::{Asker, KeyFetches, Patience, Prober, deliver::Courier, probe::Verdict},
     jira::{Admins, Forwarder, Recogniser},
-    jwt::{InstallKeys, Signer, crypto, install_keys::KeyNews, lifecycle::LifecycleVerifier},
+    jwt::{
+        InstallKeys, InvocationVerifier, KeySet, Signer, crypto, install_keys::KeyNews,
+        lifecycle::LifecycleVerifier,
+    },
     linking::Linker,
     metrics::Metrics,
     reconcile::{Reconciler, realign},
@@ -256,6 +259,15 @@ impl Relay {
             config.public.base_path.clone(),
             install_keys,
         );
+        let invocations = config.forge.clone().map(|forge| {
+            InvocationVerifier::new(
+                forge.app_id,
+                forge.environments,
+                config.jira.api_url.clone(),
+                config.jira.sites.clone(),
+                KeySet::new(&forge.jwks_url, client.clone(), Arc::clone(&metrics)),
+            )
+        });
         let policy = Arc::new(ArcSwap::from_pointee(config.instances.policy.clone()));
         let key_fetches = Arc::new(KeyFetches::default());
         let public_url: Arc<str> = config.public.url.as_str().into();
@@ -325,6 +337,7 @@ impl Relay {
             signer: Arc::clone(&signer),
             app_base_url: config.app_base_url(),
             install_keys_url: config.jira.install_keys_url.clone(),
+            key_set: invocations.as_ref().map(|verifier| verifier.keys().clone()),
             store_path: config.store.path.clone(),
             tls: tls.clone(),
         });
@@ -346,6 +359,7 @@ impl Relay {
             admins: Admins::new(Arc::clone(&forwarder)),
             store: store.clone(),
             verifier,
+            invocations,
             signer: Arc::clone(&signer),
             key_fetches,
             recogniser: Recogniser::new(store.clone(), Arc::clone(&metrics)),

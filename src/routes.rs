@@ -35,7 +35,10 @@ use crate::{
     forwarded::Forwarded,
     gitlab::{Asker, KeyFetches, Prober},
     jira::{Admins, Forwarder, Recogniser, calls, descriptor::descriptor},
-    jwt::{self, Signer, TokenKind, VerifyError, lifecycle::LifecycleVerifier, request::Audiences},
+    jwt::{
+        self, InvocationVerifier, Signer, TokenKind, VerifyError, lifecycle::LifecycleVerifier,
+        request::Audiences,
+    },
     linking::Linker,
     metrics::Metrics,
     pace::Paces,
@@ -91,6 +94,8 @@ pub struct PublicParts {
     pub store: Store,
     /// Believes Atlassian.
     pub verifier: LifecycleVerifier,
+    /// Believes Forge, if there is a Forge app.
+    pub invocations: Option<InvocationVerifier>,
     /// Has our public keys.
     pub signer: Arc<Signer>,
     /// Notes who came for one.

@@ -5,7 +5,7 @@
 //! family for an algorithm, is refused here too, below the verifiers that already fix the algorithm.
 
 use jsonwebtoken::{
-    Algorithm, AlgorithmFamily, DecodingKey, EncodingKey,
+    Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind, EncodingKey,
     crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils},
     errors::{Error, ErrorKind},
 };
@@ -13,7 +13,9 @@ use ring::{
     hmac,
     rand::SystemRandom,
     rsa::KeyPair,
-    signature::{RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256, UnparsedPublicKey},
+    signature::{
+        RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256, RsaPublicKeyComponents, UnparsedPublicKey,
+    },
 };
 use signature::{Signer, Verifier};
 
@@ -34,8 +36,8 @@ struct HmacKey(hmac::Key);
 
 struct RsaSigner(KeyPair);
 
-/// PKCS #1 `RSAPublicKey`, DER.
-struct RsaVerifier(Vec<u8>);
+/// PKCS #1 `RSAPublicKey` in DER, or modulus and exponent.
+struct RsaVerifier(DecodingKeyKind);
 
 fn signer_factory(algorithm: &Algorithm, key: &EncodingKey) -> Result<Box<dyn JwtSigner>, Error> {
     match (algorithm, key.family()) {
@@ -60,9 +62,7 @@ fn verifier_factory(
             hmac::HMAC_SHA256,
             key.try_get_as_bytes()?,
         )))),
-        (Algorithm::RS256, AlgorithmFamily::Rsa) => {
-            Ok(Box::new(RsaVerifier(key.try_get_as_bytes()?.to_vec())))
-        }
+        (Algorithm::RS256, AlgorithmFamily::Rsa) => Ok(Box::new(RsaVerifier(key.kind().clone()))),
         _ => Err(ErrorKind::InvalidAlgorithm.into()),
     }
 }
@@ -115,9 +115,16 @@ impl JwtSigner for RsaSigner {
 
 impl Verifier<Vec<u8>> for RsaVerifier {
     fn verify(&self, message: &[u8], signature: &Vec<u8>) -> Result<(), signature::Error> {
-        UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, &self.0)
-            .verify(message, signature)
-            .map_err(|_| signature::Error::new())
+        let rule = &RSA_PKCS1_2048_8192_SHA256;
+        match &self.0 {
+            DecodingKeyKind::SecretOrDer(der) => {
+                UnparsedPublicKey::new(rule, der).verify(message, signature)
+            }
+            DecodingKeyKind::RsaModulusExponent { n, e } => {
+                RsaPublicKeyComponents { n, e }.verify(rule, message, signature)
+            }
+        }
+        .map_err(|_| signature::Error::new())
     }
 }
 

@@ -6,24 +6,23 @@
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
-use http::{Method, Request, StatusCode};
-use http_body_util::Full;
+use http::StatusCode;
 use jiff::Timestamp;
 use jsonwebtoken::DecodingKey;
 use moka::future::Cache;
 use tokio::{sync::mpsc, time::Instant};
 
-use super::VerifyError;
+use super::{
+    VerifyError,
+    key_server::{self, FETCH_TIMEOUT},
+};
 use crate::{
-    client::{Client, Destination},
+    client::Client,
     domain::{InstallKeyRecord, KeyId},
     metrics::Metrics,
 };
 
-/// How long Jira waits for us is not documented; the whole answer should take less than 3 s.
-const FETCH_TIMEOUT: Duration = Duration::from_millis(2500);
 /// A PEM of 4096 bits has 800 bytes.
 const ANSWER_MAX_BYTES: usize = 16 * 1024;
 
@@ -200,21 +199,8 @@ impl InstallKeys {
 
     /// The PEM, or `None` if the server says that there is no such key.
     async fn fetch(&self, kid: &KeyId, known: bool) -> Result<Option<String>, String> {
-        let request = Request::builder()
-            .method(Method::GET)
-            .uri(format!("{}/{kid}", self.server_url))
-            .body(Full::new(Bytes::new()))
-            .map_err(|error| error.to_string())?;
-        let answer = self
-            .client
-            .send(
-                Destination::Configured,
-                request,
-                FETCH_TIMEOUT,
-                ANSWER_MAX_BYTES,
-            )
-            .await
-            .map_err(|error| error.to_string())?;
+        let url = format!("{}/{kid}", self.server_url);
+        let answer = key_server::ask(&self.client, &url, ANSWER_MAX_BYTES).await?;
         match answer.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),

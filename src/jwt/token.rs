@@ -78,14 +78,21 @@ impl UnverifiedToken {
         query_tokens: impl Iterator<Item = &'a str>,
         form_token: Option<&'a str>,
     ) -> Result<Self, VerifyError> {
+        Self::the_one(
+            authorization(headers, "jwt")
+                .chain(query_tokens)
+                .chain(form_token),
+        )
+    }
+
+    /// Finds the token of a request that Forge sent: `Authorization: Bearer ...`, and nowhere else.
+    pub fn find_bearer(headers: &HeaderMap) -> Result<Self, VerifyError> {
+        Self::the_one(authorization(headers, "bearer"))
+    }
+
+    fn the_one<'a>(tokens: impl Iterator<Item = &'a str>) -> Result<Self, VerifyError> {
         let mut found: Option<&str> = None;
-        let from_headers = headers
-            .get_all(header::AUTHORIZATION)
-            .iter()
-            .filter_map(|value| value.to_str().ok()?.split_once(' '))
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("jwt"))
-            .map(|(_, token)| token.trim());
-        for token in from_headers.chain(query_tokens).chain(form_token) {
+        for token in tokens {
             if found.replace(token).is_some_and(|other| other != token) {
                 return Err(VerifyError::Ambiguous);
             }
@@ -116,6 +123,14 @@ impl UnverifiedToken {
         })
     }
 
+    /// Claims that only one kind of token has.
+    pub(super) fn more_claims<T: for<'de> Deserialize<'de>>(&self) -> Result<T, VerifyError> {
+        decode(
+            self.text.split('.').nth(1).unwrap_or_default(),
+            "its claims",
+        )
+    }
+
     /// Its length as it came.
     pub fn bytes(&self) -> usize {
         self.text.len()
@@ -130,7 +145,7 @@ impl UnverifiedToken {
                 texts.push((name, Box::from(short(text))));
             }
         };
-        if kind == TokenKind::Lifecycle {
+        if matches!(kind, TokenKind::Lifecycle | TokenKind::Invocation) {
             add("kid", header.kid.as_deref());
         }
         if matches!(refused, Some(VerifyError::Algorithm { .. })) {
@@ -220,6 +235,16 @@ impl Claims {
     }
 }
 
+/// What stands in `Authorization` behind a scheme.
+fn authorization<'a>(headers: &'a HeaderMap, scheme: &str) -> impl Iterator<Item = &'a str> {
+    headers
+        .get_all(header::AUTHORIZATION)
+        .iter()
+        .filter_map(|value| value.to_str().ok()?.split_once(' '))
+        .filter(move |(named, _)| named.eq_ignore_ascii_case(scheme))
+        .map(|(_, token)| token.trim())
+}
+
 fn decode<T: for<'de> Deserialize<'de>>(part: &str, what: &'static str) -> Result<T, VerifyError> {
     let json = URL_SAFE_NO_PAD
         .decode(part)
@@ -286,6 +311,19 @@ mod tests {
             UnverifiedToken::find(&bearer, [].into_iter(), None).err(),
             Some(VerifyError::Missing)
         );
+        let bearer = format!("bearer {text}");
+        assert!(UnverifiedToken::find_bearer(&headers(&[&bearer, "Basic eA=="])).is_ok());
+        for (values, error) in [
+            (&[][..], VerifyError::Missing),
+            (&[jwt.as_str()][..], VerifyError::Missing),
+            (
+                &[bearer.as_str(), "Bearer a.b.c"][..],
+                VerifyError::Ambiguous,
+            ),
+        ] {
+            let found = UnverifiedToken::find_bearer(&headers(values));
+            assert_eq!(found.err(), Some(error), "{values:?}");
+        }
     }
 
     #[test]

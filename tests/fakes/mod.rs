@@ -11,12 +11,14 @@
     reason = "each program that includes the fakes uses a part of them; what a fake indexes, it made"
 )]
 
+pub mod forge;
 pub mod http;
 pub mod instance;
 pub mod jira;
 pub mod secrets;
 pub mod site;
 
+pub use forge::FakeForge;
 pub use instance::FakeInstance;
 pub use jira::FakeJira;
 pub use site::FakeSite;

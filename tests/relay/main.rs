@@ -27,6 +27,7 @@ mod flood;
 mod front;
 mod fuzz;
 mod hostile;
+mod invocations;
 mod isolation;
 mod judges;
 mod keys;

@@ -3,22 +3,33 @@
 //! Each function takes raw bytes and panics where a promise is broken. libFuzzer feeds them (`fuzz_targets`), and so does
 //! a test of the relay's own (`tests/relay/fuzz.rs`): the seeds, and variations of them.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    pin::pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::Timestamp;
 use jira_connect_proxy::{
+    client::{Client, DialSettings},
     config::Config,
     domain::{
-        ClientKey, Family, ImportId, Installation, JiraSites, Namespace, SharedSecret,
-        event::SiteFacts,
+        ClientKey, CloudId, Family, ForgeAppId, ForgeEnvironmentType, ForgeInstallationId,
+        ImportId, Installation, JiraApiUrl, JiraSites, Namespace, SharedSecret, event::SiteFacts,
     },
     gitlab::export::{self, DbKeyBase},
     jira::{
         calls, mend, namespace,
         split::{self, Split},
     },
-    jwt::{Target, UnverifiedToken, crypto, qsh::Rule, request, token::TOKEN_MAX_BYTES},
+    jwt::{
+        InvocationVerifier, KeySet, Target, UnverifiedToken, VerifyError, crypto, qsh::Rule,
+        request, token::TOKEN_MAX_BYTES,
+    },
+    metrics::Metrics,
     store::{BackupFile, Sealer},
 };
 use ring::{aead, hmac};
@@ -29,8 +40,9 @@ use serde_json::{Value, value::RawValue};
 pub type Property = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const ALL: [Property; 9] = [
+pub const ALL: [Property; 10] = [
     ("token", token),
+    ("invocation", invocation),
     ("qsh", qsh),
     ("target", target),
     ("ids", ids),
@@ -89,6 +101,76 @@ pub fn token(data: &[u8]) {
         let cut = signed.get(..signed.len() - 1).expect("ASCII");
         assert!(UnverifiedToken::parse(cut).map_or(true, |token| !believed(&token, "/x")));
     }
+}
+
+const FORGE_APP: &str = "ari:cloud:ecosystem::app/8db33809-1f32-48bb-8c52-5877dab48107";
+
+/// An invocation token's keys are asked for only if its claims are all that an invocation of the app needs, as of now,
+/// and its API address is below the one gateway. Here no keys can be had, so none is believed. Input: the claims.
+pub fn invocation(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let header = r#"{"alg":"RS256","kid":"forge/invocation-token/x"}"#;
+    let token = format!(
+        "{}.{}.c2ln",
+        URL_SAFE_NO_PAD.encode(header),
+        URL_SAFE_NO_PAD.encode(text)
+    );
+    let Ok(token) = UnverifiedToken::parse(&token) else {
+        return;
+    };
+    let now = Timestamp::from_second(NOW).expect("time");
+    let verdict = {
+        let verifying = pin!(forge().verify(&token, now));
+        // Nothing to wait for: there is no address to ask.
+        verifying.poll(&mut Context::from_waker(Waker::noop()))
+    };
+    match verdict {
+        Poll::Ready(Err(VerifyError::KeySetUnavailable { .. })) => {}
+        Poll::Ready(Err(_)) => return,
+        Poll::Ready(Ok(_)) | Poll::Pending => panic!("nobody signed this"),
+    }
+    let claims: Value = serde_json::from_str(text).expect("JSON");
+    let aud = &claims["aud"];
+    assert!(aud == FORGE_APP || *aud == serde_json::json!([FORGE_APP]));
+    assert_eq!(claims["iss"], "forge/invocation-token");
+    let time = |name: &str| claims[name].as_i64().expect("whole seconds");
+    assert!(NOW < time("exp").saturating_add(60));
+    assert!(time("iat").max(time("nbf")) <= NOW + 60);
+    assert!(claims["jti"].as_str().is_some_and(|jti| !jti.is_empty()));
+    let app = &claims["app"];
+    assert_eq!(app["id"], FORGE_APP);
+    assert_eq!(app["environment"]["type"], "PRODUCTION");
+    let ids = [&app["installationId"], &app["installation"]["id"]];
+    let ids: Vec<&str> = ids.into_iter().filter_map(Value::as_str).collect();
+    assert!(!ids.is_empty() && ids.iter().all(|id| ForgeInstallationId::parse(id).is_ok()));
+    let url = app["apiBaseUrl"].as_str().expect("a URL");
+    let cloud_id = url
+        .strip_prefix("https://api.atlassian.com/ex/jira/")
+        .expect("below the gateway");
+    assert!(CloudId::parse(cloud_id.strip_suffix('/').unwrap_or(cloud_id)).is_ok());
+}
+
+/// A verifier that can get no keys.
+fn forge() -> &'static InvocationVerifier {
+    static FORGE: OnceLock<InvocationVerifier> = OnceLock::new();
+    FORGE.get_or_init(|| {
+        crypto::install();
+        let client = Client::new(&DialSettings {
+            roots: Arc::new(rustls::RootCertStore::empty()),
+            connect_timeout: Duration::from_secs(1),
+            allow_private: false,
+        });
+        let metrics = Arc::new(Metrics::new().expect("metrics"));
+        InvocationVerifier::new(
+            ForgeAppId::parse(FORGE_APP).expect("app id"),
+            vec![ForgeEnvironmentType::Production],
+            JiraApiUrl::parse("https://api.atlassian.com").expect("URL"),
+            JiraSites::default(),
+            KeySet::new("", client, metrics),
+        )
+    })
 }
 
 fn believed(token: &UnverifiedToken, path: &str) -> bool {
