@@ -43,7 +43,7 @@ export function InstanceCard({
   const groups = useWatchedGroups(api, link.id, link.state);
   // The relay speaks to a connected instance only when something changes. That one is down, or was changed since,
   // shows when its groups are asked for, or when the relay has a look at it.
-  const silence = link.state === "connected" ? instanceFault(groups.failure) : null;
+  const silence = link.state === "connected" ? groups.fault : null;
   const fault = silence ?? (link.state === "connected" ? (link.faults[0] ?? null) : null);
   const shownState = fault ? "failing" : link.state;
   const [busy, setBusy] = useState(false);
@@ -188,14 +188,6 @@ export function InstanceCard({
       {failure && <Failure cause={failure} />}
     </li>
   );
-}
-
-// What lies between the browser and the relay says nothing of the instance.
-const NOT_OF_THE_INSTANCE =
-  /^(token_|relay_|offline$|answer_not_understood$|script_|not_framed$|page_)/;
-
-function instanceFault(failure: Cause | null): Cause | null {
-  return failure && !NOT_OF_THE_INSTANCE.test(failure.code) ? failure : null;
 }
 
 function Attempts({ link: { attempts, last_error, next_attempt_at } }: { link: Link }) {
