@@ -3,7 +3,13 @@ import { addressOf } from "../address.ts";
 import { type Api, type Cause, causeOf, type Link, type SignIn } from "../api.ts";
 import { exchangeCode, GitlabError, type GitlabSession, openSession } from "../gitlab.ts";
 import type { LocalNetworkAccess } from "../local_network.ts";
-import { type Attempt, authorize, prepareAttempt, SignInError } from "../sign_in.ts";
+import {
+  type Attempt,
+  authorize,
+  prepareAttempt,
+  SignInError,
+  type SignInFailure,
+} from "../sign_in.ts";
 import { texts } from "../texts.ts";
 import { Button } from "./button.tsx";
 import { Failure } from "./failure.tsx";
@@ -152,14 +158,22 @@ function localNetworkAdvice(access: LocalNetworkAccess): string {
 
 function problemOf(error: unknown): Cause | "unreachable" {
   if (error instanceof SignInError) {
-    const { message, hint } = texts.signInFailures[error.failure];
-    const said = error.detail ? texts.groupFailure(message, error.detail) : message;
-    return { code: error.failure, message: said, hint, id: null };
+    return explainedFailure(error.failure, error.detail);
   }
   if (error instanceof GitlabError) {
     return error.failure === "unreachable"
       ? "unreachable"
-      : { code: error.failure, message: error.message, hint: null, id: null };
+      : explainedFailure("failed", error.message);
   }
   return causeOf(error);
+}
+
+function explainedFailure(failure: SignInFailure, detail: string | null): Cause {
+  const { message, hint } = texts.signInFailures[failure];
+  return {
+    code: failure,
+    message: detail ? texts.withDetail(message, detail) : message,
+    hint,
+    id: null,
+  };
 }
