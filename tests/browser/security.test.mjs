@@ -304,6 +304,7 @@ describe("the page's API", () => {
     ["GET", `links/${id}`],
     ["DELETE", `links/${id}`],
     ["DELETE", `links/${id}?purge=true`],
+    ["POST", `links/${id}/look`],
     ["POST", `links/${id}/resend`],
     ["GET", `links/${id}/groups`],
     ["DELETE", `links/${id}/groups/1`],

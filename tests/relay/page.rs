@@ -426,6 +426,7 @@ async fn only_the_pages_own_tokens_count_and_only_for_their_site() {
     for (method, path) in [
         ("GET", format!("links/{theirs}")),
         ("DELETE", format!("links/{theirs}")),
+        ("POST", format!("links/{theirs}/look")),
         ("POST", format!("links/{theirs}/resend")),
         ("GET", format!("links/{theirs}/groups")),
         ("DELETE", format!("links/{theirs}/groups/1")),
@@ -453,6 +454,7 @@ async fn only_jira_admins_change_anything() {
         ("POST", "links".to_owned(), Some(url)),
         ("POST", "links/check".to_owned(), Some(check)),
         ("DELETE", format!("links/{id}"), None),
+        ("POST", format!("links/{id}/look"), None),
         ("POST", format!("links/{id}/resend"), None),
         ("DELETE", format!("links/{id}/groups/1"), None),
         ("POST", format!("links/{id}/sign_in"), None),
@@ -723,6 +725,30 @@ async fn checks_tell_what_is_wrong_before_there_is_a_link() {
     );
     let bad = json!({"instance_url": url, "check": "everything"});
     stage.admin("POST", "links/check", Some(bad), 400).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_is_looked_at_when_somebody_asks() {
+    let stage = Stage::start().await;
+    let instance = FakeInstance::start(&stage.relay.url(), "").await;
+    let link = stage.relay.link("tenant", &instance.url()).await;
+    let path = format!("links/{}", link["id"].as_str().expect("id"));
+    let look = async || {
+        stage
+            .admin("POST", &format!("{path}/look"), None, 200)
+            .await
+    };
+    assert_eq!(look().await["faults"], json!([]));
+    instance.front.lock().expect("front").allowed_origin = "https://gitlab.com".to_owned();
+    let shown = look().await;
+    assert_eq!(shown["state"], "connected");
+    assert_eq!(shown["faults"][0]["code"], "proxy_url_missing", "{shown:#}");
+    instance.front.lock().expect("front").allowed_origin = stage.relay.url();
+    assert_eq!(look().await["faults"], json!([]));
+    assert_eq!(
+        stage.admin("GET", &path, None, 200).await["faults"],
+        json!([])
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -174,6 +174,7 @@ export const texts = {
   removingTitle: "Being removed",
   removingSoon: "The instance will be told in a few seconds. Until then you can undo this.",
   removingTelling: "The instance is being told. The relay tries until it has heard.",
+  removingTold: "The instance has been told.",
   removingPurge: {
     wanted: "Its development information will be deleted from Jira.",
     pending: "Its development information is being deleted from Jira.",
@@ -182,6 +183,7 @@ export const texts = {
   added: (address: string) => `${address} was added.`,
   removed: (address: string) => `${address} is being removed.`,
   undone: (address: string) => `${address} stays.`,
+  lookedAgain: (address: string) => `The relay looked at ${address} again.`,
   resent: (address: string) => `The relay tried again to connect ${address}.`,
 
   // First use, and what must be set up
