@@ -1,6 +1,7 @@
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { addressOf } from "../address.ts";
 import { type Api, type Cause, causeOf, type Link, type SignIn } from "../api.ts";
+import type { Boot } from "../boot.ts";
 import { exchangeCode, GitlabError, type GitlabSession, openSession } from "../gitlab.ts";
 import type { LocalNetworkAccess } from "../local_network.ts";
 import {
@@ -14,22 +15,27 @@ import { texts } from "../texts.ts";
 import { Button } from "./button.tsx";
 import { Failure } from "./failure.tsx";
 import { SectionMessage } from "./section_message.tsx";
+import { SetUpHelp } from "./set_up.tsx";
 import { Loading } from "./spinner.tsx";
 import { Unreachable } from "./unreachable.tsx";
 
 interface SignInPanelProps {
   api: Api;
+  boot: Boot;
   link: Link;
   localNetwork: LocalNetworkAccess | null;
   onSignedIn: (session: GitlabSession) => void;
 }
+
+// Codes of failures that what is set up in GitLab may have caused.
+const SET_UP_WRONGLY = ["failed", "oauth_application_missing"];
 
 interface Ready {
   signIn: SignIn;
   attempt: Attempt;
 }
 
-export function SignInPanel({ api, link, localNetwork, onSignedIn }: SignInPanelProps) {
+export function SignInPanel({ api, boot, link, localNetwork, onSignedIn }: SignInPanelProps) {
   const [ready, setReady] = useState<Ready | null>(null);
   const [preparing, setPreparing] = useState(true);
   const [asked, setAsked] = useState(false);
@@ -115,6 +121,9 @@ export function SignInPanel({ api, link, localNetwork, onSignedIn }: SignInPanel
             )
           }
         />
+      )}
+      {problem && problem !== "unreachable" && SET_UP_WRONGLY.includes(problem.code) && (
+        <SetUpHelp boot={boot} />
       )}
       {(ready || preparing) && (
         <div class="button-row">
