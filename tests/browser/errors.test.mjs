@@ -42,6 +42,16 @@ describe("adding an instance", () => {
     await admin.view.look("add-malformed");
   });
 
+  scene("an address as it was copied is cut to size, and shown as it will be linked", async (stage) => {
+    const admin = await Admin.open(stage);
+    const { port } = new URL(stage.below.url);
+    await admin.check(`  HTTP://127.0.0.4:${port}/gitlab/users/sign_in?redirect=1#top `);
+    await admin.seeIn(admin.dialog, `We will link ${stage.below.url}`);
+    await admin.dialog.getByText("All checks are done.", { exact: true }).waitFor();
+    await admin.confirm("Add instance");
+    await admin.seeIn(admin.card(stage.below), "Connected");
+  });
+
   scene("one that is down: the checks say that it can't be reached, and what to look at", async (stage) => {
     await stage.plain.down();
     const admin = await Admin.open(stage);
