@@ -846,6 +846,19 @@ async fn tools_that_know_gitlabs_proxy_find_the_one_instance() {
         let body: Value = serde_json::from_slice(answer.body()).expect("JSON");
         (answer.status().as_u16(), body)
     };
+    // As `curl -d` sends it, and a form.
+    let put_form = async |fields: &[(&str, &str)]| {
+        let mut form = form_urlencoded::Serializer::new(String::new());
+        form.append_pair("jwt", &stage.context_token(Some("admin")));
+        form.extend_pairs(fields);
+        let request = Request::put(format!("{}/installations", stage.relay.app_base_url()))
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(Full::from(form.finish()))
+            .expect("request");
+        let answer = send(&client(), request).await;
+        let body: Value = serde_json::from_slice(answer.body()).expect("JSON");
+        (answer.status().as_u16(), body)
+    };
     let none = json!({"gitlab_com": true, "instance_url": null});
     let shown = async || stage.admin("GET", "installations", None, 200).await;
     let is = |url: &str| json!({"gitlab_com": false, "instance_url": url});
@@ -863,6 +876,12 @@ async fn tools_that_know_gitlabs_proxy_find_the_one_instance() {
         put("admin", json!(first.url())).await,
         (200, is(&first.url()))
     );
+    assert_eq!(shown().await, is(&first.url()));
+
+    let same = [("installation[instance_url]", first.url())];
+    let same = same.each_ref().map(|(name, value)| (*name, value.as_str()));
+    assert_eq!(put_form(&same).await, (200, is(&first.url())));
+    assert_eq!(put_form(&[]).await.0, 400);
     assert_eq!(shown().await, is(&first.url()));
 
     // One that can't be told changes nothing.
@@ -910,7 +929,10 @@ async fn tools_that_know_gitlabs_proxy_find_the_one_instance() {
         .relay
         .admin("DELETE", &format!("/api/v1/links/{link}"), None, 202)
         .await;
-    assert_eq!(put("admin", Value::Null).await, (200, none));
+    assert_eq!(
+        put_form(&[("installation[instance_url]", "")]).await,
+        (200, none)
+    );
     second
         .until("uninstalled", |state| state.installations.is_empty())
         .await;
