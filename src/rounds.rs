@@ -88,6 +88,14 @@ impl Rounds {
         self.health.get(instance).map(|health| Arc::clone(&health))
     }
 
+    /// Looks at an instance before the next round does. Without rounds, what it found would stay for ever.
+    pub async fn look_now(&self, instance: &InstanceUrl) {
+        if self.every.is_some() {
+            self.look(instance).await;
+            self.count();
+        }
+    }
+
     async fn go(&self) {
         let mut instances: Vec<InstanceUrl> = self
             .store
@@ -103,6 +111,10 @@ impl Rounds {
         stream::iter(&instances)
             .for_each_concurrent(AT_ONCE, |instance| self.look(instance))
             .await;
+        self.count();
+    }
+
+    fn count(&self) {
         for verdict in [Verdict::Ok, Verdict::Unknown, Verdict::Warn, Verdict::Fail] {
             let count = self.health.iter().filter(|h| h.verdict == verdict).count();
             self.metrics

@@ -189,6 +189,7 @@ impl Public {
             ),
             ("links/{id}/groups", Route::Links(Resource::Groups)),
             ("links/{id}/groups/{group}", Route::Links(Resource::Group)),
+            ("links/{id}/look", Route::Links(Resource::Look)),
             ("links/{id}/resend", Route::Links(Resource::Resend)),
             ("links/{id}/sign_in", Route::Links(Resource::SignIn)),
             ("logo.svg", Route::Logo),

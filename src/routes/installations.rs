@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, request::Parts};
+use http::{HeaderMap, Method, Request, Response, StatusCode, request::Parts};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use serde::Deserialize;
@@ -16,6 +16,7 @@ use super::{
     Public,
     caller::{Bound, Caller, caller, target},
     links::audit,
+    toolchain::is_form,
 };
 use crate::{
     domain::{InstanceUrl, Link, LinkId},
@@ -38,6 +39,35 @@ struct Wanted {
     instance_url: Option<String>,
 }
 
+impl Wish {
+    /// Rails takes either form for the same.
+    fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Self, Reject> {
+        if !is_form(headers) {
+            return parse_json(body);
+        }
+        let field = |wanted: &str| {
+            form_urlencoded::parse(body)
+                .find(|(name, _)| name == wanted)
+                .map(|(_, value)| value.into_owned())
+        };
+        // Left out it is no wish to have none.
+        let instance_url = field("installation[instance_url]").ok_or_else(|| {
+            Reject::new(
+                RejectKind::Malformed,
+                "body_malformed",
+                "the body lacks installation[instance_url]",
+                "send it as GitLab's own page does; empty for no instance",
+            )
+        })?;
+        Ok(Self {
+            jwt: field("jwt"),
+            installation: Wanted {
+                instance_url: Some(instance_url),
+            },
+        })
+    }
+}
+
 /// Answers either call.
 pub(super) async fn serve(
     public: &Public,
@@ -56,7 +86,7 @@ pub(super) async fn serve(
         }
         Method::PUT => {
             let body = read_small_body(body, &head.headers, &public.limits).await?;
-            let wish: Wish = parse_json(&body)?;
+            let wish = Wish::parse(&head.headers, &body)?;
             let caller = who(public, &head, wish.jwt.as_deref(), arrival)?;
             let changed = change(public, &caller, wish.installation.instance_url, arrival).await;
             answer(changed.map_err(in_gitlabs_words)?.as_ref())

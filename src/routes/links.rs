@@ -57,6 +57,8 @@ pub(super) enum Resource {
     One,
     /// Whether an instance could be linked.
     Check,
+    /// To look at one's instance before the next round does.
+    Look,
     /// To tell one's instance anew.
     Resend,
     /// The groups of one's instance that are linked to the site.
@@ -85,6 +87,7 @@ impl Resource {
             Self::All => "links",
             Self::One => "links/id",
             Self::Check => "links/check",
+            Self::Look => "links/id/look",
             Self::Resend => "links/id/resend",
             Self::Groups => "links/id/groups",
             Self::Group => "links/id/groups/id",
@@ -99,7 +102,7 @@ impl Resource {
             Self::One => "GET or DELETE",
             Self::Groups => "GET",
             Self::Group => "DELETE",
-            Self::Check | Self::Resend | Self::SignIn | Self::ContextToken => "POST",
+            Self::Check | Self::Look | Self::Resend | Self::SignIn | Self::ContextToken => "POST",
         }
     }
 }
@@ -132,6 +135,7 @@ pub(super) async fn serve(
             let purge = visit.target.query("purge") == Some("true");
             visit.remove(id, purge).await
         }
+        (Resource::Look, &Method::POST) => visit.look(id).await,
         (Resource::Resend, &Method::POST) => visit.resend(id).await,
         (Resource::Groups, &Method::GET) => visit.groups(id).await,
         (Resource::Group, &Method::DELETE) => visit.unlink_group(id, group).await,
@@ -309,6 +313,15 @@ impl<'a> Visit<'a> {
         let link = link.await?;
         trace::wanted(&link);
         self.answer(StatusCode::ACCEPTED, &link)
+    }
+
+    async fn look(&self, id: &str) -> Result<Response<Full<Bytes>>, Reject> {
+        let link = self.link(id)?;
+        self.admin().await?;
+        let _turn = self.turn().await?;
+        self.public.rounds.look_now(&link.instance_url).await;
+        // Much may have happened meanwhile.
+        self.answer(StatusCode::OK, &*self.link(id)?)
     }
 
     async fn resend(&self, id: &str) -> Result<Response<Full<Bytes>>, Reject> {

@@ -164,7 +164,8 @@ pub(super) fn asked(
     ))
 }
 
-fn is_form(headers: &HeaderMap) -> bool {
+/// Whether the body is a form's.
+pub(super) fn is_form(headers: &HeaderMap) -> bool {
     headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())

@@ -13,6 +13,9 @@ const PATIENT = { INSTANCES__RETRY_MIN_MS: "12000", INSTANCES__RETRY_MAX_MS: "12
 // Longer than the page waits for Jira, or until it asks for the list again.
 const A_WHILE_MS = 16_000;
 
+// How long the page waits for the relay.
+const ANSWER_MAX_MS = 60_000;
+
 // Long enough for a search to begin.
 const A_MOMENT_MS = 1_000;
 
@@ -36,7 +39,17 @@ describe("adding an instance", () => {
       assert.ok(await field.evaluate((element) => element === document.activeElement));
     }
     assert.equal(await admin.dialog.getByRole("listitem").filter({ hasText: "Passed" }).count(), 0);
-    await admin.view.screenshot("add-malformed");
+    await admin.view.look("add-malformed");
+  });
+
+  scene("an address as it was copied is cut to size, and shown as it will be linked", async (stage) => {
+    const admin = await Admin.open(stage);
+    const { port } = new URL(stage.below.url);
+    await admin.check(`  HTTP://127.0.0.4:${port}/gitlab/users/sign_in?redirect=1#top `);
+    await admin.seeIn(admin.dialog, `We will link ${stage.below.url}`);
+    await admin.dialog.getByText("All checks are done.", { exact: true }).waitFor();
+    await admin.confirm("Add instance");
+    await admin.seeIn(admin.card(stage.below), "Connected");
   });
 
   scene("one that is down: the checks say that it can't be reached, and what to look at", async (stage) => {
@@ -47,7 +60,7 @@ describe("adding an instance", () => {
     const reachable = admin.line("Reachable from the relay");
     await admin.seeIn(reachable, "Failed", "can't be reached", "check that the instance runs", "Request ID");
     await admin.dialog.getByRole("button", { name: "Add anyway" }).waitFor();
-    await admin.view.screenshot("add-down");
+    await admin.view.look("add-down");
 
     await stage.plain.up();
     await admin.confirm("Check again");
@@ -65,7 +78,7 @@ describe("adding an instance", () => {
     const publicKey = admin.line("Public key");
     await admin.seeIn(publicKey, "Failed", `its Jira Connect Proxy URL must be ${stage.relay.url}`, "Request ID");
     await admin.seeIn(admin.line("GitLab 15.7 or later"), "Passed");
-    await admin.view.screenshot("add-proxy-url");
+    await admin.view.look("add-proxy-url");
 
     await admin.confirm("Add anyway");
     const card = admin.card(stage.plain);
@@ -89,10 +102,39 @@ describe("adding an instance", () => {
     await admin.view.page.reload();
     await admin.goToSignIn(stage.plain);
     await admin.see("the instance has no OAuth application for GitLab for Jira", "a GitLab admin creates one");
-    await admin.view.screenshot("sign-in-no-application");
+    await admin.frame.getByText("What must be set up in GitLab first?").click();
+    await admin.see(redirectUri);
+    await admin.view.look("sign-in-no-application");
     stage.plain.applicationId = "4711";
     await admin.button("Try again").click();
     await admin.finishSignIn(await admin.openSignIn());
+  });
+
+  scene("an address without GitLab, or with one of long ago: the checks say which, and what to do", async (stage) => {
+    stage.plain.instead = { path: /app_descriptor/, answer: { status: 404, html: "<h1>404: Page not found</h1>" } };
+    const admin = await Admin.open(stage);
+    await admin.check(stage.plain.url);
+    const gitlab = admin.line("GitLab 15.7 or later");
+    await admin.seeIn(gitlab, "Failed", "no GitLab at this address", "check host and sub-path", "Request ID");
+    await admin.view.look("add-not-gitlab");
+    const json = { ...stage.plain.descriptor(), apiMigrations: {} };
+    stage.plain.instead = { path: /app_descriptor/, answer: { json } };
+    await admin.confirm("Check again");
+    await admin.seeIn(gitlab, "Failed", "it is a GitLab older than 15.7", "update it", "Request ID");
+    await admin.view.look("add-too-old");
+  });
+
+  scene("an address that leads elsewhere, or whose front server answers: the checks say so", async (stage) => {
+    const headers = { Location: "http://gitlab.example.com/" };
+    stage.plain.instead = { path: /oauth_application_id/, answer: { status: 301, headers } };
+    const admin = await Admin.open(stage);
+    await admin.check(stage.plain.url);
+    const reachable = admin.line("Reachable from the relay");
+    await admin.seeIn(reachable, "Failed", "redirects to http://gitlab.example.com/", "the address that it really has");
+    await admin.view.look("add-redirected");
+    stage.plain.instead = { path: /oauth_application_id/, answer: { status: 502, html: "<h1>Bad gateway</h1>" } };
+    await admin.confirm("Check again");
+    await admin.seeIn(reachable, "Failed", "what stands before the instance answers 502", "try again later");
   });
 
   scene("one that refuses events needs attention, says why, and is connected once that is mended", async (stage) => {
@@ -101,11 +143,11 @@ describe("adding an instance", () => {
     await admin.check(stage.plain.url);
     const publicKey = admin.line("Public key");
     await admin.seeIn(publicKey, "Failed", "does not believe what it signs", "Host header", "Request ID");
-    await admin.view.screenshot("add-refuses-events");
+    await admin.view.look("add-refuses-events");
     await admin.confirm("Add anyway");
     const card = admin.card(stage.plain);
     await admin.seeIn(card, "Needs attention", "refused what it signs with 401", "Host header", "Request ID");
-    await admin.view.screenshot("refuses-events");
+    await admin.view.look("refuses-events");
     const id = await card.locator("code").innerText();
     assert.ok(id.length >= 8 && stage.relay.log.includes(id), `${id} is in the relay's log`);
 
@@ -138,7 +180,7 @@ describe("an operator who allows one instance only", () => {
     const admin = await Admin.open(stage);
     await admin.check(stage.below.url);
     await admin.seeIn(admin.line("Address"), "Failed", "allow", "Request ID");
-    await admin.view.screenshot("add-not-allowed");
+    await admin.view.look("add-not-allowed");
     assert.equal(await admin.dialog.getByRole("button", { name: /^Add/ }).count(), 0);
     assert.equal(stage.below.calls.length, 0);
     const { status, body } = await stage.api("POST", "links", { body: { instance_url: stage.below.url } });
@@ -160,7 +202,7 @@ describe("rights", () => {
     await admin.see("Only Jira administrators can change this", "ask a Jira administrator of this site");
     assert.equal(await admin.frame.getByText("Request ID").count(), 0);
     await admin.seeIn(admin.card(stage.plain), "Connected", "2 groups linked");
-    await admin.view.screenshot("read-only");
+    await admin.view.look("read-only");
     for (const name of [/^Add/, /^Remove/, /^Link/, /^Manage/, /^Try again/]) {
       assert.equal(await admin.frame.getByRole("button", { name }).count(), 0, String(name));
     }
@@ -177,7 +219,7 @@ describe("rights", () => {
     await admin.see("You can look, but not change anything", "Jira could not be asked whether you are an admin");
     await admin.seeIn(admin.card(stage.plain), "Connected");
     assert.equal(await admin.button("Add GitLab instance").count(), 0);
-    await admin.view.screenshot("jira-unavailable");
+    await admin.view.look("jira-unavailable");
     await stage.jira.heal();
     await admin.button("Try again").click();
     await admin.button("Add GitLab instance").waitFor();
@@ -196,7 +238,7 @@ describe("instances that come and go", () => {
     await cause.first().waitFor({ state: "attached" });
     await admin.seeIn(admin.card(stage.below), "Connected", "No groups linked");
     assert.equal(await admin.card(stage.below).getByText("can't be reached").count(), 0);
-    await admin.view.screenshot("instance-down");
+    await admin.view.look("instance-down");
 
     await stage.plain.up();
     await admin.view.passTime(A_WHILE_MS);
@@ -229,6 +271,35 @@ describe("instances that come and go", () => {
     assert.ok(!urls.some((url) => url.startsWith(stage.plain.url)));
   });
 
+  scene("a removal that the instance has not heard of is taken back, however long ago it was", async (stage) => {
+    await stage.link(stage.plain);
+    const admin = await Admin.open(stage);
+    await stage.plain.down();
+    await remove(admin, stage.plain, { purge: false });
+    await admin.card(stage.plain).getByText("can't be reached").waitFor({ timeout: 20_000 });
+    await stage.plain.up();
+    stage.plain.instead = { path: /events\/uninstalled/, answer: { status: 503 } };
+    await admin.button(`Undo the removal of ${addressOf(stage.plain)}`).click();
+    await admin.seeIn(admin.card(stage.plain), "Connected");
+    assert.deepEqual(Object.keys(stage.plain.installations.known), [stage.jira.clientKey]);
+  });
+
+  scene("data that Jira does not delete: the card says so until it is gone", async (stage) => {
+    await stage.link(stage.plain);
+    assert.deepEqual(await stage.plain.push(), [202]);
+    const match = { path_prefix: "/rest/devinfo/0.10/bulkByProperties" };
+    await stage.jira.fault({ mode: "status", status: 500, match });
+    const admin = await Admin.open(stage);
+    await remove(admin, stage.plain, { purge: true });
+    const card = admin.card(stage.plain);
+    await card.getByText("Jira answered 500").waitFor({ timeout: 20_000 });
+    await admin.seeIn(card, "The instance has been told.", "tried again by itself", "Request ID");
+    await admin.view.look("removing-purge-failing");
+    await stage.jira.heal();
+    await card.waitFor({ state: "detached", timeout: 40_000 });
+    assert.deepEqual((await stage.jira.state()).entities.devinfo, {});
+  });
+
   scene("a removal of one that is down says that it waits, and ends when it is back", async (stage) => {
     await stage.link(stage.plain);
     const admin = await Admin.open(stage);
@@ -236,11 +307,35 @@ describe("instances that come and go", () => {
     await remove(admin, stage.plain, { purge: false });
     await admin.card(stage.plain).getByText("can't be reached").waitFor({ timeout: 20_000 });
     const said = await admin.card(stage.plain).innerText();
-    await admin.view.screenshot("removing-down");
+    await admin.view.look("removing-down");
     await stage.plain.up();
     await admin.card(stage.plain).waitFor({ state: "detached", timeout: 20_000 });
     assert.deepEqual(stage.plain.installations.known, {});
     assert.match(said, /The relay tries until it has heard\./);
+  });
+});
+
+describe("a relay that looks after its instances", () => {
+  const scene = scenes();
+
+  scene("one that is set up wrongly later on needs attention, with the cause, until it is mended", async (stage) => {
+    const [link] = await stage.link(stage.plain);
+    stage.plain.proxyUrl = "http://127.0.0.9:9";
+    // As a round does, an hour later.
+    assert.equal((await stage.api("POST", `links/${link.id}/look`)).status, 200);
+    const admin = await Admin.open(stage);
+    const card = admin.card(stage.plain);
+    await admin.seeIn(card, "Needs attention", "Its Jira Connect Proxy URL is not this relay");
+    await admin.seeIn(card, `exactly ${stage.relay.url}`, "No groups linked");
+    await admin.view.look("set-up-changed");
+    const again = admin.button(`Check again: ${addressOf(stage.plain)}`);
+    await again.click();
+    await again.and(admin.frame.locator(":not([aria-disabled])")).waitFor();
+    await admin.seeIn(card, "Needs attention");
+    stage.plain.proxyUrl = stage.relay.url;
+    await again.click();
+    await admin.seeIn(card, "Connected");
+    assert.equal(await admin.frame.getByText("Needs attention").count(), 0);
   });
 });
 
@@ -262,7 +357,7 @@ describe("signing in to an instance", () => {
       const admin = await atSignIn(stage, { sandbox: "popupless" });
       await admin.button("Sign in to GitLab").click();
       await admin.see("Your browser blocked the sign-in window", "Allow pop-up windows for this page");
-      await admin.view.screenshot("popup-blocked");
+      await admin.view.look("popup-blocked");
     },
     { except: [/Blocked opening .* sandboxed/] },
   );
@@ -295,7 +390,7 @@ describe("signing in to an instance", () => {
     await popup.getByRole("button", { name: "Deny" }).click();
     await admin.see("Access was denied in GitLab", "Try again and choose Authorize.");
     await admin.closed(popup);
-    await admin.view.screenshot("denied");
+    await admin.view.look("denied");
     await admin.finishSignIn(await admin.openSignIn());
   });
 
@@ -315,14 +410,48 @@ describe("signing in to an instance", () => {
     stage.plain.instead = { path: /^\/oauth\/token$/, answer: { status: 503, html: "<h1>Deploy in progress</h1>" } };
     const popup = await admin.openSignIn();
     await popup.getByRole("button", { name: "Authorize" }).click();
-    await admin.see("GitLab did not accept the sign-in (GitLab answered with HTTP 503.)", "has the right redirect URI");
+    await admin.see("GitLab refused the sign-in: GitLab answered with HTTP 503.", "check the OAuth application");
     stage.plain.instead = { path: /^\/oauth\/token$/, answer: { status: 401, json: CONFIDENTIAL } };
     const second = await admin.openSignIn();
     await second.getByRole("button", { name: "Authorize" }).click();
-    await admin.see("(Client authentication failed.)");
-    await admin.view.screenshot("token-refused");
+    await admin.see("GitLab refused the sign-in: Client authentication failed.", "not confidential");
+    await admin.view.look("token-refused");
     stage.plain.instead = null;
     await admin.finishSignIn(await admin.openSignIn());
+  });
+
+  scene("an application without the scope: the page says how GitLab refused, and what to look at", async (stage) => {
+    const admin = await atSignIn(stage);
+    const popup = await admin.openSignIn();
+    const refused = new URLSearchParams({
+      error: "invalid_scope",
+      error_description: "The requested scope is invalid, unknown, or malformed.",
+      state: new URL(popup.url()).searchParams.get("state"),
+    });
+    await popup.evaluate((url) => location.assign(url), `${stage.relay.baseUrl}/oauth_callbacks?${refused}`);
+    await admin.see("GitLab refused the sign-in: The requested scope is invalid", "check the OAuth application");
+    await admin.closed(popup);
+    assert.equal(exchanges(stage), 0);
+
+    const answer = { status: 403, json: { error: "insufficient_scope", error_description: "Too few privileges." } };
+    stage.plain.instead = { path: /^\/api\/v4\/user$/, answer };
+    const second = await admin.openSignIn();
+    await second.getByRole("button", { name: "Authorize" }).click();
+    await admin.see("GitLab refused the sign-in: Too few privileges.", "scope api");
+    await admin.view.look("sign-in-scope");
+    stage.plain.instead = null;
+    await admin.finishSignIn(await admin.openSignIn());
+  });
+
+  scene("a browser without cryptography: the page says that the relay must be served by https", async (stage) => {
+    await stage.link(stage.plain);
+    const admin = await Admin.open(stage);
+    // As on a page that came by http from anywhere but this machine.
+    const content = await admin.view.content();
+    await content.evaluate(() => Object.defineProperty(crypto, "subtle", { value: undefined }));
+    await admin.goToSignIn(stage.plain);
+    await admin.see("Your browser cannot sign in safely here", "must serve it by https");
+    await admin.view.look("sign-in-no-crypto");
   });
 
   scene("an instance that goes down meanwhile: the page lists what it may be", async (stage) => {
@@ -331,7 +460,7 @@ describe("signing in to an instance", () => {
     stage.plain.instead = { path: /^\/oauth\/token$/, answer: null };
     await popup.getByRole("button", { name: "Authorize" }).click();
     await admin.see(`Your browser does not reach ${addressOf(stage.plain)}`, "The instance is down");
-    await admin.view.screenshot("sign-in-unreachable");
+    await admin.view.look("sign-in-unreachable");
     stage.plain.instead = null;
     await admin.finishSignIn(await admin.openSignIn());
   });
@@ -368,7 +497,7 @@ describe("signing in to an instance", () => {
     await admin.button("Next").click();
     await admin.see(SIGN_IN_AGAIN);
     assert.ok(!stage.plain.calls.slice(before).some(({ target }) => target.startsWith("/api/")));
-    await admin.view.screenshot("signed-out");
+    await admin.view.look("signed-out");
     await admin.finishSignIn(await admin.openSignIn());
     assert.equal(await admin.frame.getByText(SIGN_IN_AGAIN).count(), 0);
   });
@@ -435,13 +564,55 @@ describe("groups", () => {
     const failed = (name) => admin.alert.getByRole("listitem").filter({ hasText: name });
     await admin.seeIn(failed("Fleet"), "Could not fetch user information from Jira.");
     await admin.seeIn(failed("Games"), "Group can not be linked at the moment.");
-    await admin.view.screenshot("link-refused");
+    await admin.view.look("link-refused");
     assert.deepEqual(stage.plain.linkedGroups, ["kitchen"]);
 
     stage.plain.refusedGroups = {};
     await admin.button("Link 2 groups").click();
     await admin.see("2 groups linked.");
     assert.deepEqual([...stage.plain.linkedGroups].sort(), ["fleet", "games", "kitchen"]);
+  });
+
+  scene("a relay that is gone when groups are linked: each says so, and links when asked again", async (stage) => {
+    const admin = await signedIn(stage);
+    await admin.choose("Fleet", "Games");
+    await stage.relay.down();
+    await admin.button("Link 2 groups").click();
+    await admin.see("The groups could not be linked");
+    for (const name of ["Fleet", "Games"]) {
+      await admin.seeIn(admin.alert.getByRole("listitem").filter({ hasText: name }), "The relay cannot be reached");
+    }
+    assert.deepEqual(stage.plain.linkedGroups, []);
+    await stage.relay.up();
+    await admin.button("Link 2 groups").click();
+    await admin.see("2 groups linked.");
+  });
+
+  scene("groups that GitLab does not list: the page says how it answered, and lists them when asked again", async (stage) => {
+    await stage.link(stage.plain);
+    const admin = await Admin.open(stage);
+    await admin.goToSignIn(stage.plain);
+    stage.plain.instead = { path: /^\/api\/v4\/groups$/, answer: { status: 500, html: "<h1>Whoops</h1>" } };
+    await admin.finishSignIn(await admin.openSignIn());
+    await admin.see("GitLab answered with HTTP 500.");
+    await admin.view.look("picker-failed");
+    stage.plain.instead = null;
+    await admin.button("Try again").click();
+    await admin.group("Accounting").waitFor();
+    assert.equal(await admin.alert.count(), 0);
+  });
+
+  scene("which groups are linked already is not known: the page says why, and the others can be linked", async (stage) => {
+    await stage.link(stage.plain);
+    const admin = await Admin.open(stage);
+    await admin.goToSignIn(stage.plain);
+    stage.plain.instead = { path: /\/subscriptions\.json$/, answer: { status: 500 } };
+    await admin.finishSignIn(await admin.openSignIn());
+    await admin.see("Which groups are linked already is not known:");
+    await admin.view.look("picker-linked-unknown");
+    await admin.choose("Fleet");
+    await admin.button("Link 1 group").click();
+    await admin.see("1 group linked.");
   });
 
   scene("several are unlinked, and the page shows how far it is", async (stage) => {
@@ -453,7 +624,7 @@ describe("groups", () => {
     await admin.select("Many 6");
     await admin.button("Unlink 5 groups").click();
     await admin.seeIn(admin.dialog, "Unlink 5 groups?", "Many 1");
-    await admin.view.screenshot("unlink");
+    await admin.view.look("unlink");
     stage.plain.delay = { ms: 500, path: /^\/-\/jira_connect\/subscriptions\/\d+$/ };
     await admin.confirm("Unlink 5 groups");
     await admin.see("Unlinking 3 of 5…");
@@ -476,7 +647,7 @@ describe("groups", () => {
     await admin.see("Some groups could not be unlinked", "2 groups unlinked, 1 could not be unlinked.");
     const failed = admin.alert.getByRole("listitem");
     await admin.seeIn(failed, "Many 2", "GitLab wants a member of", "Request ID");
-    await admin.view.screenshot("unlink-refused");
+    await admin.view.look("unlink-refused");
   });
 
   scene("linked groups that can't be read: the page says why, and reads them when asked again", async (stage) => {
@@ -487,7 +658,7 @@ describe("groups", () => {
     await stage.plain.down();
     await admin.button(`Manage groups of ${addressOf(stage.plain)}`).click();
     await admin.see("can't be reached", "check that the instance runs", "Request ID");
-    await admin.view.screenshot("groups-unreachable");
+    await admin.view.look("groups-unreachable");
     await stage.plain.up();
     await admin.button("Try again").click();
     await admin.see("1 group linked", "Many 1");
@@ -512,7 +683,7 @@ describe("groups", () => {
     assert.equal(searches(), before + 1);
     await admin.search("nothing of the kind");
     await admin.see("No group matches the search.");
-    await admin.view.screenshot("search-none");
+    await admin.view.look("search-none");
   });
 
   for (const withoutTotals of [false, true]) {
@@ -544,7 +715,7 @@ describe("groups", () => {
     assert.equal(await admin.frame.getByRole("checkbox", { name: /^Many / }).count(), 300);
     await admin.frame.getByLabel("Filter linked groups").fill("many 30");
     await until("the filter", async () => (await admin.frame.getByRole("checkbox", { name: /^Many / }).count()) === 2);
-    await admin.view.screenshot("groups-many");
+    await admin.view.look("groups-many");
     await admin.button("Link groups").click();
     await admin.finishSignIn(await admin.openSignIn());
     await admin.search("many 29");
@@ -582,7 +753,7 @@ describe("the session in Jira", () => {
     stage.jira.contextTokens = "expired";
     const admin = await Admin.open(stage);
     await admin.see("Your session has expired", "Nothing that was already saved is lost.");
-    await admin.view.screenshot("session-expired");
+    await admin.view.look("session-expired");
     stage.jira.contextTokens = "ok";
     await admin.button("Reload page").click();
     await admin.seeIn(admin.card(stage.plain), "Connected");
@@ -609,7 +780,7 @@ describe("the session in Jira", () => {
         await admin.view.passTime(A_WHILE_MS);
         return (await title.count()) > 0;
       });
-      await admin.view.screenshot(`token-${how}`);
+      await admin.view.look(`token-${how}`);
       stage.jira.contextTokens = "ok";
       await admin.button("Reload page").click();
       await admin.heading("Connect your first GitLab instance").waitFor();
@@ -621,7 +792,7 @@ describe("the session in Jira", () => {
     const admin = await Admin.open(stage);
     await admin.heading("This page can't be shown").waitFor();
     await admin.see("Reload Jira's page to get a new one.");
-    await admin.view.screenshot("frame-expired");
+    await admin.view.look("frame-expired");
     const id = await admin.frame.locator("code").innerText();
     assert.ok(stage.relay.log.includes(id));
     stage.jira.frameTokens = "ok";
@@ -637,7 +808,7 @@ describe("the session in Jira", () => {
       await admin.view.passTime(A_WHILE_MS);
       await admin.see("Jira did not answer", "an ad blocker");
       // What still loads can't be painted.
-      if (how === "missing") await admin.view.screenshot("all-js-missing");
+      if (how === "missing") await admin.view.look("all-js-missing");
       stage.jira.allJs = "ok";
       await admin.button("Try again").click();
       await admin.heading("Connect your first GitLab instance").waitFor();
@@ -651,20 +822,31 @@ describe("the session in Jira", () => {
     await admin.view.setOffline(true);
     await admin.see("You are offline", "The page tries again by itself when you are online.");
     await admin.seeIn(admin.card(stage.plain), "Connected");
-    await admin.view.screenshot("offline");
+    await admin.view.look("offline");
     await admin.view.setOffline(false);
     await until("the banner to go", async () => (await admin.frame.getByText("You are offline").count()) === 0);
   });
 
   scene("a relay that is gone: the page says so and keeps trying until it is back", async (stage) => {
-    await stage.link(stage.plain);
+    const links = await stage.link(stage.plain, stage.below);
+    await stage.below.down();
     const admin = await Admin.open(stage, { ownClock: true });
-    await admin.seeIn(admin.card(stage.plain), "Connected");
+    await admin.seeIn(admin.card(stage.plain), "Connected", "No groups linked");
+    await admin.seeIn(admin.card(stage.below), "Needs attention", "can't be reached");
     await stage.relay.down();
-    await admin.view.passTime(A_WHILE_MS);
+    // The groups of one that answered are asked for once a minute, all else more often.
+    const [ofPlain, ofBelow] = links.map(({ id }) => `/links/${id}/groups`);
+    const inVain = (path) => admin.view.failures.filter(({ url }) => url.endsWith(path)).length;
+    while (inVain(ofPlain) === 0) {
+      const before = [inVain("/links"), inVain(ofBelow)];
+      await admin.view.passTime(A_WHILE_MS);
+      await until("the next look", () => inVain("/links") > before[0] && inVain(ofBelow) > before[1]);
+    }
     await admin.see("The list could not be updated", "The relay cannot be reached", "The page keeps trying.");
-    await admin.seeIn(admin.card(stage.plain), "Connected");
-    await admin.view.screenshot("relay-gone");
+    // What is known stays.
+    await admin.seeIn(admin.card(stage.plain), "Connected", "No groups linked");
+    await admin.seeIn(admin.card(stage.below), "Needs attention", "can't be reached", "Groups unknown");
+    await admin.view.look("relay-gone");
     await stage.relay.up();
     await admin.view.passTime(A_WHILE_MS);
     await until("the warning to go", async () => (await admin.alert.count()) === 0);
@@ -672,7 +854,53 @@ describe("the session in Jira", () => {
   });
 });
 
+describe("what stands between the browser and the relay", () => {
+  const scene = scenes();
+
+  const LINKS = /\/-\/jira_connect\/links(\/[^/]+)?$/;
+
+  scene("a load balancer that answers in its place: the page says so until the relay answers again", async (stage) => {
+    await stage.link(stage.plain);
+    const admin = await Admin.open(stage, { ownClock: true });
+    await admin.seeIn(admin.card(stage.plain), "Connected", "No groups linked");
+    const { page } = admin.view;
+    await page.route(LINKS, (route) => route.fulfill({ status: 502, contentType: "text/html", body: "<h1>Bad gateway</h1>" }));
+    await admin.view.passTime(A_WHILE_MS);
+    await admin.see("The relay's answer was not understood (HTTP 502)", "for example a load balancer");
+    await admin.view.look("relay-not-understood");
+    await page.unroute(LINKS);
+    await admin.button("Try again").click();
+    await until("the warning to go", async () => (await admin.alert.count()) === 0);
+  });
+
+  scene("no answer to a removal, or none in time: the dialog says so and can be confirmed again", async (stage) => {
+    await stage.link(stage.plain);
+    const admin = await Admin.open(stage, { ownClock: true });
+    await admin.button(`Remove ${addressOf(stage.plain)}`).click();
+    const { page } = admin.view;
+    let waiting = 0;
+    await page.route(LINKS, (route) => {
+      if (route.request().method() === "DELETE") waiting += 1;
+      else route.fallback();
+    });
+    await admin.confirm("Remove instance");
+    await until("the removal to be under way", () => waiting === 1);
+    await admin.view.passTime(ANSWER_MAX_MS);
+    await admin.seeIn(admin.dialog, "The relay did not answer in time", "Try again.");
+    await admin.view.look("remove-timed-out");
+    await page.unroute(LINKS);
+
+    await stage.relay.down();
+    await admin.confirm("Remove instance");
+    await admin.seeIn(admin.dialog, "The relay cannot be reached");
+    await stage.relay.up();
+    await admin.confirm("Remove instance");
+    await admin.seeIn(admin.card(stage.plain), "Removing");
+  });
+});
+
 describe("a browser that guards the local network", () => {
+  const DENIED_BY_BROWSER = /Permission was denied for this request to access the `local` address space/;
   const addressSpaces = ({ jira, relay, plain }) => ({
     [jira.origin]: "public",
     [relay.url]: "public",
@@ -687,14 +915,47 @@ describe("a browser that guards the local network", () => {
       const admin = await Admin.open(stage);
       await admin.goToSignIn(stage.plain);
       await admin.see("This instance is in a private network", "Jira does not pass the permission");
-      await admin.view.screenshot("local-network");
+      await admin.view.look("local-network");
       const popup = await admin.openSignIn();
       await popup.getByRole("button", { name: "Authorize" }).click();
       await admin.see(`Your browser does not reach ${addressOf(stage.plain)}`, "LocalNetworkAccessAllowedForUrls");
-      await admin.view.screenshot("local-network-refused");
+      await admin.view.look("local-network-refused");
     },
-    { except: [/Permission was denied for this request to access the `local` address space/] },
+    { except: [DENIED_BY_BROWSER] },
   );
+
+  // As if Jira passed the permission on.
+  const DELEGATED = { allow: "local-network-access; local-network" };
+
+  scene(
+    "where Jira passes the permission on, the page says what to answer, and how to allow it later",
+    async (stage) => {
+      await stage.link(stage.plain);
+      const admin = await Admin.open(stage, DELEGATED);
+      await admin.goToSignIn(stage.plain);
+      await admin.see("Your browser will ask whether this page may access your local network. Choose Allow.");
+      await admin.view.look("local-network-asks");
+      const popup = await admin.openSignIn();
+      // Without a person, Chromium takes its question for denied.
+      await popup.getByRole("button", { name: "Authorize" }).click();
+      await admin.see(`Your browser does not reach ${addressOf(stage.plain)}`);
+      await admin.see("Your browser denies this page access to your local network", "allow “Local network access”");
+      await admin.view.look("local-network-denied");
+    },
+    { except: [DENIED_BY_BROWSER] },
+  );
+
+  scene("where it is allowed, the page says so, and groups are linked", async (stage) => {
+    await stage.link(stage.plain);
+    const admin = await Admin.open(stage, DELEGATED);
+    await admin.view.page.context().grantPermissions(["local-network-access"]);
+    await admin.goToSignIn(stage.plain);
+    await admin.see("Your browser allows this page to reach your local network.");
+    await admin.finishSignIn(await admin.openSignIn());
+    await admin.choose("Fleet");
+    await admin.button("Link 1 group").click();
+    await admin.see("1 group linked.");
+  });
 });
 
 describe("outside of Jira", () => {
@@ -711,7 +972,7 @@ describe("outside of Jira", () => {
     await view.page.getByText("Connecting to Jira…").waitFor();
     await view.passTime(A_WHILE_MS);
     await view.page.getByText("This page works only inside Jira").waitFor();
-    await view.screenshot("not-framed");
+    await view.look("not-framed", view.page.mainFrame());
   });
 
   scene("a way back from GitLab that nobody waits for says so, and forgets the code", async (stage) => {

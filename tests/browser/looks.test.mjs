@@ -6,14 +6,12 @@ import { test } from "node:test";
 import { Gitlab } from "./stage/gitlab.mjs";
 import { Stage } from "./stage/index.mjs";
 
-const THEMES = ["light", "dark"];
 const WIDE = { width: 1280, height: 800 };
 const FITTED = {
   narrow: { width: 320, height: 640 },
   // 1280 x 800 at 200 %.
   zoomed: { width: 640, height: 400 },
 };
-const SERIOUS = ["serious", "critical"];
 
 const FIRST_LOAD_MAX_BYTES = 60 * 1024;
 
@@ -63,18 +61,12 @@ const checkbox = (name) => view.frame.getByRole("checkbox", { name, exact: true 
 async function look(state, { target, whole = false, fitted = false, while: mark } = {}) {
   const content = target ?? (await view.content());
   if (whole) await view.setSize({ ...WIDE, height: Math.max(WIDE.height, await heightOf(content)) });
-  for (const theme of THEMES) {
-    await view.setTheme(theme);
-    await view.screenshot(state);
-    const found = (await view.axe(content)).filter(({ impact }) => SERIOUS.includes(impact));
-    flaws.push(...found.map((flaw) => ({ state, theme, ...flaw })));
-  }
+  await view.look(state, content);
   if (mark && (await mark.count()) === 0) flaws.push(`${state} passed before it was looked at`);
   for (const landmark of ["main", "h1"]) {
     const count = await content.locator(landmark).count();
     if (count !== 1) flaws.push(`${state} has ${count} ${landmark}`);
   }
-  await view.setTheme("light");
   if (fitted) {
     for (const [name, size] of Object.entries(FITTED)) await fits(`${state}-${name}`, size, content);
   }
@@ -462,6 +454,15 @@ staged("pages beside the page", async () => {
     await visit(`${base}/${path}`);
     await look(state, { target: view.page.mainFrame(), fitted: true });
   }
+  for (const gitlab of stage.gitlabs) await link(gitlab);
+  const branch = new URLSearchParams({
+    issue_key: "ABC-1",
+    issue_summary: "Mend the roof before the autumn rain",
+    jwt: await stage.jira.contextToken(),
+  });
+  await visit(`${base}/branches/route?${branch}`);
+  await view.page.getByRole("link", { name: address(stage.below) }).waitFor();
+  await look("branches", { target: view.page.mainFrame(), fitted: true });
   stage.jira.frameTokens = "expired";
   await open();
   await look("frame-expired", { fitted: true });

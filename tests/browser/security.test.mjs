@@ -116,7 +116,7 @@ describe("what others write", () => {
     await admin.button("Unlink 1 group").click();
     await admin.seeIn(admin.dialog, MARKUP);
     await onlyText(admin);
-    await admin.view.screenshot("markup");
+    await admin.view.look("markup");
     assert.deepEqual(dialogs, []);
   });
 
@@ -177,6 +177,30 @@ describe("secrets", () => {
       assert.ok(!stage.relay.log.includes(code), "the code is in the relay's log");
       assert.ok(!places["the page"].includes(code), "the code is in the page");
     }
+    assert.deepEqual(await admin.view.stored(), []);
+  });
+
+  scene("a browser that keeps nothing for frames of another site is enough", async (stage) => {
+    await stage.link(stage.plain);
+    const admin = await Admin.open(stage);
+    const content = await admin.view.content();
+    const refused = await content.evaluate(() => {
+      const nameOf = (use) => {
+        try {
+          use();
+        } catch (error) {
+          return error.name;
+        }
+      };
+      // Not even a cookie that says that it is meant for frames.
+      document.cookie = "kept=1; SameSite=None; Secure";
+      return [nameOf(() => localStorage), nameOf(() => sessionStorage), document.cookie];
+    });
+    assert.deepEqual(refused, ["SecurityError", "SecurityError", ""]);
+    await admin.signIn(stage.plain);
+    await admin.choose("Fleet");
+    await admin.button("Link 1 group").click();
+    await admin.see("1 group linked.");
     assert.deepEqual(await admin.view.stored(), []);
   });
 
@@ -280,6 +304,7 @@ describe("the page's API", () => {
     ["GET", `links/${id}`],
     ["DELETE", `links/${id}`],
     ["DELETE", `links/${id}?purge=true`],
+    ["POST", `links/${id}/look`],
     ["POST", `links/${id}/resend`],
     ["GET", `links/${id}/groups`],
     ["DELETE", `links/${id}/groups/1`],

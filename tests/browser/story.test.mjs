@@ -29,7 +29,7 @@ async function add(gitlab, state) {
   await dialog().getByLabel("Address of the GitLab instance").fill(gitlab.url);
   await dialog().getByRole("button", { name: "Check", exact: true }).click();
   await dialog().getByText("All checks are done.").waitFor();
-  await view.screenshot(state);
+  await view.look(`story-${state}`);
   await dialog().getByRole("button", { name: "Add instance", exact: true }).click();
   await card(gitlab).getByText("Connected").waitFor();
 }
@@ -46,20 +46,20 @@ async function search(text) {
 async function remove(gitlab, { purge }) {
   await button(`Remove ${address(gitlab)}`).click();
   if (purge) await dialog().getByLabel("Also delete its development information from Jira").check();
-  await view.screenshot("remove");
+  await view.look("story-remove");
   await dialog().getByRole("button", { name: "Remove instance" }).click();
   await card(gitlab).getByText("Removing").waitFor();
 }
 
 test("the page opens for the first time", async () => {
   await heading("Connect your first GitLab instance").waitFor();
-  await view.screenshot("first-use");
+  await view.look("story-first-use");
 });
 
 test("both instances are added, and all checks pass", async () => {
   await add(stage.plain, "add-plain");
   await add(stage.below, "add-below");
-  await view.screenshot("instances");
+  await view.look("story-instances");
   for (const gitlab of stage.gitlabs) {
     assert.equal(gitlab.installations.events.at(-1).status, 200);
     assert.equal(gitlab.installations.known[stage.jira.clientKey].baseUrl, stage.relay.url);
@@ -69,11 +69,11 @@ test("both instances are added, and all checks pass", async () => {
 test("the admin signs in to one of them", async () => {
   await button(`Link groups of ${address(stage.below)}`).click();
   // The page is older than the link, so its policy does not let it talk to the instance yet.
-  await view.screenshot("needs-reload");
+  await view.look("story-needs-reload");
   await button("Reload page").click();
   await button(`Link groups of ${address(stage.below)}`).click();
   await heading("Sign in to GitLab").waitFor();
-  await view.screenshot("sign-in");
+  await view.look("story-sign-in");
   const popup = await view.popup(() => button("Sign in to GitLab").click());
   await Promise.all([popup.waitForEvent("close"), popup.getByRole("button", { name: "Authorize" }).click()]);
   await view.frame.getByText("Signed in as Mona Lisa Octocat (@mona)").waitFor();
@@ -85,14 +85,14 @@ test("three groups are linked, on two pages and by search", async () => {
   await choose("Fleet");
   await search("android");
   await choose("Maps / Android");
-  await view.screenshot("link-groups");
+  await view.look("story-link-groups");
   await button("Link 3 groups").click();
   await view.frame.getByText("3 groups linked.").waitFor();
-  await view.screenshot("groups-linked");
+  await view.look("story-groups-linked");
   assert.deepEqual([...stage.below.linkedGroups].sort(), ["fleet", "maps/android", "markup"]);
   await button("Back to linked groups").click();
   await view.frame.getByText("3 groups linked").waitFor();
-  await view.screenshot("groups");
+  await view.look("story-groups");
   await button("Back to instances").click();
   await card(stage.below).getByText("3 groups linked").waitFor();
 });
@@ -104,7 +104,7 @@ test("what an instance sends shows its version and that it is alive", async () =
   await card(stage.plain).getByText("GitLab 17.8.1").waitFor();
   await card(stage.below).getByText("GitLab 16.11.3").waitFor();
   await card(stage.below).getByText("3 groups linked").waitFor();
-  await view.screenshot("instances-alive");
+  await view.look("story-instances-alive");
 });
 
 test("one goes down, and the page says why and what to do", async () => {
@@ -115,14 +115,14 @@ test("one goes down, and the page says why and what to do", async () => {
   for (const text of ["can't be reached", "check that the instance runs", "Request ID"]) {
     await card(stage.plain).getByText(text).filter({ visible: true }).waitFor();
   }
-  await view.screenshot("needs-attention");
+  await view.look("story-needs-attention");
   await stage.plain.up();
   await card(stage.plain).getByText("Connected").waitFor({ timeout: 30_000 });
 });
 
 test("one is removed, with what it sent to Jira", async () => {
   await remove(stage.below, { purge: true });
-  await view.screenshot("removing");
+  await view.look("story-removing");
   await card(stage.below).waitFor({ state: "detached", timeout: 40_000 });
   assert.equal(stage.below.installations.events.at(-1).event, "uninstalled");
   assert.deepEqual(stage.below.linkedGroups, []);

@@ -426,6 +426,7 @@ async fn only_the_pages_own_tokens_count_and_only_for_their_site() {
     for (method, path) in [
         ("GET", format!("links/{theirs}")),
         ("DELETE", format!("links/{theirs}")),
+        ("POST", format!("links/{theirs}/look")),
         ("POST", format!("links/{theirs}/resend")),
         ("GET", format!("links/{theirs}/groups")),
         ("DELETE", format!("links/{theirs}/groups/1")),
@@ -453,6 +454,7 @@ async fn only_jira_admins_change_anything() {
         ("POST", "links".to_owned(), Some(url)),
         ("POST", "links/check".to_owned(), Some(check)),
         ("DELETE", format!("links/{id}"), None),
+        ("POST", format!("links/{id}/look"), None),
         ("POST", format!("links/{id}/resend"), None),
         ("DELETE", format!("links/{id}/groups/1"), None),
         ("POST", format!("links/{id}/sign_in"), None),
@@ -726,6 +728,30 @@ async fn checks_tell_what_is_wrong_before_there_is_a_link() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_instance_is_looked_at_when_somebody_asks() {
+    let stage = Stage::start().await;
+    let instance = FakeInstance::start(&stage.relay.url(), "").await;
+    let link = stage.relay.link("tenant", &instance.url()).await;
+    let path = format!("links/{}", link["id"].as_str().expect("id"));
+    let look = async || {
+        stage
+            .admin("POST", &format!("{path}/look"), None, 200)
+            .await
+    };
+    assert_eq!(look().await["faults"], json!([]));
+    instance.front.lock().expect("front").allowed_origin = "https://gitlab.com".to_owned();
+    let shown = look().await;
+    assert_eq!(shown["state"], "connected");
+    assert_eq!(shown["faults"][0]["code"], "proxy_url_missing", "{shown:#}");
+    instance.front.lock().expect("front").allowed_origin = stage.relay.url();
+    assert_eq!(look().await["faults"], json!([]));
+    assert_eq!(
+        stage.admin("GET", &path, None, 200).await["faults"],
+        json!([])
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn groups_are_listed_and_unlinked_and_the_browser_gets_a_token_of_the_link() {
     let stage = Stage::start().await;
     let mut instance = FakeInstance::start(&stage.relay.url(), "/gitlab").await;
@@ -820,6 +846,19 @@ async fn tools_that_know_gitlabs_proxy_find_the_one_instance() {
         let body: Value = serde_json::from_slice(answer.body()).expect("JSON");
         (answer.status().as_u16(), body)
     };
+    // As `curl -d` sends it, and a form.
+    let put_form = async |fields: &[(&str, &str)]| {
+        let mut form = form_urlencoded::Serializer::new(String::new());
+        form.append_pair("jwt", &stage.context_token(Some("admin")));
+        form.extend_pairs(fields);
+        let request = Request::put(format!("{}/installations", stage.relay.app_base_url()))
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(Full::from(form.finish()))
+            .expect("request");
+        let answer = send(&client(), request).await;
+        let body: Value = serde_json::from_slice(answer.body()).expect("JSON");
+        (answer.status().as_u16(), body)
+    };
     let none = json!({"gitlab_com": true, "instance_url": null});
     let shown = async || stage.admin("GET", "installations", None, 200).await;
     let is = |url: &str| json!({"gitlab_com": false, "instance_url": url});
@@ -837,6 +876,12 @@ async fn tools_that_know_gitlabs_proxy_find_the_one_instance() {
         put("admin", json!(first.url())).await,
         (200, is(&first.url()))
     );
+    assert_eq!(shown().await, is(&first.url()));
+
+    let same = [("installation[instance_url]", first.url())];
+    let same = same.each_ref().map(|(name, value)| (*name, value.as_str()));
+    assert_eq!(put_form(&same).await, (200, is(&first.url())));
+    assert_eq!(put_form(&[]).await.0, 400);
     assert_eq!(shown().await, is(&first.url()));
 
     // One that can't be told changes nothing.
@@ -884,7 +929,10 @@ async fn tools_that_know_gitlabs_proxy_find_the_one_instance() {
         .relay
         .admin("DELETE", &format!("/api/v1/links/{link}"), None, 202)
         .await;
-    assert_eq!(put("admin", Value::Null).await, (200, none));
+    assert_eq!(
+        put_form(&[("installation[instance_url]", "")]).await,
+        (200, none)
+    );
     second
         .until("uninstalled", |state| state.installations.is_empty())
         .await;

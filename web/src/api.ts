@@ -97,6 +97,8 @@ export interface Api {
   add(instanceUrl: string): Promise<Link>;
   remove(linkId: string, purge: boolean): Promise<Link>;
   resend(linkId: string): Promise<Link>;
+  /** Looks at the instance before the relay's next round does. */
+  look(linkId: string): Promise<Link>;
   check(instanceUrl: string, check: Check): Promise<CheckResult>;
   groups(linkId: string): Promise<LinkedGroup[]>;
   unlinkGroup(linkId: string, groupId: number): Promise<void>;
@@ -172,6 +174,7 @@ export function relayApi(boot: Boot, host: Host, onSessionExpired: () => void): 
     add: (instance_url) => call("POST", links, { instance_url }),
     remove: (linkId, purge) => call("DELETE", of(linkId) + (purge ? "?purge=true" : "")),
     resend: (linkId) => call("POST", `${of(linkId)}/resend`),
+    look: (linkId) => call("POST", `${of(linkId)}/look`),
     check: (instance_url, check) => call("POST", `${links}/check`, { instance_url, check }),
     groups: async (linkId) =>
       (await call<{ groups: LinkedGroup[] }>("GET", `${of(linkId)}/groups`)).groups,

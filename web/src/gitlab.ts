@@ -144,7 +144,7 @@ export async function exchangeCode(
     }),
   });
   if (!response.ok) {
-    throw new GitlabError("refused", texts.tokenRefused((await refusalOf(response)).message));
+    throw new GitlabError("refused", (await refusalOf(response)).message);
   }
   return (await response.json()) as AccessToken;
 }

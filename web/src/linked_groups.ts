@@ -3,9 +3,15 @@
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { type Api, type Cause, causeOf, type LinkedGroup, type LinkState } from "./api.ts";
 
+// What lies between the browser and the relay says nothing of the instance.
+const NOT_OF_THE_INSTANCE =
+  /^(token_|relay_|offline$|answer_not_understood$|script_|not_framed$|page_)/;
+
 export interface LinkedGroups {
   linked: LinkedGroup[] | null;
   failure: Cause | null;
+  /** What ails the instance itself, as far as anybody knows: it outlasts a relay that can't be asked. */
+  fault: Cause | null;
   reload(): Promise<void>;
   /** Drops one that was just unlinked. */
   drop(groupId: number): void;
@@ -14,13 +20,19 @@ export interface LinkedGroups {
 export function useLinkedGroups(api: Api, linkId: string, wanted: boolean): LinkedGroups {
   const [linked, setLinked] = useState<LinkedGroup[] | null>(null);
   const [failure, setFailure] = useState<Cause | null>(null);
+  const [fault, setFault] = useState<Cause | null>(null);
 
   const reload = useCallback(async () => {
     try {
       setLinked(await api.groups(linkId));
       setFailure(null);
+      setFault(null);
     } catch (error) {
-      setFailure(causeOf(error));
+      const cause = causeOf(error);
+      setFailure(cause);
+      if (!NOT_OF_THE_INSTANCE.test(cause.code)) {
+        setFault(cause);
+      }
     }
   }, [api, linkId]);
 
@@ -34,7 +46,7 @@ export function useLinkedGroups(api: Api, linkId: string, wanted: boolean): Link
     }
   }, [reload, wanted]);
 
-  return { linked, failure, reload, drop };
+  return { linked, failure, fault, reload, drop };
 }
 
 const LOOK_MS = 60_000;

@@ -174,6 +174,7 @@ export const texts = {
   removingTitle: "Being removed",
   removingSoon: "The instance will be told in a few seconds. Until then you can undo this.",
   removingTelling: "The instance is being told. The relay tries until it has heard.",
+  removingTold: "The instance has been told.",
   removingPurge: {
     wanted: "Its development information will be deleted from Jira.",
     pending: "Its development information is being deleted from Jira.",
@@ -182,6 +183,7 @@ export const texts = {
   added: (address: string) => `${address} was added.`,
   removed: (address: string) => `${address} is being removed.`,
   undone: (address: string) => `${address} stays.`,
+  lookedAgain: (address: string) => `The relay looked at ${address} again.`,
   resent: (address: string) => `The relay tried again to connect ${address}.`,
 
   // First use, and what must be set up
@@ -337,11 +339,9 @@ export const texts = {
     },
     failed: {
       message: "GitLab refused the sign-in",
-      hint: "Ask a GitLab administrator to check the OAuth application: not confidential, not trusted, scope api, and the redirect URI exactly as shown under “What must be set up in GitLab first?”.",
+      hint: "Try again. If it happens again, ask a GitLab administrator to check the OAuth application: not confidential, not trusted, scope api, and the redirect URI exactly as shown under “What must be set up in GitLab first?”.",
     },
   } satisfies Record<SignInFailure, Explanation>,
-  tokenRefused: (detail: string) =>
-    `GitLab did not accept the sign-in (${detail}). A GitLab administrator can check that the OAuth application is not confidential and has the right redirect URI.`,
   gitlabSignedOut: "Your sign-in to GitLab has ended. Sign in again.",
   instanceUnreachable: "Your browser got no answer from the instance.",
   answerStatus: (status: number) => `GitLab answered with HTTP ${status}.`,
@@ -413,7 +413,7 @@ export const texts = {
     failed === 1
       ? "It is still selected, so that you can try again."
       : "They are still selected, so that you can try again.",
-  groupFailure: (name: string, cause: string) => `${name}: ${cause}`,
+  withDetail: (message: string, detail: string) => `${message}: ${detail}`,
 };
 
 // The OAuth callback page's, apart so that its script holds only these.

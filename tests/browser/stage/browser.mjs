@@ -10,6 +10,9 @@ import { until } from "./deadline.mjs";
 const FRAME = "iframe.ap-iframe";
 const ACTION_TIMEOUT_MS = 10_000;
 
+const THEMES = ["light", "dark"];
+const SERIOUS = ["serious", "critical"];
+
 const ARGUMENTS = [
   "--no-sandbox",
   "--disable-gpu",
@@ -82,6 +85,7 @@ export class View {
   #errors = [];
   #requests = [];
   #failures = [];
+  #flaws = [];
 
   constructor(context, theme) {
     this.#context = context;
@@ -152,10 +156,10 @@ export class View {
     return this.#failures;
   }
 
-  // What went wrong in the scripts and with the content security policy. Chromium calls an answer that may not be
-  // read across origins an error as well; `except` names what is expected.
+  // What went wrong in the scripts and with the content security policy, and what look() found. Chromium calls an
+  // answer that may not be read across origins an error as well; `except` names what is expected.
   problems({ except = [] } = {}) {
-    const all = [...this.#violations, ...this.#errors];
+    const all = [...this.#violations, ...this.#errors, ...this.#flaws];
     return all.filter((text) => !except.some((pattern) => pattern.test(text)));
   }
 
@@ -202,6 +206,18 @@ export class View {
     await until("the frame's new size", async () => {
       return (await frame.evaluate(() => `${innerWidth} x ${innerHeight}`)) === outer;
     });
+  }
+
+  // A state as people meet it: screenshots in both themes, and what axe finds serious in either is a problem.
+  async look(state, target = undefined) {
+    const theme = this.#theme;
+    for (const one of THEMES) {
+      await this.setTheme(one);
+      await this.screenshot(state);
+      const serious = (await this.axe(target)).filter(({ impact }) => SERIOUS.includes(impact));
+      this.#flaws.push(...serious.map(({ id, nodes }) => `axe: ${state}-${one}: ${id}: ${nodes.join("; ")}`));
+    }
+    await this.setTheme(theme);
   }
 
   // What axe finds in the frame or, outside of Jira, in the page: [{id, impact, help, nodes}]. The debugger puts axe

@@ -34,6 +34,7 @@ const hostJs = own("host.js");
 const hostCss = own("host.css");
 
 // The stub speaks as Atlassian's own does (dist/iframe.js of npm atlassian-connect-js), which can take its place.
+const CDN_URL = '"https://" + CDN_DOMAIN';
 const { JIRA_CONNECT_PROXY_ALL_JS: theirs } = process.env;
 const allJs = theirs === undefined ? own("all.js") : readFileSync(theirs, "utf8");
 
@@ -185,7 +186,7 @@ export class Jira {
   async #serve(request, response) {
     const url = new URL(request.url, this.origin);
     if (url.pathname.startsWith("/rest/")) return this.#pass(request, response);
-    if (url.pathname.startsWith("/themes/")) return send(response, { css: "" });
+    if (/^\/(themes\/|surfaces\.css$)/.test(url.pathname)) return send(response, { css: "" });
     switch (url.pathname) {
       case "/admin":
         return send(response, { html: await this.#adminPage(url.searchParams) });
@@ -231,7 +232,8 @@ export class Jira {
   #serveAllJs(response) {
     if (this.allJs === "silent") return;
     if (this.allJs === "missing") send(response, { status: 404 });
-    else send(response, { js: allJs });
+    // Theirs asks the CDN for styles, and the relay allows those of the script's own origin.
+    else send(response, { js: allJs.replace(CDN_URL, JSON.stringify(this.origin)) });
   }
 
   // atlassian-connect-js 5.3.190 makes the element in host/components/iframe.js and its name in simple-xdm: the

@@ -7,7 +7,7 @@ import { Button } from "./button.tsx";
 import { type CheckLine, type CheckLines, CheckList } from "./check_list.tsx";
 import { Dialog } from "./dialog.tsx";
 import { Failure } from "./failure.tsx";
-import { SetUp } from "./set_up.tsx";
+import { SetUpHelp } from "./set_up.tsx";
 
 interface AddDialogProps {
   api: Api;
@@ -190,10 +190,7 @@ export function AddDialog({ api, boot, onClose, onAdded }: AddDialogProps) {
         <p class="subtle">{anyFailed ? texts.addFailedText : texts.addWarnedText}</p>
       )}
       {failure && <Failure cause={failure} />}
-      <details class="disclosure">
-        <summary>{texts.setUpSummary}</summary>
-        <SetUp boot={boot} />
-      </details>
+      <SetUpHelp boot={boot} />
     </Dialog>
   );
 }

@@ -6,7 +6,7 @@ import { useWatchedGroups } from "../linked_groups.ts";
 import { sentence } from "../sentence.ts";
 import { texts } from "../texts.ts";
 import { Button } from "./button.tsx";
-import { Failure } from "./failure.tsx";
+import { Failure, RequestId } from "./failure.tsx";
 import { GroupsCount } from "./groups_count.tsx";
 import { Lozenge } from "./lozenge.tsx";
 import { SectionMessage } from "./section_message.tsx";
@@ -43,7 +43,7 @@ export function InstanceCard({
   const groups = useWatchedGroups(api, link.id, link.state);
   // The relay speaks to a connected instance only when something changes. That one is down, or was changed since,
   // shows when its groups are asked for, or when the relay has a look at it.
-  const silence = link.state === "connected" ? instanceFault(groups.failure) : null;
+  const silence = link.state === "connected" ? groups.fault : null;
   const fault = silence ?? (link.state === "connected" ? (link.faults[0] ?? null) : null);
   const shownState = fault ? "failing" : link.state;
   const [busy, setBusy] = useState(false);
@@ -74,6 +74,22 @@ export function InstanceCard({
     >
       {texts.tryAgain}
     </Button>
+  );
+  // What a round found, the relay looks at anew; for what shows by the groups, they are asked for.
+  const checkAgain = silence ? (
+    <Button label={texts.checkAgainOf(address)} onClick={groups.reload}>
+      {texts.checkAgain}
+    </Button>
+  ) : (
+    mayChange && (
+      <Button
+        label={texts.checkAgainOf(address)}
+        busy={busy}
+        onClick={() => act(() => api.look(link.id), texts.lookedAgain(address))}
+      >
+        {texts.checkAgain}
+      </Button>
+    )
   );
   const undo = mayChange && link.can_undo && (
     <Button
@@ -154,15 +170,7 @@ export function InstanceCard({
         <Failure
           cause={explained(fault)}
           alert={false}
-          actions={
-            fault.code === "instance_secret" ? (
-              tryAgain
-            ) : silence === null ? null : (
-              <Button label={texts.checkAgainOf(address)} onClick={groups.reload}>
-                {texts.checkAgain}
-              </Button>
-            )
-          }
+          actions={fault.code === "instance_secret" ? tryAgain : checkAgain}
         />
       )}
       {link.state === "pending" && (
@@ -179,10 +187,10 @@ export function InstanceCard({
       )}
       {link.state === "removing" && (
         <SectionMessage appearance="information" title={texts.removingTitle} actions={undo}>
-          <p>{link.attempts === 0 && link.can_undo ? texts.removingSoon : texts.removingTelling}</p>
+          <p>{removingText(link)}</p>
+          {link.last_error && <Hindrance cause={explained(link.last_error)} />}
           {link.purge && <p>{texts.removingPurge[link.can_undo ? "wanted" : link.purge.state]}</p>}
-          {link.last_error && <p>{sentence(explained(link.last_error).message)}</p>}
-          {link.purge?.last_error && <p>{sentence(explained(link.purge.last_error).message)}</p>}
+          {link.purge?.last_error && <Hindrance cause={explained(link.purge.last_error)} />}
         </SectionMessage>
       )}
       {failure && <Failure cause={failure} />}
@@ -190,12 +198,22 @@ export function InstanceCard({
   );
 }
 
-// What lies between the browser and the relay says nothing of the instance.
-const NOT_OF_THE_INSTANCE =
-  /^(token_|relay_|offline$|answer_not_understood$|script_|not_framed$|page_)/;
+function removingText({ attempts, can_undo, next_attempt_at }: Link): string {
+  if (next_attempt_at === null) {
+    return texts.removingTold;
+  }
+  return attempts === 0 && can_undo ? texts.removingSoon : texts.removingTelling;
+}
 
-function instanceFault(failure: Cause | null): Cause | null {
-  return failure && !NOT_OF_THE_INSTANCE.test(failure.code) ? failure : null;
+/** Why it takes longer, without alarm: the relay goes on. */
+function Hindrance({ cause: { message, hint, id } }: { cause: Cause }) {
+  return (
+    <div class="hindrance">
+      <p>{sentence(message)}</p>
+      {hint && <p class="subtle">{hint}</p>}
+      <RequestId id={id} />
+    </div>
+  );
 }
 
 function Attempts({ link: { attempts, last_error, next_attempt_at } }: { link: Link }) {

@@ -66,7 +66,13 @@ export function LinkGroupsView({ api, boot, host, link, sessions, onBack }: Link
       {mayCall && !session && (
         <>
           {ended && <SectionMessage appearance="warning" title={texts.gitlabSignedOut} alert />}
-          <SignInPanel api={api} link={link} localNetwork={localNetwork} onSignedIn={signedIn} />
+          <SignInPanel
+            api={api}
+            boot={boot}
+            link={link}
+            localNetwork={localNetwork}
+            onSignedIn={signedIn}
+          />
         </>
       )}
       {mayCall && session && (

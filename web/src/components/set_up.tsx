@@ -20,3 +20,13 @@ export function SetUp({ boot }: { boot: Boot }) {
     </ul>
   );
 }
+
+/** The same, for who asks for it. */
+export function SetUpHelp({ boot }: { boot: Boot }) {
+  return (
+    <details class="disclosure">
+      <summary>{texts.setUpSummary}</summary>
+      <SetUp boot={boot} />
+    </details>
+  );
+}

@@ -1,29 +1,41 @@
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { addressOf } from "../address.ts";
 import { type Api, type Cause, causeOf, type Link, type SignIn } from "../api.ts";
+import type { Boot } from "../boot.ts";
 import { exchangeCode, GitlabError, type GitlabSession, openSession } from "../gitlab.ts";
 import type { LocalNetworkAccess } from "../local_network.ts";
-import { type Attempt, authorize, prepareAttempt, SignInError } from "../sign_in.ts";
+import {
+  type Attempt,
+  authorize,
+  prepareAttempt,
+  SignInError,
+  type SignInFailure,
+} from "../sign_in.ts";
 import { texts } from "../texts.ts";
 import { Button } from "./button.tsx";
 import { Failure } from "./failure.tsx";
 import { SectionMessage } from "./section_message.tsx";
+import { SetUpHelp } from "./set_up.tsx";
 import { Loading } from "./spinner.tsx";
 import { Unreachable } from "./unreachable.tsx";
 
 interface SignInPanelProps {
   api: Api;
+  boot: Boot;
   link: Link;
   localNetwork: LocalNetworkAccess | null;
   onSignedIn: (session: GitlabSession) => void;
 }
+
+// Codes of failures that what is set up in GitLab may have caused.
+const SET_UP_WRONGLY = ["failed", "oauth_application_missing"];
 
 interface Ready {
   signIn: SignIn;
   attempt: Attempt;
 }
 
-export function SignInPanel({ api, link, localNetwork, onSignedIn }: SignInPanelProps) {
+export function SignInPanel({ api, boot, link, localNetwork, onSignedIn }: SignInPanelProps) {
   const [ready, setReady] = useState<Ready | null>(null);
   const [preparing, setPreparing] = useState(true);
   const [asked, setAsked] = useState(false);
@@ -110,6 +122,9 @@ export function SignInPanel({ api, link, localNetwork, onSignedIn }: SignInPanel
           }
         />
       )}
+      {problem && problem !== "unreachable" && SET_UP_WRONGLY.includes(problem.code) && (
+        <SetUpHelp boot={boot} />
+      )}
       {(ready || preparing) && (
         <div class="button-row">
           <Button
@@ -152,14 +167,22 @@ function localNetworkAdvice(access: LocalNetworkAccess): string {
 
 function problemOf(error: unknown): Cause | "unreachable" {
   if (error instanceof SignInError) {
-    const { message, hint } = texts.signInFailures[error.failure];
-    const said = error.detail ? texts.groupFailure(message, error.detail) : message;
-    return { code: error.failure, message: said, hint, id: null };
+    return explainedFailure(error.failure, error.detail);
   }
   if (error instanceof GitlabError) {
     return error.failure === "unreachable"
       ? "unreachable"
-      : { code: error.failure, message: error.message, hint: null, id: null };
+      : explainedFailure("failed", error.message);
   }
   return causeOf(error);
+}
+
+function explainedFailure(failure: SignInFailure, detail: string | null): Cause {
+  const { message, hint } = texts.signInFailures[failure];
+  return {
+    code: failure,
+    message: detail ? texts.withDetail(message, detail) : message,
+    hint,
+    id: null,
+  };
 }
