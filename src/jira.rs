@@ -15,6 +15,7 @@ pub mod shape;
 pub mod split;
 pub mod toolchain;
 pub mod touches;
+pub mod user;
 
 pub use admins::Admins;
 pub use deliver::{Delivered, Setback};
