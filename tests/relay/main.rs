@@ -35,6 +35,7 @@ mod moving;
 mod operating;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod outside;
 mod page;
 mod process;
 mod rest;
