@@ -1,6 +1,5 @@
 // The relay's API for this page.
 
-import type { Boot } from "./boot.ts";
 import { type Host, HostError } from "./host.ts";
 import { capitalised, sentence } from "./sentence.ts";
 import { texts } from "./texts.ts";
@@ -104,13 +103,15 @@ export interface Api {
   unlinkGroup(linkId: string, groupId: number): Promise<void>;
   signIn(linkId: string): Promise<SignIn>;
   contextToken(linkId: string): Promise<ContextToken>;
+  /** Outside Jira: ends the session. */
+  logOut(): Promise<void>;
 }
 
 // Above the relay's own deadlines, so that its explanation arrives rather than ours.
 const ANSWER_MAX_MS = 60_000;
 
-export function relayApi(boot: Boot, host: Host, onSessionExpired: () => void): Api {
-  const links = `${boot.base}/links`;
+export function relayApi(host: Host, onSessionExpired: () => void): Api {
+  const links = "links";
   const of = (linkId: string) => `${links}/${encodeURIComponent(linkId)}`;
 
   async function call<T>(method: string, path: string, body?: object): Promise<T> {
@@ -132,40 +133,20 @@ export function relayApi(boot: Boot, host: Host, onSessionExpired: () => void): 
   }
 
   async function callOnce<T>(method: string, path: string, body?: object): Promise<T> {
-    const token = await jiraToken();
-    const headers: Record<string, string> = { Authorization: `JWT ${token}` };
-    if (body) {
-      headers["Content-Type"] = "application/json";
-    }
     const abort = new AbortController();
     const timer = setTimeout(() => abort.abort(), ANSWER_MAX_MS);
     try {
-      const response = await fetch(path, {
-        method,
-        headers,
-        body: body ? JSON.stringify(body) : null,
-        credentials: "omit",
-        cache: "no-store",
-        signal: abort.signal,
-      });
-      const text = await response.text();
-      if (!response.ok) {
-        throw refusal(response.status, text);
+      const { status, text } = await host.request({ method, path, body }, abort.signal);
+      if (status < 200 || status > 299) {
+        throw refusal(status, text);
       }
       return (text ? JSON.parse(text) : undefined) as T;
     } catch (error) {
-      throw error instanceof RelayError ? error : silence(error);
+      // Offline, Jira is out of reach too, which says nothing of the session.
+      const told = error instanceof HostError && navigator.onLine;
+      throw told || error instanceof RelayError ? error : silence(error);
     } finally {
       clearTimeout(timer);
-    }
-  }
-
-  async function jiraToken(): Promise<string> {
-    try {
-      return await host.token();
-    } catch (error) {
-      // Jira is out of reach too, which says nothing of the session.
-      throw navigator.onLine ? error : offline();
     }
   }
 
@@ -181,6 +162,7 @@ export function relayApi(boot: Boot, host: Host, onSessionExpired: () => void): 
     unlinkGroup: (linkId, groupId) => call("DELETE", `${of(linkId)}/groups/${groupId}`),
     signIn: (linkId) => call("POST", `${of(linkId)}/sign_in`),
     contextToken: (linkId) => call("POST", `${of(linkId)}/context_token`),
+    logOut: () => call("DELETE", "page/session"),
   };
 }
 
@@ -203,7 +185,8 @@ export function explained<T extends Cause>(cause: T): T {
 
 function isTokenError(error: unknown) {
   return (
-    error instanceof HostError || (error instanceof RelayError && error.code.startsWith("token_"))
+    error instanceof HostError ||
+    (error instanceof RelayError && /^(token|session)_/.test(error.code))
   );
 }
 

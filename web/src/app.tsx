@@ -2,43 +2,47 @@
 
 import { useCallback, useEffect, useState } from "preact/hooks";
 import { type Api, type Cause, causeOf, relayApi } from "./api.ts";
-import type { Boot } from "./boot.ts";
 import { Button } from "./components/button.tsx";
+import { OperatorBar } from "./components/operator_bar.tsx";
 import { SectionMessage } from "./components/section_message.tsx";
 import { Starting } from "./components/starting.tsx";
 import { Workspace } from "./components/workspace.tsx";
-import { connectHost, type Host, retryHostScript } from "./host.ts";
+import type { FindHost, Host } from "./host.ts";
 import { texts } from "./texts.ts";
 
-export function App({ boot }: { boot: Boot }) {
+export function App({ findHost }: { findHost: FindHost }) {
   const [host, setHost] = useState<Host | null>(null);
   const [api, setApi] = useState<Api | null>(null);
   const [failure, setFailure] = useState<Cause | null>(null);
   const [expired, setExpired] = useState(false);
+  const [loggedOut, setLoggedOut] = useState(false);
 
-  const connect = useCallback(async () => {
-    setFailure(null);
-    try {
-      const connected = await connectHost();
-      setApi(relayApi(boot, connected, () => setExpired(true)));
-      setHost(connected);
-    } catch (error) {
-      setFailure(causeOf(error));
-    }
-  }, [boot]);
+  const connect = useCallback(
+    async (again: boolean) => {
+      setFailure(null);
+      try {
+        const found = await findHost(again);
+        setApi(relayApi(found, () => setExpired(true)));
+        setHost(found);
+      } catch (error) {
+        setFailure(causeOf(error));
+      }
+    },
+    [findHost],
+  );
 
   useEffect(() => {
-    connect();
+    connect(false);
   }, [connect]);
-
-  const retry = () => {
-    retryHostScript();
-    connect();
-  };
 
   if (failure) {
     return (
-      <Notice title={failure.message} text={failure.hint} action={texts.tryAgain} onAct={retry} />
+      <Notice
+        title={failure.message}
+        text={failure.hint}
+        action={texts.tryAgain}
+        onAct={() => connect(true)}
+      />
     );
   }
   if (!host || !api) {
@@ -47,6 +51,12 @@ export function App({ boot }: { boot: Boot }) {
         <Starting text={texts.connecting} />
       </main>
     );
+  }
+  if (loggedOut) {
+    return <Notice title={texts.loggedOutTitle} text={texts.loggedOut} />;
+  }
+  if (expired && host.outside) {
+    return <Notice title={texts.sessionExpiredTitle} text={texts.sessionExpiredOutside} />;
   }
   if (expired) {
     return (
@@ -58,14 +68,19 @@ export function App({ boot }: { boot: Boot }) {
       />
     );
   }
-  return <Workspace boot={boot} host={host} api={api} />;
+  return (
+    <>
+      {host.outside && <OperatorBar api={api} onLoggedOut={() => setLoggedOut(true)} />}
+      <Workspace host={host} api={api} />
+    </>
+  );
 }
 
 interface NoticeProps {
   title: string;
   text: string | null;
-  action: string;
-  onAct: () => void;
+  action?: string;
+  onAct?: () => void;
 }
 
 function Notice({ title, text, action, onAct }: NoticeProps) {
@@ -76,7 +91,7 @@ function Notice({ title, text, action, onAct }: NoticeProps) {
         appearance="warning"
         title={title}
         alert
-        actions={<Button onClick={onAct}>{action}</Button>}
+        actions={onAct && <Button onClick={onAct}>{action}</Button>}
       >
         <p>{text}</p>
       </SectionMessage>
