@@ -297,7 +297,9 @@ describe("instances that come and go", () => {
     await admin.view.look("removing-purge-failing");
     await stage.jira.heal();
     await card.waitFor({ state: "detached", timeout: 40_000 });
-    assert.deepEqual((await stage.jira.state()).entities.devinfo, {});
+    // An earlier test's may be there.
+    const left = Object.values((await stage.jira.state()).entities.devinfo);
+    assert.ok(!left.some(({ data }) => data.url.startsWith(stage.plain.url)));
   });
 
   scene("a removal of one that is down says that it waits, and ends when it is back", async (stage) => {
