@@ -5,6 +5,7 @@ mod import;
 mod installations;
 mod keys;
 mod links;
+mod moving;
 mod page;
 mod spool;
 mod status;
@@ -28,8 +29,9 @@ use crate::{
     body::Body,
     config::LimitsConfig,
     doctor::Doctor,
-    domain::{Actor, AuditEntry, InstallationState, JiraSites, LinkState, Peer},
+    domain::{Actor, AuditEntry, ClientKey, InstallationState, JiraSites, LinkState, Peer},
     exchange::{Arrival, Labels, json, observe, typed},
+    jira::Forwarder,
     jwt::Signer,
     linking::Linker,
     metrics::Metrics,
@@ -41,6 +43,7 @@ use crate::{
     store::Store,
     trace::Traces,
 };
+use percent_encoding::percent_decode_str;
 
 const LISTENER: &str = "admin";
 
@@ -60,6 +63,8 @@ pub struct AdminParts {
     pub token: Arc<ArcSwap<Zeroizing<String>>>,
     /// What is known.
     pub store: Store,
+    /// Calls Jira.
+    pub forwarder: Arc<Forwarder>,
     /// Whether there is a key.
     pub signer: Arc<Signer>,
     /// Replaces keys.
@@ -101,6 +106,7 @@ enum Route {
     LinkResend,
     Links,
     Metrics,
+    Move,
     Page,
     Ready,
     Spool,
@@ -122,6 +128,7 @@ impl Admin {
             ("/readyz", Route::Ready),
             ("/metrics", Route::Metrics),
             ("/api/v1/installations", Route::Installations),
+            ("/api/v1/installations/{id}/move", Route::Move),
             ("/api/v1/installations/{id}/page", Route::Page),
             ("/api/v1/links", Route::Links),
             ("/api/v1/links/{id}", Route::Link),
@@ -209,6 +216,7 @@ impl AdminParts {
             (Route::Ready, &Method::GET) => self.ready(arrival).await,
             (Route::Metrics, &Method::GET) => self.metrics(),
             (Route::Installations, &Method::GET) => installations::list(self),
+            (Route::Move, &Method::POST) => moving::move_to(self, id, request, arrival).await,
             (Route::Page, &Method::POST) => page::invite(self, id, arrival).await,
             (Route::Links, &Method::GET) => links::list(self, request.uri().query()),
             (Route::Links, &Method::POST) => links::create(self, request, arrival).await,
@@ -233,6 +241,16 @@ impl AdminParts {
             (route, _) => Err(Reject::method_not_allowed(route.methods())),
         };
         answer.map(|response| response.map(Body::from))
+    }
+
+    /// A client key in a path.
+    fn client_key(text: &str) -> Result<ClientKey, Reject> {
+        let text = percent_decode_str(text).decode_utf8().ok();
+        text.and_then(|text| ClientKey::parse(&text).ok())
+            .ok_or_else(|| Reject {
+                hint: "GET /api/v1/installations lists the client keys".to_owned(),
+                ..Reject::not_found("such installation: that is no client key")
+            })
     }
 
     fn authorise(&self, headers: &HeaderMap) -> Result<(), Reject> {
@@ -347,6 +365,7 @@ impl Route {
             Self::LinkResend => "links/id/resend",
             Self::Links => "links",
             Self::Metrics => "metrics",
+            Self::Move => "installations/id/move",
             Self::Page => "installations/id/page",
             Self::Ready => "readyz",
             Self::Spool => "spool",
@@ -370,6 +389,7 @@ impl Route {
             | Self::ImportRollback
             | Self::KeysRotate
             | Self::LinkResend
+            | Self::Move
             | Self::Page
             | Self::SpoolRetry
             | Self::StoreReseal => "POST",

@@ -170,8 +170,12 @@ pub(crate) enum Command {
     /// List the Jira sites that have the app.
     #[command(after_help = "Examples:
   jira-connect-proxy installations
-  jira-connect-proxy installations --json")]
-    Installations,
+  jira-connect-proxy installations --json
+  jira-connect-proxy installations move acme.atlassian.net --to forge --dry-run")]
+    Installations {
+        #[command(subcommand)]
+        command: Option<installations::Command>,
+    },
     /// Print an address that opens the page of a Jira site outside Jira, once and soon (`page.invitation_secs`).
     ///
     /// For operators, and for sites whose Jira has no page of the app. Whoever opens the address can do there what an
@@ -380,7 +384,7 @@ pub(crate) async fn run(
     let api = Api::new(remote, config)?;
     match command {
         Command::Status => status::show(&api, json).await,
-        Command::Installations => installations::list(&api, json).await,
+        Command::Installations { command } => installations::run(command, &api, json).await,
         Command::Page { installation } => page::invite(&api, &installation, json).await,
         Command::Links(command) => links::run(command, &api, json).await,
         Command::Keys(command) => keys::run(command, &api, json).await,

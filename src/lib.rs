@@ -21,6 +21,7 @@
 //! - [`gitlab`]: the instance side: signed deliveries and what their failures mean, questions for Jira's toolchain
 //! - [`sessions`]: operators at the page outside Jira
 //! - [`linking`]: the rules between installations and links
+//! - [`sites`]: the rules of joining and leaving sites, and of moving them from one way to another
 //! - [`takeover`]: the rules for what another proxy served so far
 //! - [`jwt`]: a verifier for each kind of token, the query string hash, the signer
 //! - [`client`]: outbound HTTP with an eye on the address
@@ -63,6 +64,7 @@ pub mod secret_file;
 pub mod server;
 pub mod sessions;
 pub mod sightings;
+pub mod sites;
 pub mod spool;
 pub mod store;
 pub mod takeover;

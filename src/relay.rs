@@ -349,6 +349,7 @@ impl Relay {
             config.instances.look_every,
             Arc::clone(&metrics),
         ));
+        let admin_forwarder = Arc::clone(&forwarder);
         let public = PublicParts {
             access: Access {
                 jira: config.access.jira.clone(),
@@ -378,6 +379,7 @@ impl Relay {
         let admin = Admin::new(AdminParts {
             token: Arc::clone(&token),
             store: store.clone(),
+            forwarder: admin_forwarder,
             signer,
             rotation: Arc::clone(&rotation),
             linker,

@@ -309,6 +309,14 @@ impl Spool {
         self.shared.wake.notify_one();
     }
 
+    /// The site is reached another way, to which no pause of the way so far applies.
+    pub fn moved(&self, client_key: &ClientKey) {
+        if let Some(site) = self.shared.sites.get(client_key) {
+            lock(&site).release(|_| true);
+        }
+        self.shared.wake.notify_one();
+    }
+
     /// An operator wants everything tried now.
     pub fn retry_now(&self) {
         self.shared.app.store(None);

@@ -4,12 +4,11 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body_util::Full;
 use jiff::Timestamp;
-use percent_encoding::percent_decode_str;
 use serde::Serialize;
 
 use super::AdminParts;
 use crate::{
-    domain::{AuditEntry, ClientKey},
+    domain::AuditEntry,
     exchange::{Arrival, json},
     linking::LinkRefusal,
     reject::Reject,
@@ -26,15 +25,7 @@ pub(super) async fn invite(
     client_key: &str,
     arrival: &Arrival,
 ) -> Result<Response<Full<Bytes>>, Reject> {
-    let client_key = percent_decode_str(client_key).decode_utf8().ok();
-    let client_key = client_key.and_then(|text| ClientKey::parse(&text).ok());
-    let client_key = client_key.ok_or_else(|| {
-        let what = "such installation: that is no client key";
-        Reject {
-            hint: "GET /api/v1/installations lists the client keys".to_owned(),
-            ..Reject::not_found(what)
-        }
-    })?;
+    let client_key = AdminParts::client_key(client_key)?;
     let _ = arrival.notes.client_key.set(client_key.clone());
     match admin.store.installation(&client_key) {
         None => return Err(LinkRefusal::UnknownInstallation(client_key).into()),

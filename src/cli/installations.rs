@@ -1,8 +1,12 @@
-//! `installations`: the Jira sites that have the app.
+//! `installations`: the Jira sites that the relay serves, and how it reaches them.
 
 use anyhow::Context as _;
+use clap::{Subcommand, ValueEnum};
+use http::Method;
 use jiff::Timestamp;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
+use serde_json::json;
 
 use super::{
     api::{Api, parsed},
@@ -19,10 +23,107 @@ pub(super) struct Installation {
     pub(super) display_url: Option<String>,
     pub(super) state: String,
     installed_at: Timestamp,
+    upstream: String,
+    standby: Vec<String>,
     links: usize,
 }
 
-pub(super) async fn list(api: &Api, json: bool) -> anyhow::Result<bool> {
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Reach a site another way from now on: its links, their namespaces and what waits for it go along.
+    ///
+    /// The other way must be there already: the app installed on the site, or its credentials added. What was sent so
+    /// far stays in Jira until the old app or its credentials are removed there.
+    #[command(after_help = "Examples:
+  jira-connect-proxy installations move acme.atlassian.net --to forge --dry-run
+  jira-connect-proxy installations move acme.atlassian.net --to forge")]
+    Move {
+        /// Client key, or address of the Jira site.
+        installation: String,
+        /// The way to it from now on.
+        #[arg(long)]
+        to: Way,
+        /// Only tell what would be done, and whether the other way works.
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+/// How a site can be reached.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Way {
+    /// A Connect app.
+    Connect,
+    /// A Forge app.
+    Forge,
+    /// OAuth 2.0 client credentials.
+    Oauth,
+}
+
+/// What a move did, or would do.
+#[derive(Deserialize)]
+struct Moved {
+    base_url: String,
+    from: String,
+    to: String,
+    links: usize,
+    no_longer_direct: Vec<String>,
+    waiting_writes: usize,
+    applied: bool,
+    notes: Vec<String>,
+}
+
+pub(super) async fn run(command: Option<Command>, api: &Api, json: bool) -> anyhow::Result<bool> {
+    match command {
+        None => list(api, json).await,
+        Some(Command::Move {
+            installation,
+            to,
+            dry_run,
+        }) => move_to(api, &installation, to, dry_run, json).await,
+    }
+}
+
+async fn move_to(
+    api: &Api,
+    installation: &str,
+    to: Way,
+    dry_run: bool,
+    as_json: bool,
+) -> anyhow::Result<bool> {
+    let site = find(api, Some(installation)).await?;
+    let to = to.to_possible_value().map(|way| way.get_name().to_owned());
+    let wish = json!({"to": to, "dry_run": dry_run});
+    let answer = api
+        .call(Method::POST, &site.path("/move"), Some(&wish))
+        .await?;
+    if as_json {
+        print::json(&answer)?;
+        return Ok(true);
+    }
+    let moved: Moved = parsed(answer)?;
+    let done = if moved.applied {
+        "is reached"
+    } else {
+        "would be reached"
+    };
+    print::line(format!(
+        "{} {done} through {} instead of {}, with {} links and {} waiting writes",
+        moved.base_url, moved.to, moved.from, moved.links, moved.waiting_writes
+    ))?;
+    for link in &moved.no_longer_direct {
+        print::line(format!("  link {link} is direct no more"))?;
+    }
+    for note in &moved.notes {
+        print::line(format!("  {note}"))?;
+    }
+    if !moved.applied {
+        print::line("nothing was changed: leave out --dry-run to do it")?;
+    }
+    Ok(true)
+}
+
+async fn list(api: &Api, json: bool) -> anyhow::Result<bool> {
     let answer = api.get(PATH).await?;
     if json {
         print::json(&answer)?;
@@ -33,13 +134,24 @@ pub(super) async fn list(api: &Api, json: bool) -> anyhow::Result<bool> {
         [
             site.base_url,
             site.state,
+            std::iter::once(site.upstream)
+                .chain(site.standby.into_iter().map(|way| format!("({way})")))
+                .collect::<Vec<_>>()
+                .join(" "),
             site.links.to_string(),
             print::time(site.installed_at),
             site.client_key,
         ]
     });
     print::table(
-        ["site", "state", "links", "installed", "client key"],
+        [
+            "site",
+            "state",
+            "upstream",
+            "links",
+            "installed",
+            "client key",
+        ],
         rows.collect(),
         "no Jira site has the app yet: Jira sends `installed` when a Jira admin installs it",
     )?;
@@ -76,6 +188,12 @@ pub(super) async fn find(api: &Api, wanted: Option<&str>) -> anyhow::Result<Inst
 }
 
 impl Installation {
+    /// Where its own calls are, below the list.
+    pub(super) fn path(&self, call: &str) -> String {
+        let client_key = utf8_percent_encode(&self.client_key, NON_ALPHANUMERIC);
+        format!("{PATH}/{client_key}{call}")
+    }
+
     /// Whether somebody means this site: by its key, its address, or the host in it.
     pub(super) fn is(&self, wanted: &str) -> bool {
         let host = |url: &str| url.split_once("://").map(|(_, host)| host.to_owned());

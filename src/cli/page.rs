@@ -2,7 +2,6 @@
 
 use http::Method;
 use jiff::Timestamp;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
 use super::{
@@ -18,9 +17,7 @@ struct Invitation {
 
 pub(super) async fn invite(api: &Api, wanted: &str, json: bool) -> anyhow::Result<bool> {
     let site = installations::find(api, Some(wanted)).await?;
-    let client_key = utf8_percent_encode(&site.client_key, NON_ALPHANUMERIC);
-    let path = format!("/api/v1/installations/{client_key}/page");
-    let answer = api.call(Method::POST, &path, None).await?;
+    let answer = api.call(Method::POST, &site.path("/page"), None).await?;
     if json {
         print::json(&answer)?;
         return Ok(true);

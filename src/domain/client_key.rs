@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 /// Jira's `clientKey`: the tenant's identity and the `iss` of every token from that tenant.
 ///
@@ -25,6 +26,11 @@ impl ClientKey {
         acceptable
             .then(|| Self(text.to_owned()))
             .ok_or(ClientKeyError)
+    }
+
+    /// Makes one, for a site whose way to us has none.
+    pub fn generate() -> Self {
+        Self(Uuid::new_v4().to_string())
     }
 
     /// The key as text.

@@ -330,6 +330,23 @@ fn is_news(stamp: &EventStamp, last: &EventStamp) -> Result<bool, TokenReused> {
     Ok(stamp.issued_at >= last.issued_at)
 }
 
+impl InstallationChange {
+    /// The name in the audit trail, the log and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Created => "installation_created",
+            Self::Reinstalled => "installation_reinstalled",
+            Self::Updated { secret: true, .. } => "installation_secret_rotated",
+            Self::Updated { base_url: true, .. } => "installation_renamed",
+            Self::Updated { .. } => "installation_updated",
+            Self::Uninstalled => "installation_uninstalled",
+            Self::Standby => "installation_standby_changed",
+            Self::Moved => "installation_moved",
+            Self::Repeated | Self::Unchanged => "unchanged",
+        }
+    }
+}
+
 impl InstallationState {
     /// The word in answers and metrics.
     pub fn as_str(self) -> &'static str {

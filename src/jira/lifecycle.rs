@@ -226,24 +226,9 @@ pub fn apply(
         client_key: Some(client_key.clone()),
         request_id: Some(request_id.to_owned()),
         peer: Some(peer),
-        ..AuditEntry::new(now, Actor::Jira, change_name(change))
+        ..AuditEntry::new(now, Actor::Jira, change.name())
     });
     Ok(change)
-}
-
-/// The name of a change in the audit trail, the log and metrics.
-pub fn change_name(change: InstallationChange) -> &'static str {
-    match change {
-        InstallationChange::Created => "installation_created",
-        InstallationChange::Reinstalled => "installation_reinstalled",
-        InstallationChange::Updated { secret: true, .. } => "installation_secret_rotated",
-        InstallationChange::Updated { base_url: true, .. } => "installation_renamed",
-        InstallationChange::Updated { .. } => "installation_updated",
-        InstallationChange::Uninstalled => "installation_uninstalled",
-        InstallationChange::Standby => "installation_standby_changed",
-        InstallationChange::Moved => "installation_moved",
-        InstallationChange::Repeated | InstallationChange::Unchanged => "unchanged",
-    }
 }
 
 /// `displayUrl` is for people only, so a strange one is dropped rather than refused. Where it says the same as

@@ -9,7 +9,7 @@ use super::{Public, path_and_query};
 use crate::{
     domain::LifecycleEventKind,
     exchange::{Arrival, read_small_body},
-    jira::lifecycle::{LifecycleCall, LifecycleRules, apply, change_name},
+    jira::lifecycle::{LifecycleCall, LifecycleRules, apply},
     jwt::{TokenKind, UnverifiedToken},
     reject::Reject,
     trace::{self, Hop},
@@ -55,7 +55,7 @@ pub(super) async fn receive(
         .await?;
     // A new secret or address may be what writes wait for.
     public.spool.release(&client_key);
-    let change = change_name(change);
+    let change = change.name();
     public
         .metrics
         .lifecycle_events

@@ -1,0 +1,290 @@
+//! How sites are joined, left, and moved from one way of reaching them to another: the rules, each inside one
+//! transaction.
+//!
+//! A site that opens another way than the one in use keeps both until an operator moves it: what was sent stays with
+//! the provider that it was sent as, so nobody but a person can know when that is wanted.
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::{
+    domain::{
+        AuditEntry, ClientKey, Installation, InstanceUrl, Link, LinkId, LinkMode, SharedSecret,
+        Upstream, UpstreamKind,
+        installation::{InstallationChange, SiteAddress},
+        secret::NoRandomness,
+        upstream::Forge,
+    },
+    linking::{self, FollowError},
+    reject::{Reject, RejectKind},
+    store::{StoreFull, Transaction},
+};
+
+/// Which record a site has, and what joining did to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Joined {
+    /// The record.
+    pub client_key: ClientKey,
+    /// What changed.
+    pub change: InstallationChange,
+}
+
+/// What a move does, or would do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Moved {
+    /// Which installation.
+    pub client_key: ClientKey,
+    /// Its site.
+    pub base_url: String,
+    /// How it was reached.
+    pub from: UpstreamKind,
+    /// How it is reached.
+    pub to: UpstreamKind,
+    /// The way so far stands by, so the site can be moved back.
+    pub can_go_back: bool,
+    /// Links that go with it.
+    pub links: usize,
+    /// Links that held Jira's own secret, and get one of their own.
+    pub no_longer_direct: Vec<LinkId>,
+    /// It was done.
+    pub applied: bool,
+}
+
+/// Why a site is not moved.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MoveRefusal {
+    /// It should not be, yet.
+    #[error("nothing was changed")]
+    Unchanged(Box<Moved>),
+    /// No such site.
+    #[error("there is no installation {0}")]
+    Unknown(ClientKey),
+    /// It is there.
+    #[error("the site is reached through {} already", .0.as_str())]
+    AlreadyThere(UpstreamKind),
+    /// There is no such way.
+    #[error("this site has not let the relay in through {}", .0.as_str())]
+    NoSuchWay(UpstreamKind),
+    /// What the way so far is needed for.
+    #[error("the data of the link {0} is being deleted from Jira, where it was sent so far")]
+    BeingPurged(LinkId),
+    /// It is on its way back to another proxy.
+    #[error("the import of this site is being rolled back")]
+    BeingHandedBack,
+    /// No room.
+    #[error(transparent)]
+    Full(#[from] StoreFull),
+    /// No secret could be made.
+    #[error(transparent)]
+    NoRandomness(#[from] NoRandomness),
+}
+
+/// A site has opened a way to it, or says anew what it is. The audit entry gets site and name of the change.
+///
+/// The site's record is the one with this way, else one of the same cloud id, else one of the same address: of
+/// several the one that is installed, then the newest (two rows may share an address after a site import).
+pub fn join(
+    transaction: &mut Transaction<'_>,
+    way: Upstream,
+    address: SiteAddress,
+    auto_link: &[InstanceUrl],
+    audit: AuditEntry,
+    now: Timestamp,
+) -> Result<Joined, FollowError> {
+    let known = transaction
+        .installations()
+        .into_iter()
+        .filter_map(|known| Some((likeness(&known, &way, &address)?, known)))
+        .max_by_key(|(likeness, known)| (*likeness, known.is_installed(), known.installed_at))
+        .map(|(_, known)| known);
+    let (installation, change) = match known {
+        Some(known) => known.join(way, address, now),
+        None => {
+            let made = Installation::new(ClientKey::generate(), address, way, now);
+            (made, InstallationChange::Created)
+        }
+    };
+    let client_key = installation.client_key.clone();
+    transaction.put_installation(installation)?;
+    linking::follow(transaction, &client_key, change, auto_link, now)?;
+    transaction.audit(AuditEntry {
+        client_key: Some(client_key.clone()),
+        action: change.name().to_owned(),
+        ..audit
+    });
+    Ok(Joined { client_key, change })
+}
+
+/// How surely a record is of this site.
+fn likeness(known: &Installation, way: &Upstream, address: &SiteAddress) -> Option<u8> {
+    if known.ways().any(|other| other.opens_like(way)) {
+        return Some(2);
+    }
+    let mut cloud_ids = known.ways().filter_map(Upstream::cloud_id).peekable();
+    match (cloud_ids.peek(), way.cloud_id()) {
+        // An address may be given to another site; an id is not.
+        (Some(_), Some(cloud_id)) => cloud_ids.any(|other| other == cloud_id).then_some(1),
+        _ => (known.base_url == address.base_url).then_some(0),
+    }
+}
+
+/// A way to a site is shut.
+pub fn leave(
+    transaction: &mut Transaction<'_>,
+    client_key: &ClientKey,
+    kind: UpstreamKind,
+    audit: AuditEntry,
+    now: Timestamp,
+) -> Result<InstallationChange, FollowError> {
+    let Some(known) = transaction.installation(client_key) else {
+        return Ok(InstallationChange::Unchanged);
+    };
+    let (installation, change) = known.leave(kind, now);
+    if matches!(
+        change,
+        InstallationChange::Unchanged | InstallationChange::Repeated
+    ) {
+        return Ok(InstallationChange::Unchanged);
+    }
+    transaction.put_installation(installation)?;
+    linking::follow(transaction, client_key, change, &[], now)?;
+    transaction.audit(AuditEntry {
+        client_key: Some(client_key.clone()),
+        action: change.name().to_owned(),
+        ..audit
+    });
+    Ok(change)
+}
+
+/// A Forge installation that is known told something new: a token, a version.
+pub fn told(
+    transaction: &mut Transaction<'_>,
+    client_key: &ClientKey,
+    forge: Forge,
+) -> Result<(), StoreFull> {
+    let Some(known) = transaction.installation(client_key) else {
+        return Ok(());
+    };
+    let mut installation = Installation::clone(&known);
+    let mut ways = std::iter::once(&mut installation.upstream).chain(&mut installation.standby);
+    let way = Upstream::Forge(forge);
+    if let Some(known) = ways.find(|known| known.opens_like(&way)) {
+        *known = way;
+        transaction.put_installation(installation)?;
+    }
+    Ok(())
+}
+
+/// A site is reached another way from now on, with its links, their namespaces, and what waits for it.
+pub fn move_to(
+    transaction: &mut Transaction<'_>,
+    client_key: &ClientKey,
+    to: UpstreamKind,
+    apply: bool,
+    audit: AuditEntry,
+    now: Timestamp,
+) -> Result<Moved, MoveRefusal> {
+    let known = transaction
+        .installation(client_key)
+        .ok_or_else(|| MoveRefusal::Unknown(client_key.clone()))?;
+    let from = known.upstream.kind();
+    if from == to {
+        return Err(MoveRefusal::AlreadyThere(to));
+    }
+    if known.imported.is_some_and(|imported| imported.leaving) {
+        return Err(MoveRefusal::BeingHandedBack);
+    }
+    let links = transaction.links_of(client_key);
+    let purge_waits = |link: &Link| {
+        link.purge
+            .as_ref()
+            .is_some_and(|purge| purge.done_at.is_none())
+    };
+    if let Some(link) = links.iter().find(|link| purge_waits(link)) {
+        return Err(MoveRefusal::BeingPurged(link.id));
+    }
+    let (installation, change) = known
+        .move_to(to, now)
+        .map_err(|_| MoveRefusal::NoSuchWay(to))?;
+    let direct = |link: &&std::sync::Arc<Link>| link.mode == LinkMode::Direct && !link.remove;
+    let mut moved = Moved {
+        client_key: client_key.clone(),
+        base_url: known.base_url.to_string(),
+        from,
+        to,
+        can_go_back: known.is_installed(),
+        links: links.iter().filter(|link| !link.remove).count(),
+        no_longer_direct: links.iter().filter(direct).map(|link| link.id).collect(),
+        applied: false,
+    };
+    if !apply {
+        return Err(MoveRefusal::Unchanged(Box::new(moved)));
+    }
+    transaction.put_installation(installation)?;
+    for link in links.iter().filter(direct) {
+        let mut link = Link::clone(link);
+        link.mode = LinkMode::Relay;
+        link.want_installed(Some(SharedSecret::generate()?), now);
+        transaction.put_link(link)?;
+    }
+    linking::follow(transaction, client_key, change, &[], now)?;
+    transaction.audit(AuditEntry {
+        client_key: Some(client_key.clone()),
+        action: "installation_moved".to_owned(),
+        note: Some(format!("from {} to {}", from.as_str(), to.as_str())),
+        ..audit
+    });
+    moved.applied = true;
+    Ok(moved)
+}
+
+impl From<FollowError> for MoveRefusal {
+    fn from(error: FollowError) -> Self {
+        match error {
+            FollowError::Full(full) => full.into(),
+            FollowError::NoRandomness(error) => error.into(),
+        }
+    }
+}
+
+impl From<MoveRefusal> for Reject {
+    fn from(refusal: MoveRefusal) -> Self {
+        let message = refusal.to_string();
+        let (kind, code, hint) = match refusal {
+            MoveRefusal::Full(full) => return full.into(),
+            MoveRefusal::NoRandomness(error) => return Self::internal(error),
+            MoveRefusal::Unchanged(_) => return Self::internal(message),
+            MoveRefusal::Unknown(_) => (
+                RejectKind::NotFound,
+                "installation_unknown",
+                "GET /api/v1/installations lists them",
+            ),
+            MoveRefusal::AlreadyThere(_) => (
+                RejectKind::Conflict,
+                "already_there",
+                "there is nothing to do",
+            ),
+            MoveRefusal::NoSuchWay(UpstreamKind::Connect | UpstreamKind::Forge) => (
+                RejectKind::Conflict,
+                "upstream_unknown",
+                "install that app on the site first: it then stands by, as GET /api/v1/installations shows",
+            ),
+            MoveRefusal::NoSuchWay(UpstreamKind::Oauth) => (
+                RejectKind::Conflict,
+                "upstream_unknown",
+                "add the site's credentials first: `jira-connect-proxy installations add-oauth`",
+            ),
+            MoveRefusal::BeingPurged(_) => (
+                RejectKind::Conflict,
+                "link_being_purged",
+                "wait until that is done: GET /api/v1/links says when",
+            ),
+            MoveRefusal::BeingHandedBack => (
+                RejectKind::Conflict,
+                "import_leaving",
+                "wait until that is done",
+            ),
+        };
+        Self::new(kind, code, message, hint)
+    }
+}
