@@ -19,6 +19,7 @@
 //! - [`forget`]: drops sites that were uninstalled long ago, and secrets that count no more
 //! - [`jira`]: the Jira side: descriptor, lifecycle calls, which link speaks, namespaces, calls to Jira
 //! - [`gitlab`]: the instance side: signed deliveries and what their failures mean, questions for Jira's toolchain
+//! - [`sessions`]: operators at the page outside Jira
 //! - [`linking`]: the rules between installations and links
 //! - [`takeover`]: the rules for what another proxy served so far
 //! - [`jwt`]: a verifier for each kind of token, the query string hash, the signer
@@ -60,6 +61,7 @@ pub mod rounds;
 pub mod routes;
 pub mod secret_file;
 pub mod server;
+pub mod sessions;
 pub mod sightings;
 pub mod spool;
 pub mod store;
