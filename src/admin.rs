@@ -5,6 +5,7 @@ mod import;
 mod installations;
 mod keys;
 mod links;
+mod page;
 mod spool;
 mod status;
 mod store;
@@ -35,6 +36,7 @@ use crate::{
     reject::{Reject, RejectKind},
     rotation::KeyRotation,
     rounds::Rounds,
+    sessions::Sessions,
     spool::Spool,
     store::Store,
     trace::Traces,
@@ -64,6 +66,8 @@ pub struct AdminParts {
     pub rotation: Arc<KeyRotation>,
     /// Makes and changes links.
     pub linker: Arc<Linker>,
+    /// Invites operators to the page outside Jira.
+    pub sessions: Arc<Sessions>,
     /// Which sites can be imported.
     pub sites: JiraSites,
     /// What waits for Jira.
@@ -97,6 +101,7 @@ enum Route {
     LinkResend,
     Links,
     Metrics,
+    Page,
     Ready,
     Spool,
     SpoolRetry,
@@ -117,6 +122,7 @@ impl Admin {
             ("/readyz", Route::Ready),
             ("/metrics", Route::Metrics),
             ("/api/v1/installations", Route::Installations),
+            ("/api/v1/installations/{id}/page", Route::Page),
             ("/api/v1/links", Route::Links),
             ("/api/v1/links/{id}", Route::Link),
             ("/api/v1/links/{id}/resend", Route::LinkResend),
@@ -203,6 +209,7 @@ impl AdminParts {
             (Route::Ready, &Method::GET) => self.ready(arrival).await,
             (Route::Metrics, &Method::GET) => self.metrics(),
             (Route::Installations, &Method::GET) => installations::list(self),
+            (Route::Page, &Method::POST) => page::invite(self, id, arrival).await,
             (Route::Links, &Method::GET) => links::list(self, request.uri().query()),
             (Route::Links, &Method::POST) => links::create(self, request, arrival).await,
             (Route::Link, &Method::GET) => links::show(self, id),
@@ -340,6 +347,7 @@ impl Route {
             Self::LinkResend => "links/id/resend",
             Self::Links => "links",
             Self::Metrics => "metrics",
+            Self::Page => "installations/id/page",
             Self::Ready => "readyz",
             Self::Spool => "spool",
             Self::SpoolRetry => "spool/retry",
@@ -362,6 +370,7 @@ impl Route {
             | Self::ImportRollback
             | Self::KeysRotate
             | Self::LinkResend
+            | Self::Page
             | Self::SpoolRetry
             | Self::StoreReseal => "POST",
             _ => "GET",

@@ -13,6 +13,7 @@ mod import_gitlab;
 mod installations;
 mod keys;
 mod links;
+mod page;
 mod print;
 mod spool;
 mod status;
@@ -171,6 +172,20 @@ pub(crate) enum Command {
   jira-connect-proxy installations
   jira-connect-proxy installations --json")]
     Installations,
+    /// Print an address that opens the page of a Jira site outside Jira, once and soon (`page.invitation_secs`).
+    ///
+    /// For operators, and for sites whose Jira has no page of the app. Whoever opens the address can do there what an
+    /// admin of that site can, until they log out or the session is over; the relay answers for them to the site's
+    /// instances, without asking Jira. So give it to nobody else. The audit trail has the invitation, its opening and
+    /// every change.
+    #[command(after_help = "Examples:
+  jira-connect-proxy page acme.atlassian.net
+  jira-connect-proxy page 6f0ae1e0-6b0f-4c2b-9a48-4c6f6e2a1c11
+  jira-connect-proxy page acme.atlassian.net --json")]
+    Page {
+        /// The Jira site: its client key or address.
+        installation: String,
+    },
     /// See and change which GitLab instances are linked to which Jira site.
     #[command(subcommand)]
     Links(links::Command),
@@ -366,6 +381,7 @@ pub(crate) async fn run(
     match command {
         Command::Status => status::show(&api, json).await,
         Command::Installations => installations::list(&api, json).await,
+        Command::Page { installation } => page::invite(&api, &installation, json).await,
         Command::Links(command) => links::run(command, &api, json).await,
         Command::Keys(command) => keys::run(command, &api, json).await,
         Command::Spool(command) => spool::run(command, &api, json).await,

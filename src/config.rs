@@ -267,6 +267,19 @@ pub struct PageConfig {
     pub ap_js_url: String,
     /// Origins that may frame the page beside Jira's own.
     pub frame_ancestors: Vec<String>,
+    /// Of what operators have outside Jira.
+    pub lifetimes: PageLifetimes,
+}
+
+/// How long operators have at the page outside Jira.
+#[derive(Clone, Copy, Debug)]
+pub struct PageLifetimes {
+    /// To open an invitation.
+    pub invitation: SignedDuration,
+    /// Between two uses of a session.
+    pub idle: SignedDuration,
+    /// In one session.
+    pub session: SignedDuration,
 }
 
 /// `[limits]`

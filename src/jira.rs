@@ -17,6 +17,7 @@ pub mod split;
 pub mod tokens;
 pub mod toolchain;
 pub mod touches;
+pub mod user;
 
 pub use admins::Admins;
 pub use deliver::{Delivered, Setback};

@@ -41,6 +41,7 @@ use crate::{
     routes::{self, Public, PublicParts},
     secret_file::{self, SecretFileError},
     server::{Door, PerAddress, Server, UnixDoor},
+    sessions::Sessions,
     sightings::{self, Sighting, Sightings},
     spool::{Spool, SpoolWorker},
     store::{OpenError, Store, StoreError, StoreOwner},
@@ -311,6 +312,7 @@ impl Relay {
         );
         let (sightings, sighted) = Sightings::new();
         let sightings = Arc::new(sightings);
+        let sessions = Arc::new(Sessions::new(config.page.lifetimes).map_err(internal)?);
         let linker = Arc::new(Linker {
             store: store.clone(),
             policy: Arc::clone(&policy),
@@ -355,6 +357,7 @@ impl Relay {
             },
             policy: Arc::clone(&policy),
             linker: Arc::clone(&linker),
+            sessions: Arc::clone(&sessions),
             prober,
             admins: Admins::new(Arc::clone(&forwarder)),
             store: store.clone(),
@@ -378,6 +381,7 @@ impl Relay {
             signer,
             rotation: Arc::clone(&rotation),
             linker,
+            sessions,
             sites: config.jira.sites.clone(),
             spool,
             doctor,

@@ -8,6 +8,7 @@ mod caller;
 mod installations;
 mod lifecycle;
 mod links;
+mod outside;
 mod page;
 mod public_keys;
 mod rest;
@@ -19,7 +20,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use matchit::{Params, Router};
@@ -44,6 +45,7 @@ use crate::{
     pace::Paces,
     reject::Reject,
     rounds::Rounds,
+    sessions::Sessions,
     sightings::Sightings,
     spool::Spool,
     store::Store,
@@ -86,6 +88,8 @@ pub struct PublicParts {
     pub policy: Arc<ArcSwap<InstancePolicy>>,
     /// Makes and changes links.
     pub linker: Arc<Linker>,
+    /// Operators at the page outside Jira.
+    pub sessions: Arc<Sessions>,
     /// Looks whether an instance is ready.
     pub prober: Prober,
     /// Tells who may change anything.
@@ -135,6 +139,7 @@ enum Route {
     Links(links::Resource),
     Logo,
     OauthCallback,
+    Outside(outside::Door),
     Page,
     PublicKey,
     Associate,
@@ -194,6 +199,9 @@ impl Public {
             ("links/{id}/sign_in", Route::Links(Resource::SignIn)),
             ("logo.svg", Route::Logo),
             ("oauth_callbacks", Route::OauthCallback),
+            ("page", Route::Outside(outside::Door::Page)),
+            ("page/open", Route::Outside(outside::Door::Open)),
+            ("page/session", Route::Outside(outside::Door::Session)),
             ("subscriptions", Route::Page),
             ("public_keys/{*kid}", Route::PublicKey),
             ("branches/new", Route::BranchNew),
@@ -357,6 +365,7 @@ impl Public {
                 let (id, group) = (param("id"), param("group"));
                 links::serve(self, resource, id, group, request, arrival).await
             }
+            (Route::Outside(door), _) => outside::serve(self, door, request, arrival).await,
             (_, method) if !matches!(*method, Method::GET | Method::HEAD) => {
                 Err(Reject::method_not_allowed("GET"))
             }
@@ -395,6 +404,7 @@ impl Route {
             | Self::Links(_)
             | Self::Logo
             | Self::OauthCallback
+            | Self::Outside(_)
             | Self::Page
             | Self::BranchNew
             | Self::BranchStart => None,
@@ -411,6 +421,7 @@ impl Route {
             Self::Links(resource) => resource.label(),
             Self::Logo => "logo",
             Self::OauthCallback => "oauth_callbacks",
+            Self::Outside(door) => door.label(),
             Self::Page => "subscriptions",
             Self::PublicKey => "public_keys",
             Self::Associate => "repositories/associate",
@@ -426,6 +437,18 @@ impl Route {
 fn path_and_query(head: &Parts) -> &str {
     let target = head.uri.path_and_query();
     target.map_or("/", |target| target.as_str())
+}
+
+/// One of the cookies that came.
+fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|cookies| cookies.to_str().ok())
+        .flat_map(|cookies| cookies.split(';'))
+        .filter_map(|cookie| cookie.trim().split_once('='))
+        .find(|(known, _)| *known == name)
+        .map(|(_, value)| value)
 }
 
 /// Others may keep it, as this value of `Cache-Control` says.

@@ -21,20 +21,11 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::{
+    config::PageLifetimes,
     domain::{ClientKey, LinkId, secret::NoRandomness},
     lock::lock,
     reject::{Reject, RejectKind},
 };
-
-/// For how long an invitation can be opened.
-pub const INVITATION_LIFE: SignedDuration = SignedDuration::from_secs(5 * 60);
-
-/// A session ends when nobody has opened the page or changed anything for so long. What the page asks by itself every
-/// few seconds does not count.
-pub const IDLE_MAX: SignedDuration = SignedDuration::from_secs(30 * 60);
-
-/// A session ends after this, whatever happens.
-pub const LIFE_MAX: SignedDuration = SignedDuration::from_secs(8 * 3600);
 
 /// Sessions at a time. One more ends the one that has been idle for longest.
 const SESSIONS_MAX: usize = 100;
@@ -48,6 +39,7 @@ const ACCOUNT_PREFIX: &str = "relay-operator-";
 /// Makes invitations and keeps sessions.
 pub struct Sessions {
     key: hmac::Key,
+    lifetimes: PageLifetimes,
     state: Mutex<State>,
 }
 
@@ -112,7 +104,7 @@ pub enum InvitationError {
     #[error("the relay has given out no such address since it was started")]
     Unsigned,
     /// Too late.
-    #[error("this address was good for five minutes, which are over")]
+    #[error("the time in which this address could be opened is over")]
     Expired,
     /// Somebody was here before.
     #[error("this address was opened already, and is good once")]
@@ -152,18 +144,19 @@ pub enum Account {
 
 impl Sessions {
     /// With a new key.
-    pub fn new() -> Result<Self, NoRandomness> {
+    pub fn new(lifetimes: PageLifetimes) -> Result<Self, NoRandomness> {
         let mut key = Zeroizing::new([0_u8; 32]);
         fill(&mut *key)?;
         Ok(Self {
             key: hmac::Key::new(hmac::HMAC_SHA256, &*key),
+            lifetimes,
             state: Mutex::default(),
         })
     }
 
     /// An invitation to the page of this installation.
     pub fn invite(&self, client_key: ClientKey, now: Timestamp) -> NewInvitation {
-        let expires_at = now.saturating_add(INVITATION_LIFE).unwrap_or(now);
+        let expires_at = now.saturating_add(self.lifetimes.invitation).unwrap_or(now);
         let invitation = Invitation {
             client_key,
             number: Uuid::new_v4(),
@@ -209,7 +202,8 @@ impl Sessions {
             opened_at: now,
         });
         let mut state = lock(&self.state);
-        state.forget(now);
+        state.spent.retain(|_, expires_at| now < *expires_at);
+        state.live.retain(|_, live| self.is_good(live, now));
         if state.spent.contains_key(&invitation.number) {
             return Err(InvitationError::Spent);
         }
@@ -232,6 +226,11 @@ impl Sessions {
         };
         state.live.insert(self.tag(COOKIE, cookie.expose()), live);
         Ok((cookie, session))
+    }
+
+    /// How long a session can last.
+    pub fn lifetime(&self) -> SignedDuration {
+        self.lifetimes.session
     }
 
     /// The session of a cookie, for a new document of the page: that counts as use. With what the document must show
@@ -283,16 +282,25 @@ impl Sessions {
         if !account_id.starts_with(ACCOUNT_PREFIX) {
             return Account::Jiras;
         }
-        let mut state = lock(&self.state);
-        let mut live = state.live.values_mut();
+        let state = lock(&self.state);
+        let mut live = state.live.values();
         let found = live.find(|live| {
             live.session.account_id == account_id
                 && live.session.client_key == *client_key
-                && live.is_good(now)
+                && self.is_good(live, now)
         });
         found.map_or(Account::Nobody, |live| Account::Operator {
-            first: live.vouched.insert(link),
+            first: !live.vouched.contains(&link),
         })
+    }
+
+    /// The instance of this link was told of the operator, and it stands in the audit trail.
+    pub fn vouched(&self, account_id: &str, link: LinkId) {
+        let mut state = lock(&self.state);
+        let mut live = state.live.values_mut();
+        if let Some(live) = live.find(|live| live.session.account_id == account_id) {
+            live.vouched.insert(link);
+        }
     }
 
     fn find(
@@ -304,7 +312,7 @@ impl Sessions {
         let digest = self.tag(COOKIE, unverified_cookie);
         let mut state = lock(&self.state);
         let live = state.live.get_mut(&digest);
-        let live = live.filter(|live| live.is_good(now));
+        let live = live.filter(|live| self.is_good(live, now));
         let live = live.ok_or(SessionError::Over)?;
         if use_it {
             live.used_at = now;
@@ -329,6 +337,12 @@ impl Sessions {
             return Err(InvitationError::Expired);
         }
         Ok(invitation)
+    }
+
+    /// Reading is no use: the page does that by itself every few seconds.
+    fn is_good(&self, live: &Live, now: Timestamp) -> bool {
+        now.duration_since(live.used_at) < self.lifetimes.idle
+            && now.duration_since(live.session.opened_at) < self.lifetimes.session
     }
 
     fn tag(&self, purpose: u8, text: &str) -> Digest {
@@ -356,20 +370,6 @@ fn message(purpose: u8, text: &str) -> Zeroizing<Vec<u8>> {
 
 fn fill(bytes: &mut [u8]) -> Result<(), NoRandomness> {
     SystemRandom::new().fill(bytes).map_err(|_| NoRandomness)
-}
-
-impl State {
-    fn forget(&mut self, now: Timestamp) {
-        self.spent.retain(|_, expires_at| now < *expires_at);
-        self.live.retain(|_, live| live.is_good(now));
-    }
-}
-
-impl Live {
-    fn is_good(&self, now: Timestamp) -> bool {
-        now.duration_since(self.used_at) < IDLE_MAX
-            && now.duration_since(self.session.opened_at) < LIFE_MAX
-    }
 }
 
 impl Invitation {

@@ -57,6 +57,7 @@ async fn show(api: &Api, limit: usize, json: bool) -> anyhow::Result<bool> {
                 Actor::Admin => "admin".to_owned(),
                 Actor::Relay => "relay".to_owned(),
                 Actor::JiraAdmin => format!("jira admin {}", print::or_dash(entry.account_id)),
+                Actor::Operator => print::or_dash(entry.account_id),
             };
             [
                 number.to_string(),

@@ -53,14 +53,14 @@ pub(super) async fn all(api: &Api) -> anyhow::Result<Vec<Installation>> {
 /// The one that is meant: by client key, by address, or because there is no other.
 pub(super) async fn find(api: &Api, wanted: Option<&str>) -> anyhow::Result<Installation> {
     let mut sites = all(api).await?;
-    let known = || "`jira-connect-proxy installations` lists them; give --site with its client key or address";
+    let list = "`jira-connect-proxy installations` lists them";
     match wanted {
         // After a site import two have one address; the newest that is installed is the one that lives.
         Some(wanted) => sites
             .into_iter()
             .filter(|site| site.is(wanted))
             .max_by_key(|site| (site.state == "installed", site.installed_at))
-            .with_context(|| format!("no Jira site {wanted} has the app\n  {}", known())),
+            .with_context(|| format!("no Jira site {wanted} has the app\n  {list}")),
         None => {
             sites.retain(|site| site.state == "installed");
             let site = sites.pop().context(
@@ -68,8 +68,7 @@ pub(super) async fn find(api: &Api, wanted: Option<&str>) -> anyhow::Result<Inst
             )?;
             anyhow::ensure!(
                 sites.is_empty(),
-                "several Jira sites have the app\n  {}",
-                known()
+                "several Jira sites have the app\n  {list}; give --site with its client key or address"
             );
             Ok(site)
         }

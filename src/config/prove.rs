@@ -7,8 +7,8 @@ use url::Url;
 
 use super::{
     AccessConfig, AcmeConfig, AdminConfig, AppConfig, Checks, Config, ForgeConfig, InstancesConfig,
-    JiraConfig, LimitsConfig, LogConfig, OtlpConfig, PLACEHOLDER_URL, PageConfig, PublicConfig,
-    RangesSource, SpoolConfig, StoreConfig, TelemetryConfig, TlsFiles,
+    JiraConfig, LimitsConfig, LogConfig, OtlpConfig, PLACEHOLDER_URL, PageConfig, PageLifetimes,
+    PublicConfig, RangesSource, SpoolConfig, StoreConfig, TelemetryConfig, TlsFiles,
     raw::{self, RawConfig},
 };
 use crate::{
@@ -42,6 +42,9 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
             checks.add("page.frame_ancestors", format!("{origin:?}: {error}"));
         })
         .ok();
+    checks.at_least("page.invitation_secs", raw.page.invitation_secs, 1);
+    checks.at_least("page.session_idle_secs", raw.page.session_idle_secs, 1);
+    checks.at_least("page.session_max_secs", raw.page.session_max_secs, 1);
     let otlp = otlp(&raw.telemetry, checks);
     let admin_listen = listen(&raw.admin.listen, "admin.listen", checks);
     checks.at_least(
@@ -238,6 +241,11 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
         page: PageConfig {
             ap_js_url: ap_js_url?,
             frame_ancestors: frame_ancestors?.listed().to_vec(),
+            lifetimes: PageLifetimes {
+                invitation: SignedDuration::from_secs(raw.page.invitation_secs.into()),
+                idle: SignedDuration::from_secs(raw.page.session_idle_secs.into()),
+                session: SignedDuration::from_secs(raw.page.session_max_secs.into()),
+            },
         },
         rotate_keys_after: SignedDuration::from_hours(24 * i64::from(raw.keys.rotate_days)),
         limits: LimitsConfig {

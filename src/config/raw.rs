@@ -148,6 +148,9 @@ pub(super) struct RawSpool {
 pub(super) struct RawPage {
     pub(super) ap_js_url: String,
     pub(super) frame_ancestors: Vec<String>,
+    pub(super) invitation_secs: u32,
+    pub(super) session_idle_secs: u32,
+    pub(super) session_max_secs: u32,
 }
 
 #[derive(Clone, Debug, Deserialize)]

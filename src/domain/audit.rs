@@ -15,9 +15,9 @@ use crate::digest::sha256_hex;
 pub struct AuditEntry {
     /// When.
     pub at: Timestamp,
-    /// Who: `jira`, `jira_admin`, `admin`, `relay`.
+    /// Who: `jira`, `jira_admin`, `admin`, `operator`, `relay`.
     pub actor: Actor,
-    /// Which Jira account, if it was a person in Jira.
+    /// Which Jira account, if it was a person in Jira; which session, if it was an operator at the page outside Jira.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account_id: Option<String>,
     /// What: `installation_created`, `link_removed`, ...
@@ -88,6 +88,8 @@ pub enum Actor {
     JiraAdmin,
     /// Whoever holds the admin token.
     Admin,
+    /// Whoever opened the page outside Jira, to which the admin token leads.
+    Operator,
     /// The relay by itself.
     Relay,
 }

@@ -17,6 +17,7 @@ use ring::digest::{SHA256, digest};
 use super::{
     Public,
     caller::{Bound, target},
+    cookie,
     toolchain::asked,
 };
 use crate::{
@@ -193,12 +194,5 @@ fn chooser(
 
 /// Ours among the cookies, if it is one.
 fn last_choice(headers: &HeaderMap) -> Option<LinkId> {
-    headers
-        .get_all(header::COOKIE)
-        .iter()
-        .filter_map(|cookies| cookies.to_str().ok())
-        .flat_map(|cookies| cookies.split(';'))
-        .filter_map(|cookie| cookie.trim().split_once('='))
-        .find(|(name, _)| *name == COOKIE)
-        .and_then(|(_, value)| LinkId::parse(value))
+    cookie(headers, COOKIE).and_then(LinkId::parse)
 }

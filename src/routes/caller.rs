@@ -1,22 +1,25 @@
-//! Who asks: the site, and the user in it, that one of Jira's tokens proves.
+//! Who asks: the site, and the user in it, that one of Jira's tokens proves; or an operator's session.
 
 use std::{borrow::Cow, sync::Arc};
 
 use http::request::Parts;
 
-use super::{Public, path_and_query};
+use super::{Public, outside, path_and_query};
 use crate::{
     domain::Installation,
     exchange::Arrival,
     jwt::{Target, TokenKind, UnverifiedToken, VerifyError, context, request},
     reject::Reject,
+    sessions::Session,
     trace::{self, Hop},
 };
 
-/// A site of Jira's, and perhaps a user of it.
+/// A site of Jira's, and perhaps a user of it, or an operator at its page outside Jira.
 pub(super) struct Caller {
     pub(super) installation: Arc<Installation>,
+    /// The user's, or the session's.
     pub(super) account_id: Option<String>,
+    pub(super) session: Option<Arc<Session>>,
 }
 
 /// What a token must be bound to.
@@ -26,7 +29,7 @@ pub(super) enum Bound {
     Request,
     /// These, or at least tenant and user: for what a browser opens, or GitLab's own page would send.
     RequestOrUser,
-    /// Tenant and user: for what our own page asks.
+    /// Tenant and user, or an operator's session: for what our own page asks.
     User,
 }
 
@@ -50,6 +53,14 @@ pub(super) fn caller(
     arrival: &Arrival,
     bound: Bound,
 ) -> Result<Caller, Reject> {
+    if bound == Bound::User && outside::is_call(&head.headers) {
+        let (session, installation) = outside::caller(public, head, arrival)?;
+        return Ok(Caller {
+            installation,
+            account_id: Some(session.account_id.clone()),
+            session: Some(session),
+        });
+    }
     let kind = match bound {
         Bound::User => TokenKind::Context,
         Bound::Request | Bound::RequestOrUser => TokenKind::Request,
@@ -82,6 +93,7 @@ fn prove(
         proven.map(|claims| Caller {
             installation: claims.installation,
             account_id: claims.account_id,
+            session: None,
         })
     };
     if bound == Bound::User {
@@ -102,6 +114,7 @@ fn prove(
         proven => proven.map(|claims| Caller {
             installation: claims.installation,
             account_id: claims.account_id,
+            session: None,
         }),
     }
 }

@@ -1,7 +1,8 @@
-//! `links...`: what the page inside Jira asks for and changes.
+//! `links...`: what the page asks for and changes.
 //!
-//! Whoever can open the page may look; only Jira admins change anything. Every call carries a context token, which a
-//! browser never sends by itself, so nobody else's page can make one.
+//! Whoever can open the page inside Jira may look; only Jira admins, and operators outside Jira, change anything. Every
+//! call carries a context token or a page token, which a browser never sends by itself, so nobody else's page can make
+//! one.
 
 mod view;
 
@@ -20,6 +21,7 @@ use view::{View, discreet};
 use super::{
     Public,
     caller::{Bound, Caller, caller, target},
+    outside,
 };
 use crate::{
     client::is_private,
@@ -257,7 +259,7 @@ impl<'a> Visit<'a> {
         let instance_url = InstanceUrl::from_typed(&instance_url)?;
         tracing::info!(
             id = self.arrival.id, client.key = %self.caller.installation.client_key, instance.url = %instance_url,
-            "a Jira admin has an address looked at"
+            "an admin has an address looked at"
         );
         let _turn = self.turn().await?;
         let finding = match check {
@@ -426,13 +428,16 @@ impl<'a> Visit<'a> {
         )
     }
 
-    /// The caller's account, if it is one of an administrator of the site.
+    /// The caller's account, if it is one of an administrator of the site. An operator could do it all with the admin
+    /// token.
     async fn admin(&self) -> Result<&str, Reject> {
         let account_id = self.caller.account_id.as_deref();
-        self.public
-            .admins
-            .prove(&self.caller.installation, account_id, self.arrival.now)
-            .await?;
+        if self.caller.session.is_none() {
+            self.public
+                .admins
+                .prove(&self.caller.installation, account_id, self.arrival.now)
+                .await?;
+        }
         Ok(account_id.unwrap_or_default())
     }
 
@@ -469,8 +474,11 @@ impl<'a> Visit<'a> {
     }
 }
 
-/// An entry about what a Jira admin does.
+/// An entry about what a Jira admin does, or an operator in the place of one.
 pub(super) fn audit(arrival: &Arrival, caller: &Caller, action: &str) -> AuditEntry {
+    if let Some(session) = &caller.session {
+        return outside::audit(arrival, session, action);
+    }
     AuditEntry {
         account_id: caller.account_id.clone(),
         client_key: Some(caller.installation.client_key.clone()),

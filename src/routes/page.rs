@@ -1,7 +1,8 @@
 //! `subscriptions`, `oauth_callbacks`, `assets/...`: the page that Jira admins see inside Jira, and what belongs to it.
 //!
 //! Jira opens the page in a frame, with a signed query (Atlassian's "Understanding JWT for Connect apps"). The document
-//! holds no secret and no name of a person; what it shows it asks for with tokens of `AP.context.getToken()`.
+//! holds no secret and no name of a person; what it shows it asks for with tokens of `AP.context.getToken()`. The same
+//! page outside Jira is `outside`'s.
 
 use std::fmt::Write as _;
 
@@ -25,7 +26,7 @@ use crate::{
     reject::{Instead, Reject, RejectKind},
 };
 
-const HTML: &str = "text/html; charset=utf-8";
+pub(super) const HTML: &str = "text/html; charset=utf-8";
 
 /// Where Jira Cloud is (GitLab's own page has the same two).
 const JIRA_ANCESTORS: &str = "https://*.atlassian.net https://*.jira.com";
@@ -33,9 +34,9 @@ const JIRA_ANCESTORS: &str = "https://*.atlassian.net https://*.jira.com";
 /// The pages and what they need to know of the configuration.
 pub(super) struct Pages {
     pub(super) assets: Assets,
-    base_path: String,
+    pub(super) base_path: String,
     /// Origin of the relay.
-    public_url: String,
+    pub(super) public_url: String,
     proxy_url: String,
     /// Where an instance sends a browser back to after it has signed in.
     redirect_uri: String,
@@ -55,6 +56,35 @@ struct Boot<'a> {
     origins: &'a [&'a str],
     proxy_url: &'a str,
     redirect_uri: &'a str,
+    /// Outside Jira, what proves that a call comes from this document.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    page_token: Option<&'a str>,
+}
+
+/// What a document may load, and who may frame it. Without a word of it, nothing and nobody.
+pub(super) struct Policy<'a> {
+    /// Beside our own.
+    pub(super) scripts: &'a str,
+    /// Beside our own.
+    pub(super) styles: &'a str,
+    /// Whom its scripts talk to.
+    pub(super) connect: &'a str,
+    /// Where its forms go.
+    pub(super) forms: &'a str,
+    /// Who may have it in a frame.
+    pub(super) ancestors: &'a str,
+}
+
+impl Default for Policy<'_> {
+    fn default() -> Self {
+        Self {
+            scripts: "",
+            styles: "",
+            connect: "'none'",
+            forms: "'none'",
+            ancestors: "'none'",
+        }
+    }
 }
 
 impl Pages {
@@ -83,27 +113,28 @@ impl Pages {
         &self.redirect_uri
     }
 
-    fn asset(&self, entry: Entry) -> String {
+    pub(super) fn asset(&self, entry: Entry) -> String {
         format!("{}/assets/{}", self.base_path, self.assets.name(entry))
     }
 
     /// Scripts and styles come from our own folder, or as named, and nowhere else; nothing is inline.
-    fn policy(
-        &self,
-        scripts: &str,
-        styles: &str,
-        connect: &str,
-        ancestors: &str,
-    ) -> Result<HeaderValue, Reject> {
+    pub(super) fn policy(&self, policy: &Policy<'_>) -> Result<HeaderValue, Reject> {
+        let Policy {
+            scripts,
+            styles,
+            connect,
+            forms,
+            ancestors,
+        } = policy;
         let assets = format!("{}{}/assets/", self.public_url, self.base_path);
         let policy = format!(
             "default-src 'none'; script-src {assets}{scripts}; style-src {assets}{styles}; img-src 'self' data:; \
-             connect-src {connect}; base-uri 'none'; form-action 'none'; frame-ancestors {ancestors}"
+             connect-src {connect}; base-uri 'none'; form-action {forms}; frame-ancestors {ancestors}"
         );
         HeaderValue::from_str(&policy).map_err(Reject::internal)
     }
 
-    fn head(&self, title: &str, style: Entry) -> Markup {
+    pub(super) fn head(&self, title: &str, style: Entry) -> Markup {
         html! {
             meta charset="utf-8";
             meta name="viewport" content="width=device-width, initial-scale=1";
@@ -114,7 +145,7 @@ impl Pages {
     }
 
     /// A page that only says something.
-    fn notice(&self, title: &str, text: &Markup) -> Markup {
+    pub(super) fn notice(&self, title: &str, text: &Markup) -> Markup {
         html! {
             (DOCTYPE)
             html lang="en" {
@@ -129,26 +160,30 @@ impl Pages {
         }
     }
 
+    /// What the page's script starts with, for a document that may talk to these.
+    pub(super) fn boot(
+        &self,
+        origins: &[&str],
+        page_token: Option<&str>,
+    ) -> Result<String, Reject> {
+        let boot = Boot {
+            base: &self.base_path,
+            origins,
+            proxy_url: &self.proxy_url,
+            redirect_uri: &self.redirect_uri,
+            page_token,
+        };
+        serde_json::to_string(&boot).map_err(Reject::internal)
+    }
+
     /// The page for one site.
     fn page(
         &self,
         installation: &Installation,
         links: &[std::sync::Arc<Link>],
     ) -> Result<Response<Full<Bytes>>, Reject> {
-        let mut origins: Vec<&str> = links
-            .iter()
-            .filter(|link| link.desired.event == LifecycleEventKind::Installed)
-            .map(|link| link.instance_url.origin())
-            .collect();
-        origins.sort_unstable();
-        origins.dedup();
-        let boot = Boot {
-            base: &self.base_path,
-            origins: &origins,
-            proxy_url: &self.proxy_url,
-            redirect_uri: &self.redirect_uri,
-        };
-        let boot = serde_json::to_string(&boot).map_err(Reject::internal)?;
+        let origins = origins(links);
+        let boot = self.boot(&origins, None)?;
         let page = html! {
             (DOCTYPE)
             html lang="en" {
@@ -157,39 +192,77 @@ impl Pages {
                     script async id="ac-iframe-options" src=(self.ap_js_url) data-options="sizeToParent:true" {}
                     script type="module" src=(self.asset(Entry::PageScript)) {}
                 }
-                body {
-                    div id="app" data-boot=(boot) { p { "Loading…" } }
-                    noscript { p { "This page needs JavaScript." } }
-                }
+                (app(&boot))
             }
         };
-        let connect = ["'self'"].into_iter().chain(origins);
-        let connect: Vec<&str> = connect.collect();
         let mut ancestors = self.ancestors.clone();
         if let Some(origin) = display_origin(installation) {
             let _ = write!(ancestors, " {origin}");
         }
-        let policy = self.policy(
-            &format!(" {}", self.ap_js_url),
-            &self.themes,
-            &connect.join(" "),
-            &ancestors,
-        )?;
+        let policy = self.policy(&Policy {
+            scripts: &format!(" {}", self.ap_js_url),
+            styles: &self.themes,
+            connect: &connect(&origins),
+            ancestors: &ancestors,
+            ..Policy::default()
+        })?;
         with_policy(typed(StatusCode::OK, HTML, page.into_string())?, policy)
     }
 
-    /// The same refusal, as a page that may stand in Jira's frame.
-    fn refusal(&self, reject: Reject, title: &str, text: Markup) -> Reject {
-        let page = self.notice(title, &text).into_string();
+    /// The same refusal, as a page that may stand in these frames.
+    pub(super) fn refusal(
+        &self,
+        reject: Reject,
+        title: &str,
+        text: &Markup,
+        ancestors: &str,
+    ) -> Reject {
+        let page = self.notice(title, text).into_string();
+        let policy = Policy {
+            ancestors,
+            ..Policy::default()
+        };
         Reject {
             instead: Some(Box::new(Instead {
                 content_type: HTML,
                 body: page.into(),
-                policy: self.policy("", "", "'none'", &self.ancestors).ok(),
+                policy: self.policy(&policy).ok(),
             })),
             ..reject
         }
     }
+}
+
+/// The body of the page.
+pub(super) fn app(boot: &str) -> Markup {
+    html! {
+        body {
+            div id="app" data-boot=(boot) { p { "Loading…" } }
+            noscript { p { "This page needs JavaScript." } }
+        }
+    }
+}
+
+/// Of the instances that the page's script talks to itself.
+pub(super) fn origins(links: &[std::sync::Arc<Link>]) -> Vec<&str> {
+    let mut origins: Vec<&str> = links
+        .iter()
+        .filter(|link| link.desired.event == LifecycleEventKind::Installed)
+        .map(|link| link.instance_url.origin())
+        .collect();
+    origins.sort_unstable();
+    origins.dedup();
+    origins
+}
+
+/// These and the relay, as a policy says it.
+pub(super) fn connect(origins: &[&str]) -> String {
+    let mut connect = "'self'".to_owned();
+    for origin in origins {
+        // Writing to a String does not fail.
+        let _ = write!(connect, " {origin}");
+    }
+    connect
 }
 
 /// Where an instance's OAuth application must lead back to.
@@ -215,7 +288,7 @@ pub(super) fn subscriptions(
         return Err(pages.refusal(
             reject,
             "This page lives inside Jira",
-            html! {
+            &html! {
                 p {
                     "It shows which GitLab instances are connected to a Jira site, and Jira has to say which site that is."
                 }
@@ -223,7 +296,11 @@ pub(super) fn subscriptions(
                     "In Jira, open " b { "Apps > Manage your apps > GitLab for Jira > Get started" }
                     ". You must be a Jira administrator."
                 }
+                p {
+                    "Operators of the relay open it outside Jira with " code { "jira-connect-proxy page" } "."
+                }
             },
+            &pages.ancestors,
         ));
     }
     let proven = target(public, &head, None)
@@ -236,11 +313,12 @@ pub(super) fn subscriptions(
         Err(reject) => Err(pages.refusal(
             reject,
             "This page can't be shown",
-            html! {
+            &html! {
                 p { "Jira's permission to show it is good for a few minutes only. Reload Jira's page to get a new one." }
                 p { "If that does not help, give the request ID to the operator of this relay." }
                 p class="id" { "Request ID " code { (arrival.id) } }
             },
+            &pages.ancestors,
         )),
     }
 }
@@ -263,7 +341,7 @@ pub(super) fn oauth_callback(public: &Public) -> Result<Response<Full<Bytes>>, R
             }
         }
     };
-    let policy = pages.policy("", "", "'none'", "'none'")?;
+    let policy = pages.policy(&Policy::default())?;
     with_policy(typed(StatusCode::OK, HTML, page.into_string())?, policy)
 }
 
@@ -276,7 +354,7 @@ pub(super) fn asset(
     public.pages.assets.serve(name, headers)
 }
 
-fn with_policy(
+pub(super) fn with_policy(
     mut response: Response<Full<Bytes>>,
     policy: HeaderValue,
 ) -> Result<Response<Full<Bytes>>, Reject> {

@@ -15,7 +15,7 @@ use super::{Public, path_and_query};
 use crate::{
     body::Body,
     clock,
-    domain::{ClientKey, Family, Installation, JiraCall, Link, Namespace},
+    domain::{Actor, AuditEntry, ClientKey, Family, Installation, JiraCall, Link, Namespace},
     exchange::{Arrival, read_body},
     jira::{
         Setback, calls,
@@ -24,10 +24,11 @@ use crate::{
         mend::mend,
         namespace::{self, BodyError, Survey},
         rate_limit::throttle,
-        shape,
+        shape, user,
     },
     jwt::{Target, TokenKind, UnverifiedToken, VerifyError, instance},
     reject::{Reject, RejectKind},
+    sessions::Account,
     spool::{Admission, Why},
     trace::{self, Hop, hop},
 };
@@ -58,7 +59,10 @@ pub(super) async fn relay(
     if caller.call.is_read() {
         wait_for_a_turn(public, &caller.link.client_key).await?;
         public.sightings.note(&caller.link, None, arrival.now);
-        return read(public, &caller).await;
+        return match &caller.call {
+            JiraCall::User { account_id } => ask_about(public, &caller, account_id, arrival).await,
+            _ => read(public, &caller).await,
+        };
     }
     let max_bytes = match caller.call {
         JiraCall::Submit(_) => public.limits.rest_body_max_bytes,
@@ -199,6 +203,38 @@ async fn prove(
     let installation = public.store.installation(&link.client_key);
     let installation = installation.filter(|installation| installation.is_installed());
     Ok((link, installation.ok_or(VerifyError::Uninstalled)?))
+}
+
+/// An operator at the page outside Jira is known to us alone; all others to Jira.
+async fn ask_about(
+    public: &Public,
+    caller: &Caller,
+    account_id: &str,
+    arrival: &Arrival,
+) -> Result<Response<Body>, Reject> {
+    let link = &caller.link;
+    let account = public
+        .sessions
+        .account(account_id, &link.client_key, link.id, arrival.now);
+    let Some(answer) = user::own_answer(account, account_id, true)? else {
+        return read(public, caller).await;
+    };
+    // Once is enough: an instance that goes on asking must not push other entries out of the trail.
+    if account == (Account::Operator { first: true }) {
+        let entry = AuditEntry {
+            account_id: Some(account_id.to_owned()),
+            request_id: Some(arrival.id.clone()),
+            peer: Some(arrival.peer.ip()),
+            note: Some(format!(
+                "{} was told that it is an admin's",
+                link.instance_url
+            )),
+            ..AuditEntry::new(arrival.now, Actor::Relay, "operator_vouched_for").about(link)
+        };
+        public.store.record(entry).await?;
+        public.sessions.vouched(account_id, link.id);
+    }
+    Ok(json(StatusCode::OK, answer))
 }
 
 async fn read(public: &Public, caller: &Caller) -> Result<Response<Body>, Reject> {

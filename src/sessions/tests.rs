@@ -9,7 +9,12 @@ fn site(name: &str) -> ClientKey {
 }
 
 fn sessions() -> Sessions {
-    Sessions::new().expect("randomness")
+    let lifetimes = PageLifetimes {
+        invitation: SignedDuration::from_secs(300),
+        idle: SignedDuration::from_secs(1800),
+        session: SignedDuration::from_hours(8),
+    };
+    Sessions::new(lifetimes).expect("randomness")
 }
 
 fn open(sessions: &Sessions, name: &str, now: Timestamp) -> (Credential, Arc<Session>) {
@@ -172,6 +177,8 @@ fn an_account_counts_for_its_own_site_while_its_session_lasts() {
     };
     assert_eq!(ask("other", link, 1), Account::Nobody);
     assert_eq!(ask("acme", link, 1), Account::Operator { first: true });
+    assert_eq!(ask("acme", link, 1), Account::Operator { first: true });
+    sessions.vouched(&session.account_id, link);
     assert_eq!(ask("acme", link, 2), Account::Operator { first: false });
     assert_eq!(ask("acme", second, 2), Account::Operator { first: true });
     assert_eq!(ask("acme", link, 1800), Account::Nobody, "it was idle");
