@@ -1,6 +1,5 @@
 // The relay's API for this page.
 
-import type { Boot } from "./boot.ts";
 import { type Host, HostError } from "./host.ts";
 import { capitalised, sentence } from "./sentence.ts";
 import { texts } from "./texts.ts";
@@ -109,8 +108,8 @@ export interface Api {
 // Above the relay's own deadlines, so that its explanation arrives rather than ours.
 const ANSWER_MAX_MS = 60_000;
 
-export function relayApi(boot: Boot, host: Host, onSessionExpired: () => void): Api {
-  const links = `${boot.base}/links`;
+export function relayApi(host: Host, onSessionExpired: () => void): Api {
+  const links = "links";
   const of = (linkId: string) => `${links}/${encodeURIComponent(linkId)}`;
 
   async function call<T>(method: string, path: string, body?: object): Promise<T> {
@@ -132,40 +131,20 @@ export function relayApi(boot: Boot, host: Host, onSessionExpired: () => void): 
   }
 
   async function callOnce<T>(method: string, path: string, body?: object): Promise<T> {
-    const token = await jiraToken();
-    const headers: Record<string, string> = { Authorization: `JWT ${token}` };
-    if (body) {
-      headers["Content-Type"] = "application/json";
-    }
     const abort = new AbortController();
     const timer = setTimeout(() => abort.abort(), ANSWER_MAX_MS);
     try {
-      const response = await fetch(path, {
-        method,
-        headers,
-        body: body ? JSON.stringify(body) : null,
-        credentials: "omit",
-        cache: "no-store",
-        signal: abort.signal,
-      });
-      const text = await response.text();
-      if (!response.ok) {
-        throw refusal(response.status, text);
+      const { status, text } = await host.request({ method, path, body }, abort.signal);
+      if (status < 200 || status > 299) {
+        throw refusal(status, text);
       }
       return (text ? JSON.parse(text) : undefined) as T;
     } catch (error) {
-      throw error instanceof RelayError ? error : silence(error);
+      // Offline, Jira is out of reach too, which says nothing of the session.
+      const told = error instanceof HostError && navigator.onLine;
+      throw told || error instanceof RelayError ? error : silence(error);
     } finally {
       clearTimeout(timer);
-    }
-  }
-
-  async function jiraToken(): Promise<string> {
-    try {
-      return await host.token();
-    } catch (error) {
-      // Jira is out of reach too, which says nothing of the session.
-      throw navigator.onLine ? error : offline();
     }
   }
 

@@ -2,43 +2,45 @@
 
 import { useCallback, useEffect, useState } from "preact/hooks";
 import { type Api, type Cause, causeOf, relayApi } from "./api.ts";
-import type { Boot } from "./boot.ts";
 import { Button } from "./components/button.tsx";
 import { SectionMessage } from "./components/section_message.tsx";
 import { Starting } from "./components/starting.tsx";
 import { Workspace } from "./components/workspace.tsx";
-import { connectHost, type Host, retryHostScript } from "./host.ts";
+import type { FindHost, Host } from "./host.ts";
 import { texts } from "./texts.ts";
 
-export function App({ boot }: { boot: Boot }) {
+export function App({ findHost }: { findHost: FindHost }) {
   const [host, setHost] = useState<Host | null>(null);
   const [api, setApi] = useState<Api | null>(null);
   const [failure, setFailure] = useState<Cause | null>(null);
   const [expired, setExpired] = useState(false);
 
-  const connect = useCallback(async () => {
-    setFailure(null);
-    try {
-      const connected = await connectHost();
-      setApi(relayApi(boot, connected, () => setExpired(true)));
-      setHost(connected);
-    } catch (error) {
-      setFailure(causeOf(error));
-    }
-  }, [boot]);
+  const connect = useCallback(
+    async (again: boolean) => {
+      setFailure(null);
+      try {
+        const found = await findHost(again);
+        setApi(relayApi(found, () => setExpired(true)));
+        setHost(found);
+      } catch (error) {
+        setFailure(causeOf(error));
+      }
+    },
+    [findHost],
+  );
 
   useEffect(() => {
-    connect();
+    connect(false);
   }, [connect]);
-
-  const retry = () => {
-    retryHostScript();
-    connect();
-  };
 
   if (failure) {
     return (
-      <Notice title={failure.message} text={failure.hint} action={texts.tryAgain} onAct={retry} />
+      <Notice
+        title={failure.message}
+        text={failure.hint}
+        action={texts.tryAgain}
+        onAct={() => connect(true)}
+      />
     );
   }
   if (!host || !api) {
@@ -58,7 +60,7 @@ export function App({ boot }: { boot: Boot }) {
       />
     );
   }
-  return <Workspace boot={boot} host={host} api={api} />;
+  return <Workspace host={host} api={api} />;
 }
 
 interface NoticeProps {

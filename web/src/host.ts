@@ -1,12 +1,32 @@
-// What hosts the page: the only file that knows Atlassian's AP.js. Forge's bridge and a view outside
-// Jira become further functions that return a Host.
+// What hosts the page: Jira's Connect frame, Forge, ... Each file in hosts/ has a function that finds its
+// host; the entry point of a bundle chooses one.
+
+import type { Boot } from "./boot.ts";
 
 export interface Host {
-  /** A fresh context token: who looks at the page, on which Jira site. */
-  token(): Promise<string>;
-  /** Loads the page anew, with a new signed address. */
+  boot: Boot;
+  /**
+   * One call to the relay, with what proves who looks at the page. `path` is below the relay's base path.
+   * Fails with a HostError, or as fetch() does.
+   */
+  request(call: Call, signal: AbortSignal): Promise<Answer>;
+  /** Loads the page anew, with new proofs and a new policy. */
   reload(): void;
 }
+
+export interface Call {
+  method: string;
+  path: string;
+  body?: object | undefined;
+}
+
+export interface Answer {
+  status: number;
+  text: string;
+}
+
+/** Finds the host. `again`: it was tried before, and somebody asks to try once more. */
+export type FindHost = (again: boolean) => Promise<Host>;
 
 export type HostFailure = "script_missing" | "not_framed" | "token_missing";
 
@@ -14,80 +34,4 @@ export class HostError extends Error {
   constructor(readonly failure: HostFailure) {
     super(failure);
   }
-}
-
-// https://developer.atlassian.com/cloud/jira/platform/jsapi/context/
-// The host adds `context` and `navigator` per product, so they are missing outside of a Jira frame.
-interface Ap {
-  context?: { getToken(callback: (token: string) => void): void };
-  navigator?: { reload(): void };
-  theming?: { initializeTheming(): void };
-}
-
-declare global {
-  interface Window {
-    AP?: Ap;
-  }
-}
-
-const SCRIPT_ID = "ac-iframe-options";
-const CONNECT_MAX_MS = 10_000;
-const TOKEN_MAX_MS = 10_000;
-const POLL_MS = 50;
-
-/** Waits for AP.js. Its script may have loaded or failed before we ran, so events alone do not tell. */
-export async function connectHost(): Promise<Host> {
-  const deadline = Date.now() + CONNECT_MAX_MS;
-  while (!window.AP?.context) {
-    if (Date.now() > deadline) {
-      throw new HostError(window.AP ? "not_framed" : "script_missing");
-    }
-    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-  }
-  const ap = window.AP;
-  // The address holds Jira's signed token, and AP.js logs the address whenever our policy refuses it
-  // something. Neither of us needs it any more: reloading goes through Jira, which signs anew.
-  window.history.replaceState(null, "", window.location.pathname);
-  // Sets data-color-mode and data-theme on <html>, now and whenever the user changes Jira's theme.
-  // It also adds <link>s to Atlassian's CDN, which our policy refuses: page.css has the same values.
-  ap.theming?.initializeTheming();
-  return {
-    token: () => tokenOf(ap),
-    reload: () => (ap.navigator ? ap.navigator.reload() : window.location.reload()),
-  };
-}
-
-/** Asks for AP.js again: a script element runs once, so a new one takes the old one's place. */
-export function retryHostScript() {
-  const old = document.getElementById(SCRIPT_ID);
-  if (!(old instanceof HTMLScriptElement) || window.AP) {
-    return;
-  }
-  const script = document.createElement("script");
-  script.id = old.id;
-  // A request that got no answer holds back another one for the same address.
-  const url = new URL(old.src);
-  url.searchParams.set("retry", String(Date.now()));
-  script.src = url.href;
-  script.async = true;
-  // AP.js reads its options from the element with this id.
-  script.dataset.options = old.dataset.options ?? "";
-  old.replaceWith(script);
-}
-
-// AP.js keeps a token until less than 60 s of it are left. Its callback has no place for a failure, so
-// silence and an empty answer are taken for one.
-function tokenOf(ap: Ap): Promise<string> {
-  return new Promise((resolve, reject) => {
-    const missing = () => reject(new HostError("token_missing"));
-    const timer = setTimeout(missing, TOKEN_MAX_MS);
-    ap.context?.getToken((token) => {
-      clearTimeout(timer);
-      if (token) {
-        resolve(token);
-      } else {
-        missing();
-      }
-    });
-  });
 }

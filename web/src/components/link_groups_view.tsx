@@ -1,7 +1,6 @@
 import { useState } from "preact/hooks";
 import { addressOf } from "../address.ts";
 import type { Api, Link } from "../api.ts";
-import type { Boot } from "../boot.ts";
 import { rescueFocus } from "../focus.ts";
 import type { GitlabSession } from "../gitlab.ts";
 import type { Host } from "../host.ts";
@@ -16,19 +15,18 @@ import { SignInPanel } from "./sign_in_panel.tsx";
 
 interface LinkGroupsViewProps {
   api: Api;
-  boot: Boot;
   host: Host;
   link: Link;
   sessions: Map<string, GitlabSession>;
   onBack: () => void;
 }
 
-export function LinkGroupsView({ api, boot, host, link, sessions, onBack }: LinkGroupsViewProps) {
+export function LinkGroupsView({ api, host, link, sessions, onBack }: LinkGroupsViewProps) {
   const [session, setSession] = useState(sessions.get(link.id) ?? null);
   const [ended, setEnded] = useState(false);
   const localNetwork = useLocalNetworkAccess();
   const address = addressOf(link.instance_url);
-  const mayCall = boot.origins.includes(new URL(link.instance_url).origin);
+  const mayCall = host.boot.origins.includes(new URL(link.instance_url).origin);
 
   const signedIn = (opened: GitlabSession) => {
     sessions.set(link.id, opened);

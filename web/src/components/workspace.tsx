@@ -1,6 +1,5 @@
 import { useRef, useState } from "preact/hooks";
 import type { Api, Cause } from "../api.ts";
-import type { Boot } from "../boot.ts";
 import type { GitlabSession } from "../gitlab.ts";
 import type { Host } from "../host.ts";
 import { useLinks } from "../links.ts";
@@ -16,7 +15,7 @@ import { Starting } from "./starting.tsx";
 
 type View = { name: "instances" } | { name: "groups" | "link_groups"; linkId: string };
 
-export function Workspace({ boot, host, api }: { boot: Boot; host: Host; api: Api }) {
+export function Workspace({ host, api }: { host: Host; api: Api }) {
   const list = useLinks(api);
   const online = useOnline();
   const [view, setView] = useState<View>({ name: "instances" });
@@ -79,7 +78,6 @@ export function Workspace({ boot, host, api }: { boot: Boot; host: Host; api: Ap
           <LinkGroupsView
             key={link.id}
             api={api}
-            boot={boot}
             host={host}
             link={link}
             sessions={sessions.current}
@@ -88,7 +86,7 @@ export function Workspace({ boot, host, api }: { boot: Boot; host: Host; api: Ap
         ) : (
           <InstancesView
             api={api}
-            boot={boot}
+            boot={host.boot}
             answer={answer}
             takeFocus={navigated}
             onChange={(changed, said) => {
