@@ -481,7 +481,7 @@ describe("signing in to an instance", () => {
     stage.plain.isolatesPopups = true;
     const popup = await admin.openSignIn();
     await popup.getByRole("button", { name: "Authorize" }).click();
-    await popup.getByRole("heading", { name: "This window lost its connection to Jira" }).waitFor();
+    await popup.getByRole("heading", { name: "This window lost its connection to the page" }).waitFor();
     await popup.getByText("Cross-Origin-Opener-Policy").waitFor();
     await admin.view.screenshot("window-lost", popup);
     await admin.see("The sign-in window was closed");
@@ -977,7 +977,7 @@ describe("outside of Jira", () => {
 
   scene("a way back from GitLab that nobody waits for says so, and forgets the code", async (stage) => {
     const { page } = await stage.visit(`${stage.relay.baseUrl}/oauth_callbacks?code=stray&state=none`);
-    await page.getByRole("heading", { name: "This window lost its connection to Jira" }).waitFor();
+    await page.getByRole("heading", { name: "This window lost its connection to the page" }).waitFor();
     assert.equal(page.url(), `${stage.relay.baseUrl}/oauth_callbacks`);
   });
 });

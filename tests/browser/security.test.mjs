@@ -207,7 +207,7 @@ describe("secrets", () => {
   scene("the code leaves the address of the window that GitLab sends it to, and its history", async (stage) => {
     const view = await stage.visit(`${stage.relay.baseUrl}/subscriptions`);
     await view.page.goto(`${stage.relay.baseUrl}/oauth_callbacks?code=the-code&state=the-state`);
-    await view.page.getByRole("heading", { name: "This window lost its connection to Jira" }).waitFor();
+    await view.page.getByRole("heading", { name: "This window lost its connection to the page" }).waitFor();
     assert.equal(view.page.url(), `${stage.relay.baseUrl}/oauth_callbacks`);
     await view.page.goBack();
     await view.page.goForward();

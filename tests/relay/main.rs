@@ -37,6 +37,7 @@ mod moving;
 mod operating;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod outside;
 mod page;
 mod process;
 mod rest;

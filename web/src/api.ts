@@ -103,6 +103,8 @@ export interface Api {
   unlinkGroup(linkId: string, groupId: number): Promise<void>;
   signIn(linkId: string): Promise<SignIn>;
   contextToken(linkId: string): Promise<ContextToken>;
+  /** Outside Jira: ends the session. */
+  logOut(): Promise<void>;
 }
 
 // Above the relay's own deadlines, so that its explanation arrives rather than ours.
@@ -160,6 +162,7 @@ export function relayApi(host: Host, onSessionExpired: () => void): Api {
     unlinkGroup: (linkId, groupId) => call("DELETE", `${of(linkId)}/groups/${groupId}`),
     signIn: (linkId) => call("POST", `${of(linkId)}/sign_in`),
     contextToken: (linkId) => call("POST", `${of(linkId)}/context_token`),
+    logOut: () => call("DELETE", "page/session"),
   };
 }
 
@@ -182,7 +185,8 @@ export function explained<T extends Cause>(cause: T): T {
 
 function isTokenError(error: unknown) {
   return (
-    error instanceof HostError || (error instanceof RelayError && error.code.startsWith("token_"))
+    error instanceof HostError ||
+    (error instanceof RelayError && /^(token|session)_/.test(error.code))
   );
 }
 

@@ -3,6 +3,7 @@
 import { useCallback, useEffect, useState } from "preact/hooks";
 import { type Api, type Cause, causeOf, relayApi } from "./api.ts";
 import { Button } from "./components/button.tsx";
+import { OperatorBar } from "./components/operator_bar.tsx";
 import { SectionMessage } from "./components/section_message.tsx";
 import { Starting } from "./components/starting.tsx";
 import { Workspace } from "./components/workspace.tsx";
@@ -14,6 +15,7 @@ export function App({ findHost }: { findHost: FindHost }) {
   const [api, setApi] = useState<Api | null>(null);
   const [failure, setFailure] = useState<Cause | null>(null);
   const [expired, setExpired] = useState(false);
+  const [loggedOut, setLoggedOut] = useState(false);
 
   const connect = useCallback(
     async (again: boolean) => {
@@ -50,6 +52,12 @@ export function App({ findHost }: { findHost: FindHost }) {
       </main>
     );
   }
+  if (loggedOut) {
+    return <Notice title={texts.loggedOutTitle} text={texts.loggedOut} />;
+  }
+  if (expired && host.outside) {
+    return <Notice title={texts.sessionExpiredTitle} text={texts.sessionExpiredOutside} />;
+  }
   if (expired) {
     return (
       <Notice
@@ -60,14 +68,19 @@ export function App({ findHost }: { findHost: FindHost }) {
       />
     );
   }
-  return <Workspace host={host} api={api} />;
+  return (
+    <>
+      {host.outside && <OperatorBar api={api} onLoggedOut={() => setLoggedOut(true)} />}
+      <Workspace host={host} api={api} />
+    </>
+  );
 }
 
 interface NoticeProps {
   title: string;
   text: string | null;
-  action: string;
-  onAct: () => void;
+  action?: string;
+  onAct?: () => void;
 }
 
 function Notice({ title, text, action, onAct }: NoticeProps) {
@@ -78,7 +91,7 @@ function Notice({ title, text, action, onAct }: NoticeProps) {
         appearance="warning"
         title={title}
         alert
-        actions={<Button onClick={onAct}>{action}</Button>}
+        actions={onAct && <Button onClick={onAct}>{action}</Button>}
       >
         <p>{text}</p>
       </SectionMessage>

@@ -6,6 +6,8 @@ export interface Boot {
   origins: string[];
   proxyUrl: string;
   redirectUri: string;
+  /** Outside Jira only: proves that a call comes from this document. */
+  pageToken?: string;
 }
 
 export function readBoot(root: HTMLElement): Boot {

@@ -5,6 +5,8 @@ import type { Boot } from "./boot.ts";
 
 export interface Host {
   boot: Boot;
+  /** Nobody around the page knows who looks at it; a session of its own does. */
+  outside?: boolean;
   /**
    * One call to the relay, with what proves who looks at the page. `path` is below the relay's base path.
    * Fails with a HostError, or as fetch() does.

@@ -2,10 +2,14 @@ import { render } from "preact";
 import { App } from "./app.tsx";
 import { readBoot } from "./boot.ts";
 import { connectHost } from "./hosts/connect.ts";
+import { outsideHost } from "./hosts/outside.ts";
 
 const root = document.getElementById("app");
 if (root) {
   const boot = readBoot(root);
   root.replaceChildren();
-  render(<App findHost={(again) => connectHost(boot, again)} />, root);
+  const { pageToken } = boot;
+  const findHost = (again: boolean) =>
+    pageToken ? outsideHost(boot, pageToken) : connectHost(boot, again);
+  render(<App findHost={findHost} />, root);
 }

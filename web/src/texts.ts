@@ -52,6 +52,12 @@ export const texts = {
   sessionExpiredTitle: "Your session has expired",
   sessionExpired:
     "Nothing that was already saved is lost. Reload the page to continue; Jira may ask you to log in.",
+  sessionExpiredOutside:
+    "Nothing that was already saved is lost. To continue, run jira-connect-proxy page for this Jira site again and open the address that it prints.",
+  operator: "Outside Jira: you act as an operator of the relay.",
+  logOut: "Log out",
+  loggedOutTitle: "You are logged out",
+  loggedOut: "You can close this window. The command jira-connect-proxy page opens a new one.",
   offlineTitle: "You are offline",
   offlineBanner:
     "What you see may be out of date. The page tries again by itself when you are online.",
@@ -420,8 +426,8 @@ export const texts = {
 export const callbackTexts = {
   signedIn: "You are signed in",
   notSignedIn: "You are not signed in",
-  closeWindow: "You can close this window and go back to Jira.",
-  noOpener: "This window lost its connection to Jira",
+  closeWindow: "You can close this window and go back to the page.",
+  noOpener: "This window lost its connection to the page",
   startAgain:
-    "Close this window, go back to Jira and sign in again. If it happens again, the GitLab instance or a proxy in front of it sends a Cross-Origin-Opener-Policy header, which cuts the connection; its administrator can remove that header from /oauth/authorize.",
+    "Close this window, go back to the page and sign in again. If it happens again, the GitLab instance or a proxy in front of it sends a Cross-Origin-Opener-Policy header, which cuts the connection; its administrator can remove that header from /oauth/authorize.",
 };

@@ -1,11 +1,12 @@
 // The real program, as an operator runs it, on 127.0.0.2: another site than Jira and the instances.
 
-import { spawn } from "node:child_process";
+import { execFile, spawn } from "node:child_process";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import net from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 import { until, within } from "./deadline.mjs";
 import { call } from "./http.mjs";
 
@@ -17,6 +18,7 @@ const STOP_TIMEOUT_MS = 12_000;
 const PREFIX = "JIRA_CONNECT_PROXY__";
 
 const root = fileURLToPath(new URL("../../../", import.meta.url));
+const binary = resolve(root, process.env.JIRA_CONNECT_PROXY_BIN ?? "target/debug/jira-connect-proxy");
 const guard = fileURLToPath(new URL("guard.mjs", import.meta.url));
 
 export class Relay {
@@ -51,7 +53,6 @@ export class Relay {
   // Nothing, if it runs.
   async up() {
     if (this.#running) return;
-    const binary = resolve(root, process.env.JIRA_CONNECT_PROXY_BIN ?? "target/debug/jira-connect-proxy");
     this.#child = spawn(process.execPath, [guard, binary, "serve"], {
       cwd: this.#folder,
       env: this.#environment,
@@ -89,6 +90,12 @@ export class Relay {
       body: body === undefined ? "" : JSON.stringify(body),
     });
     return { status: answer.status, body: answer.text === "" ? null : JSON.parse(answer.text) };
+  }
+
+  // What a command of the program's prints.
+  async command(...words) {
+    const options = { cwd: this.#folder, env: this.#environment };
+    return (await promisify(execFile)(binary, words, options)).stdout;
   }
 
   async #end() {

@@ -7,12 +7,13 @@ export async function fetched(
   { method, path, body }: Call,
   headers: Record<string, string>,
   signal: AbortSignal,
+  credentials: RequestCredentials = "omit",
 ): Promise<Answer> {
   const response = await fetch(`${base}/${path}`, {
     method,
     headers: body ? { ...headers, "Content-Type": "application/json" } : headers,
     body: body ? JSON.stringify(body) : null,
-    credentials: "omit",
+    credentials,
     cache: "no-store",
     signal,
   });
