@@ -628,13 +628,22 @@ async fn a_site_without_the_app_has_no_page() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn behind_https_the_cookie_belongs_to_this_host_alone() {
-    let stage = Stage::start_with(&[("PUBLIC__URL", "https://relay.example.com")]).await;
+    let public_url = "https://relay.example.com";
+    let mut jira = FakeJira::start("tenant").await;
+    jira.app_key = "gitlab-jira-connect-relay.example.com".to_owned();
+    let relay = TestRelay::start_with(&jira, |all| all.set("PUBLIC__URL", public_url)).await;
+    let mut installed = jira.call(&relay.app_base_url(), "installed", Some(SECRET));
+    installed.claims["aud"] = json!([format!("{public_url}/-/jira_connect")]);
+    assert_eq!(jira.send(installed).await.status(), 204);
     let path = "/api/v1/installations/tenant/page";
-    let invitation = stage.relay.admin("POST", path, None, 201).await;
+    let invitation = relay.admin("POST", path, None, 201).await;
     let url = invitation["url"].as_str().expect("url");
-    let start = "https://relay.example.com/-/jira_connect/page/open?ticket=";
-    let ticket = url.strip_prefix(start).expect("the public address");
-    let opened = stage.press(ticket, SAME_ORIGIN).await;
+    let start = format!("{public_url}/-/jira_connect/page/open?");
+    let form = url.strip_prefix(&start).expect("the public address");
+    let url = format!("{}/page/open", relay.app_base_url());
+    let elsewhere = ask("POST", &url, &[("origin", &relay.url())], form).await;
+    assert_eq!(elsewhere.status(), 403);
+    let opened = ask("POST", &url, &[("origin", public_url)], form).await;
     let cookie = opened.headers()["set-cookie"].to_str().expect("text");
     assert!(cookie.starts_with("__Host-"), "{cookie}");
     assert!(cookie.ends_with("; Path=/; Max-Age=28800; HttpOnly; SameSite=Strict; Secure"));
