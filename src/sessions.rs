@@ -73,13 +73,13 @@ pub struct Session {
 }
 
 /// What opens something to whoever has it. Prints nothing of it, is wiped on drop.
-pub struct Credential(Zeroizing<String>);
+pub struct Proof(Zeroizing<String>);
 
 /// An invitation that was made.
 #[derive(Debug)]
 pub struct NewInvitation {
     /// For the address.
-    pub ticket: Credential,
+    pub ticket: Proof,
     /// Its name in the audit trail, which opens nothing.
     pub number: Uuid,
     /// Until when it is good.
@@ -166,7 +166,7 @@ impl Sessions {
         let text = URL_SAFE_NO_PAD.encode(serde_json::to_vec(&invitation).unwrap_or_default());
         let signature = URL_SAFE_NO_PAD.encode(self.tag(TICKET, &text));
         NewInvitation {
-            ticket: Credential(Zeroizing::new(format!("{text}.{signature}"))),
+            ticket: Proof(Zeroizing::new(format!("{text}.{signature}"))),
             number: invitation.number,
             expires_at: invitation.expires_at(),
         }
@@ -191,11 +191,11 @@ impl Sessions {
         &self,
         unverified_ticket: &str,
         now: Timestamp,
-    ) -> Result<(Credential, Arc<Session>), InvitationError> {
+    ) -> Result<(Proof, Arc<Session>), InvitationError> {
         let invitation = self.verify(unverified_ticket, now)?;
         let mut bytes = Zeroizing::new([0_u8; 32]);
         fill(&mut *bytes)?;
-        let cookie = Credential(Zeroizing::new(URL_SAFE_NO_PAD.encode(*bytes)));
+        let cookie = Proof(Zeroizing::new(URL_SAFE_NO_PAD.encode(*bytes)));
         let session = Arc::new(Session {
             client_key: invitation.client_key.clone(),
             account_id: format!("{ACCOUNT_PREFIX}{}", Uuid::new_v4().simple()),
@@ -239,10 +239,10 @@ impl Sessions {
         &self,
         unverified_cookie: &str,
         now: Timestamp,
-    ) -> Result<(Arc<Session>, Credential), SessionError> {
+    ) -> Result<(Arc<Session>, Proof), SessionError> {
         let session = self.find(unverified_cookie, true, now)?;
         let token = URL_SAFE_NO_PAD.encode(self.tag(PAGE, unverified_cookie));
-        Ok((session, Credential(Zeroizing::new(token))))
+        Ok((session, Proof(Zeroizing::new(token))))
     }
 
     /// The session of a call that the page makes. `use_it`: it is more than a look.
@@ -378,14 +378,14 @@ impl Invitation {
     }
 }
 
-impl Credential {
+impl Proof {
     /// It in clear, for the one party that must get it.
     pub fn expose(&self) -> &str {
         &self.0
     }
 }
 
-impl fmt::Debug for Credential {
+impl fmt::Debug for Proof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
     }

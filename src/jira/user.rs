@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use crate::{
+    domain::UpstreamKind,
     reject::{Instead, Reject, RejectKind},
     sessions::Account,
 };
@@ -14,15 +15,15 @@ use crate::{
 /// Both names, so that every version finds one.
 const ADMIN_GROUPS: [&str; 2] = ["org-admins", "site-admins"];
 
-/// What the relay says of an account by its own authority; nothing, if Jira is to be asked. `jira_has_users`: there is
-/// a Jira behind the installation that answers such questions.
+/// What the relay says of an account by its own authority; nothing, if Jira is to be asked. An app may ask Jira about its
+/// users; the OAuth credentials of an installation without one may not.
 ///
 /// # Errors
 /// Nobody knows the account.
 pub fn own_answer(
     account: Account,
     account_id: &str,
-    jira_has_users: bool,
+    upstream: UpstreamKind,
 ) -> Result<Option<Bytes>, Reject> {
     match account {
         Account::Operator { .. } => Ok(Some(operator(account_id))),
@@ -30,11 +31,13 @@ pub fn own_answer(
             "no operator has the page of this site open under that account",
             "run `jira-connect-proxy page` and sign in again",
         )),
-        Account::Jiras if jira_has_users => Ok(None),
-        Account::Jiras => Err(unknown(
-            "this Jira site is reached without an app, so it can't be asked about its users",
-            "link and unlink groups on the page that `jira-connect-proxy page` opens",
-        )),
+        Account::Jiras => match upstream {
+            UpstreamKind::Connect | UpstreamKind::Forge => Ok(None),
+            UpstreamKind::Oauth => Err(unknown(
+                "this Jira site is reached without an app, so it can't be asked about its users",
+                "link and unlink groups on the page that `jira-connect-proxy page` opens",
+            )),
+        },
     }
 }
 
@@ -70,11 +73,17 @@ mod tests {
 
     use super::*;
 
+    const ALL: [UpstreamKind; 3] = [
+        UpstreamKind::Connect,
+        UpstreamKind::Forge,
+        UpstreamKind::Oauth,
+    ];
+
     #[test]
     fn an_operator_is_an_admin_in_every_version_of_gitlab() {
         let account = Account::Operator { first: true };
-        for jira_has_users in [true, false] {
-            let answer = own_answer(account, "relay-operator-1", jira_has_users);
+        for upstream in ALL {
+            let answer = own_answer(account, "relay-operator-1", upstream);
             let answer = answer.expect("known").expect("ours");
             let user: Value = serde_json::from_slice(&answer).expect("JSON");
             assert_eq!(user["accountId"], "relay-operator-1");
@@ -87,14 +96,15 @@ mod tests {
 
     #[test]
     fn others_are_left_to_jira_if_there_is_one_to_ask() {
-        assert_eq!(own_answer(Account::Jiras, "557058:abc", true), Ok(None));
-        let refused = |account, jira_has_users| {
-            own_answer(account, "x", jira_has_users).map_err(|reject| (reject.code, reject.kind))
+        let answer = |account, upstream| {
+            own_answer(account, "x", upstream).map_err(|reject| (reject.code, reject.kind))
         };
         let unknown = Err(("user_unknown", RejectKind::NotFound));
-        assert_eq!(refused(Account::Jiras, false), unknown);
-        for jira_has_users in [true, false] {
-            assert_eq!(refused(Account::Nobody, jira_has_users), unknown);
+        assert_eq!(answer(Account::Jiras, UpstreamKind::Connect), Ok(None));
+        assert_eq!(answer(Account::Jiras, UpstreamKind::Forge), Ok(None));
+        assert_eq!(answer(Account::Jiras, UpstreamKind::Oauth), unknown);
+        for upstream in ALL {
+            assert_eq!(answer(Account::Nobody, upstream), unknown);
         }
     }
 }

@@ -216,7 +216,8 @@ async fn ask_about(
     let account = public
         .sessions
         .account(account_id, &link.client_key, link.id, arrival.now);
-    let Some(answer) = user::own_answer(account, account_id, true)? else {
+    let upstream = caller.installation.upstream.kind();
+    let Some(answer) = user::own_answer(account, account_id, upstream)? else {
         return read(public, caller).await;
     };
     // Once is enough: an instance that goes on asking must not push other entries out of the trail.

@@ -17,7 +17,7 @@ fn sessions() -> Sessions {
     Sessions::new(lifetimes).expect("randomness")
 }
 
-fn open(sessions: &Sessions, name: &str, now: Timestamp) -> (Credential, Arc<Session>) {
+fn open(sessions: &Sessions, name: &str, now: Timestamp) -> (Proof, Arc<Session>) {
     let invitation = sessions.invite(site(name), now);
     sessions
         .open(invitation.ticket.expose(), now)

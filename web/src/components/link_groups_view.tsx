@@ -66,7 +66,7 @@ export function LinkGroupsView({ api, host, link, sessions, onBack }: LinkGroups
           {ended && <SectionMessage appearance="warning" title={texts.gitlabSignedOut} alert />}
           <SignInPanel
             api={api}
-            boot={boot}
+            boot={host.boot}
             link={link}
             localNetwork={localNetwork}
             onSignedIn={signedIn}
