@@ -11,6 +11,9 @@ import { build, transform } from "esbuild";
 const FIRST_LOAD_MAX_BYTES = 60 * 1024;
 const TARGET = ["chrome111", "edge111", "firefox115", "safari16.4"];
 const SCRIPT_NOTICE = "/*! Includes Preact, (c) 2015-present Jason Miller, MIT licence */";
+const FORGE_NOTICE = `${SCRIPT_NOTICE}
+/*! Includes @forge/bridge, (c) Atlassian, under the Atlassian Developer Terms; iframe-resizer, (c) David J.
+Bradshaw, MIT licence; tslib, (c) Microsoft Corporation, 0BSD licence */`;
 const STYLE_NOTICE =
   "/*! Includes @atlaskit/tokens and @atlaskit/css-reset, (c) Atlassian Pty Ltd, Apache-2.0 */";
 
@@ -23,7 +26,13 @@ const assets = {
   "callback.js": await script("src/callback.ts", ""),
   "shell.css": await style("src/style/shell.css"),
 };
-const files = hashed(assets);
+// The page in Forge lives in a folder of its own on Atlassian's CDN, so its names need no hash.
+const forge = {
+  "index.html": readFileSync(here("src/forge.html"), "utf8"),
+  "page.js": await script("src/forge.tsx", FORGE_NOTICE),
+  "page.css": assets["page.css"],
+};
+const files = { ...hashed(assets), ...inFolder("forge", forge) };
 
 if (process.argv.includes("--check")) {
   check();
@@ -32,12 +41,14 @@ if (process.argv.includes("--check")) {
 }
 
 function check() {
-  const bytes = sizes();
+  const bytes = sizes(assets);
   const firstLoad = bytes["page.js"] + bytes["page.css"];
   for (const [name, size] of Object.entries(bytes)) {
     console.log(`${name.padEnd(12)} ${kib(size)} gzipped`);
   }
   console.log(`first load   ${kib(firstLoad)} of ${kib(FIRST_LOAD_MAX_BYTES)}`);
+  const inForge = sizes(forge);
+  console.log(`in Forge     ${kib(inForge["page.js"] + inForge["page.css"])}`);
   if (firstLoad > FIRST_LOAD_MAX_BYTES) {
     fail("The first load (page.js and page.css) is too heavy.");
   }
@@ -51,14 +62,14 @@ function check() {
 
 function write() {
   rmSync(here("dist"), { recursive: true, force: true });
-  mkdirSync(here("dist"));
+  mkdirSync(here("dist/forge"), { recursive: true });
   for (const [name, content] of Object.entries(files)) {
     writeFileSync(here(`dist/${name}`), content);
   }
 }
 
 function differences() {
-  const built = existsSync(here("dist")) ? readdirSync(here("dist")) : [];
+  const built = [...names("dist"), ...names("dist/forge").map((name) => `forge/${name}`)];
   const missing = Object.keys(files).filter((name) => !built.includes(name));
   const extra = built.filter((name) => !(name in files));
   const changed = built.filter(
@@ -67,9 +78,26 @@ function differences() {
   return [...missing, ...extra, ...changed];
 }
 
-function sizes() {
+function names(folder) {
+  if (!existsSync(here(folder))) {
+    return [];
+  }
+  const entries = readdirSync(here(folder), { withFileTypes: true });
+  return entries.filter((entry) => entry.isFile()).map(({ name }) => name);
+}
+
+function inFolder(folder, contents) {
   return Object.fromEntries(
-    Object.entries(assets).map(([name, content]) => [name, gzipSync(content, { level: 9 }).length]),
+    Object.entries(contents).map(([name, content]) => [`${folder}/${name}`, content]),
+  );
+}
+
+function sizes(contents) {
+  return Object.fromEntries(
+    Object.entries(contents).map(([name, content]) => [
+      name,
+      gzipSync(content, { level: 9 }).length,
+    ]),
   );
 }
 
