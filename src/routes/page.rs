@@ -45,6 +45,8 @@ pub(super) struct Pages {
     themes: String,
     /// Of every site.
     ancestors: String,
+    /// Where the page lives in Forge, if there is an app: origins, with blanks between them.
+    forge_origins: Option<String>,
 }
 
 /// What the page's script starts with.
@@ -105,6 +107,10 @@ impl Pages {
             themes: themes(&config.page.ap_js_url),
             ap_js_url: config.page.ap_js_url.clone(),
             ancestors,
+            forge_origins: config
+                .forge
+                .as_ref()
+                .map(|forge| forge.page_origins.join(" ")),
         }
     }
 
@@ -323,7 +329,8 @@ pub(super) fn subscriptions(
     }
 }
 
-/// Where an instance sends the popup back to. Its script hands what came to the page that opened it.
+/// Where an instance sends the popup back to. Its script hands what came to the page that opened it: to our own origin,
+/// and to those of the page in Forge. There the two may not hear each other, so a person may carry it.
 pub(super) fn oauth_callback(public: &Public) -> Result<Response<Full<Bytes>>, Reject> {
     let pages = &public.pages;
     let page = html! {
@@ -333,7 +340,7 @@ pub(super) fn oauth_callback(public: &Public) -> Result<Response<Full<Bytes>>, R
                 (pages.head("Signing in to GitLab", Entry::ShellStyle))
                 script type="module" src=(pages.asset(Entry::CallbackScript)) {}
             }
-            body {
+            body data-openers=[pages.forge_origins.as_deref()] data-paste[pages.forge_origins.is_some()] {
                 main {
                     h1 id="title" { "Signing in…" }
                     p id="text" {}
