@@ -1,4 +1,4 @@
-// Builds the page into dist/, which the relay embeds: `node build.mjs`.
+// Builds the page into dist/ and dist-forge/, which the relay embeds: `node build.mjs`.
 // `node build.mjs --check` builds in memory and fails when dist/ is stale or the first load is too
 // heavy. The same source gives the same bytes: no paths, no times, hashes of the content as names.
 
@@ -8,6 +8,7 @@ import { createRequire } from "node:module";
 import { gzipSync } from "node:zlib";
 import { build, transform } from "esbuild";
 
+const FOLDERS = ["dist", "dist-forge"];
 const FIRST_LOAD_MAX_BYTES = 60 * 1024;
 const TARGET = ["chrome111", "edge111", "firefox115", "safari16.4"];
 const SCRIPT_NOTICE = "/*! Includes Preact, (c) 2015-present Jason Miller, MIT licence */";
@@ -32,7 +33,7 @@ const forge = {
   "page.js": await script("src/forge.tsx", FORGE_NOTICE),
   "page.css": assets["page.css"],
 };
-const files = { ...hashed(assets), ...inFolder("forge", forge) };
+const files = { ...inFolder("dist", hashed(assets)), ...inFolder("dist-forge", forge) };
 
 if (process.argv.includes("--check")) {
   check();
@@ -55,35 +56,31 @@ function check() {
   const stale = differences();
   if (stale.length > 0) {
     fail(
-      `web/dist is stale (${stale.join(", ")}). Run "npm run build" in web/ and commit web/dist.`,
+      `What web/ builds is stale (${stale.join(", ")}). Run "npm run build" in web/ and commit it.`,
     );
   }
 }
 
 function write() {
-  rmSync(here("dist"), { recursive: true, force: true });
-  mkdirSync(here("dist/forge"), { recursive: true });
-  for (const [name, content] of Object.entries(files)) {
-    writeFileSync(here(`dist/${name}`), content);
+  for (const folder of FOLDERS) {
+    rmSync(here(folder), { recursive: true, force: true });
+    mkdirSync(here(folder));
+  }
+  for (const [path, content] of Object.entries(files)) {
+    writeFileSync(here(path), content);
   }
 }
 
 function differences() {
-  const built = [...names("dist"), ...names("dist/forge").map((name) => `forge/${name}`)];
-  const missing = Object.keys(files).filter((name) => !built.includes(name));
-  const extra = built.filter((name) => !(name in files));
+  const built = FOLDERS.flatMap((folder) =>
+    existsSync(here(folder)) ? readdirSync(here(folder)).map((name) => `${folder}/${name}`) : [],
+  );
+  const missing = Object.keys(files).filter((path) => !built.includes(path));
+  const extra = built.filter((path) => !(path in files));
   const changed = built.filter(
-    (name) => name in files && readFileSync(here(`dist/${name}`), "utf8") !== files[name],
+    (path) => path in files && readFileSync(here(path), "utf8") !== files[path],
   );
   return [...missing, ...extra, ...changed];
-}
-
-function names(folder) {
-  if (!existsSync(here(folder))) {
-    return [];
-  }
-  const entries = readdirSync(here(folder), { withFileTypes: true });
-  return entries.filter((entry) => entry.isFile()).map(({ name }) => name);
 }
 
 function inFolder(folder, contents) {
