@@ -14,7 +14,7 @@ pub use folder::{Change, Done, FolderError, init, upgrade};
 
 use rust_embed::RustEmbed;
 
-use crate::config::Config;
+use crate::config::{Config, PLACEHOLDER_URL};
 
 /// Where the page is, from the manifest on.
 const PAGE_FOLDER: &str = "static/page";
@@ -34,6 +34,11 @@ struct Page;
 /// Why there is no app for this configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotPossible {
+    /// There is no relay there.
+    #[error(
+        "public.url is still the placeholder {PLACEHOLDER_URL}: set it to the relay's own address"
+    )]
+    Placeholder,
     /// Forge calls remotes by https only.
     #[error("public.url is {0}: Forge only calls a relay that it reaches by https")]
     PublicUrl(String),
@@ -66,6 +71,9 @@ struct AppFile {
 
 /// Everything that is in the folder. `connect_key`: of the Connect app that becomes this Forge app.
 fn files(config: &Config, connect_key: Option<&str>) -> Result<Vec<AppFile>, NotPossible> {
+    if config.public.url.as_str() == PLACEHOLDER_URL {
+        return Err(NotPossible::Placeholder);
+    }
     if !config.public.url.is_https() {
         return Err(NotPossible::PublicUrl(config.public.url.to_string()));
     }

@@ -142,14 +142,11 @@ fn an_old_connect_app_becomes_it_with_its_own_key_only() {
     for line in [
         "    key: gitlab-jira-connect-old.example.com\n",
         "    baseUrl: https://jira.example.com/-/jira_connect\n",
-        "  \"jira:jiraDevelopmentTool\":\n",
+        "  jira:jiraDevelopmentTool:\n    - key: gitlab-development-tool\n",
         "      installed: /events/installed\n",
         "    - delete:connect-jira\n",
     ] {
-        assert!(
-            manifest.contains(line) || manifest.contains(&line.replace('"', "")),
-            "{line} in {manifest}"
-        );
+        assert!(manifest.contains(line), "{line} in {manifest}");
     }
     // And stays one.
     let upgraded = upgrade(parent.path(), &config, false).expect("upgraded");
@@ -171,10 +168,15 @@ fn nothing_is_written_over_what_is_there() {
     let error = init(&app.folder, &config, None).expect_err("made already");
     assert!(matches!(error, FolderError::MadeAlready(_)), "{error}");
 
-    let plain = self::config(&[("PUBLIC__URL", "http://127.0.0.1:8080")]);
-    let error = init(&parent.path().join("new"), &plain, None).expect_err("no https");
-    assert!(error.to_string().contains("https"), "{error}");
-    assert!(!parent.path().join("new").exists());
+    let new = parent.path().join("new");
+    for (settings, said) in [
+        (vec![("PUBLIC__URL", "http://127.0.0.1:8080")], "by https"),
+        (Vec::new(), "still the placeholder"),
+    ] {
+        let error = init(&new, &self::config(&settings), None).expect_err(said);
+        assert!(error.to_string().contains(said), "{error}");
+        assert!(!new.exists());
+    }
 }
 
 #[test]

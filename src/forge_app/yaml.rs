@@ -55,7 +55,7 @@ fn put_value(value: &Value, depth: usize, out: &mut String) {
     }
 }
 
-/// One of a list. Its first key stands behind the dash.
+/// One of a list. Its first key stands behind the dash: what it is called, if it has a name.
 fn put_item(item: &Value, depth: usize, out: &mut String) {
     indent(depth, out);
     out.push_str("- ");
@@ -64,7 +64,9 @@ fn put_item(item: &Value, depth: usize, out: &mut String) {
         out.push('\n');
         return;
     };
-    for (place, (key, value)) in object.iter().enumerate() {
+    let name = object.get_key_value("key");
+    let others = object.iter().filter(|(key, _)| *key != "key");
+    for (place, (key, value)) in name.into_iter().chain(others).enumerate() {
         if place > 0 {
             indent(depth + 1, out);
         }
@@ -91,11 +93,11 @@ mod tests {
     #[test]
     fn values_become_blocks() {
         let value = json!([
-            {"key": "a", "name": {"value": "GitLab (x)"}, "list": ["b", "*"], "none": {}},
+            {"alpha": 1, "key": "a", "name": {"value": "GitLab (x)"}, "list": ["b", "*"], "none": {}},
         ]);
         assert_eq!(
             entry("m:n", &value, 1),
-            "  m:n:\n    - key: a\n      list:\n        - b\n        - \"*\"\n      name:\n        value: \"GitLab (x)\"\n      none: {}\n"
+            "  m:n:\n    - key: a\n      alpha: 1\n      list:\n        - b\n        - \"*\"\n      name:\n        value: \"GitLab (x)\"\n      none: {}\n"
         );
     }
 
