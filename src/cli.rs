@@ -1,12 +1,14 @@
 //! The command line: what can be said, and the commands that speak to a running relay.
 //!
 //! The store belongs to one process, so commands go through the admin API of the relay that runs; only those go without
-//! that need none: `serve`, `check`, `restore`, `completions`, `man`. What `--json` prints is what that API answers.
+//! that need none: `serve`, `check`, `restore`, `forge`, `completions`, `man`. What `--json` prints is what that API
+//! answers.
 
 mod api;
 mod audit;
 mod backup;
 mod doctor;
+mod forge;
 mod gitlab_database;
 mod health;
 mod import_gitlab;
@@ -291,6 +293,9 @@ Examples:
   jira-connect-proxy import-gitlab installations.csv --own-instance https://gitlab-itself.example.com --apply
   jira-connect-proxy import-gitlab --rollback 5f7f3f5e-6f0e-4a53-a7a6-3c1c1a0c5a51 --apply")]
     ImportGitlab(import_gitlab::ImportGitlab),
+    /// Make the Forge app through which new Jira sites reach this relay, and keep it up to date.
+    #[command(subcommand)]
+    Forge(forge::Command),
     /// Print a script that completes commands in a shell.
     #[command(after_help = "Examples:
   jira-connect-proxy completions bash > /etc/bash_completion.d/jira-connect-proxy
@@ -381,6 +386,9 @@ pub(crate) async fn run(
     if let Command::Restore(wish) = command {
         return backup::restore(wish, config, json).await;
     }
+    if let Command::Forge(command) = command {
+        return forge::run(command, config, json);
+    }
     let api = Api::new(remote, config)?;
     match command {
         Command::Status => status::show(&api, json).await,
@@ -401,6 +409,7 @@ pub(crate) async fn run(
         | Command::Check
         | Command::Health { .. }
         | Command::Completions { .. }
+        | Command::Forge(_)
         | Command::Man
         | Command::Restore(_) => Ok(true),
     }

@@ -218,6 +218,8 @@ pub struct ForgeConfig {
     pub environments: Vec<ForgeEnvironmentType>,
     /// The key set that invocation tokens are signed with.
     pub jwks_url: String,
+    /// Where the app's page lives: the way back from signing in to an instance hands its code there.
+    pub page_origins: Vec<String>,
 }
 
 /// `[instances]`

@@ -17,6 +17,7 @@
 //! - [`sightings`]: notes when an instance last spoke, and its version
 //! - [`rounds`]: looks at every connected instance from time to time
 //! - [`forget`]: drops sites that were uninstalled long ago, and secrets that count no more
+//! - [`forge_app`]: the folder from which an operator deploys a Forge app for this relay
 //! - [`jira`]: the Jira side: descriptor, lifecycle calls, which link speaks, namespaces, calls to Jira
 //! - [`gitlab`]: the instance side: signed deliveries and what their failures mean, questions for Jira's toolchain
 //! - [`sessions`]: operators at the page outside Jira
@@ -43,6 +44,7 @@ pub mod digest;
 pub mod doctor;
 pub mod domain;
 pub mod exchange;
+pub mod forge_app;
 pub mod forget;
 pub mod forwarded;
 pub mod gitlab;

@@ -1,4 +1,4 @@
-// Builds the page into dist/, which the relay embeds: `node build.mjs`.
+// Builds the page into dist/ and dist-forge/, which the relay embeds: `node build.mjs`.
 // `node build.mjs --check` builds in memory and fails when dist/ is stale or the first load is too
 // heavy. The same source gives the same bytes: no paths, no times, hashes of the content as names.
 
@@ -8,9 +8,13 @@ import { createRequire } from "node:module";
 import { gzipSync } from "node:zlib";
 import { build, transform } from "esbuild";
 
+const FOLDERS = ["dist", "dist-forge"];
 const FIRST_LOAD_MAX_BYTES = 60 * 1024;
 const TARGET = ["chrome111", "edge111", "firefox115", "safari16.4"];
 const SCRIPT_NOTICE = "/*! Includes Preact, (c) 2015-present Jason Miller, MIT licence */";
+const FORGE_NOTICE = `${SCRIPT_NOTICE}
+/*! Includes @forge/bridge, (c) Atlassian, under the Atlassian Developer Terms; iframe-resizer, (c) David J.
+Bradshaw, MIT licence; tslib, (c) Microsoft Corporation, 0BSD licence */`;
 const STYLE_NOTICE =
   "/*! Includes @atlaskit/tokens and @atlaskit/css-reset, (c) Atlassian Pty Ltd, Apache-2.0 */";
 
@@ -23,7 +27,13 @@ const assets = {
   "callback.js": await script("src/callback.ts", ""),
   "shell.css": await style("src/style/shell.css"),
 };
-const files = hashed(assets);
+// The page in Forge lives in a folder of its own on Atlassian's CDN, so its names need no hash.
+const forge = {
+  "index.html": readFileSync(here("src/forge.html"), "utf8"),
+  "page.js": await script("src/forge.tsx", FORGE_NOTICE),
+  "page.css": assets["page.css"],
+};
+const files = { ...inFolder("dist", hashed(assets)), ...inFolder("dist-forge", forge) };
 
 if (process.argv.includes("--check")) {
   check();
@@ -32,44 +42,59 @@ if (process.argv.includes("--check")) {
 }
 
 function check() {
-  const bytes = sizes();
+  const bytes = sizes(assets);
   const firstLoad = bytes["page.js"] + bytes["page.css"];
   for (const [name, size] of Object.entries(bytes)) {
     console.log(`${name.padEnd(12)} ${kib(size)} gzipped`);
   }
   console.log(`first load   ${kib(firstLoad)} of ${kib(FIRST_LOAD_MAX_BYTES)}`);
+  const inForge = sizes(forge);
+  console.log(`in Forge     ${kib(inForge["page.js"] + inForge["page.css"])}`);
   if (firstLoad > FIRST_LOAD_MAX_BYTES) {
     fail("The first load (page.js and page.css) is too heavy.");
   }
   const stale = differences();
   if (stale.length > 0) {
     fail(
-      `web/dist is stale (${stale.join(", ")}). Run "npm run build" in web/ and commit web/dist.`,
+      `What web/ builds is stale (${stale.join(", ")}). Run "npm run build" in web/ and commit it.`,
     );
   }
 }
 
 function write() {
-  rmSync(here("dist"), { recursive: true, force: true });
-  mkdirSync(here("dist"));
-  for (const [name, content] of Object.entries(files)) {
-    writeFileSync(here(`dist/${name}`), content);
+  for (const folder of FOLDERS) {
+    rmSync(here(folder), { recursive: true, force: true });
+    mkdirSync(here(folder));
+  }
+  for (const [path, content] of Object.entries(files)) {
+    writeFileSync(here(path), content);
   }
 }
 
 function differences() {
-  const built = existsSync(here("dist")) ? readdirSync(here("dist")) : [];
-  const missing = Object.keys(files).filter((name) => !built.includes(name));
-  const extra = built.filter((name) => !(name in files));
+  const built = FOLDERS.flatMap((folder) =>
+    existsSync(here(folder)) ? readdirSync(here(folder)).map((name) => `${folder}/${name}`) : [],
+  );
+  const missing = Object.keys(files).filter((path) => !built.includes(path));
+  const extra = built.filter((path) => !(path in files));
   const changed = built.filter(
-    (name) => name in files && readFileSync(here(`dist/${name}`), "utf8") !== files[name],
+    (path) => path in files && readFileSync(here(path), "utf8") !== files[path],
   );
   return [...missing, ...extra, ...changed];
 }
 
-function sizes() {
+function inFolder(folder, contents) {
   return Object.fromEntries(
-    Object.entries(assets).map(([name, content]) => [name, gzipSync(content, { level: 9 }).length]),
+    Object.entries(contents).map(([name, content]) => [`${folder}/${name}`, content]),
+  );
+}
+
+function sizes(contents) {
+  return Object.fromEntries(
+    Object.entries(contents).map(([name, content]) => [
+      name,
+      gzipSync(content, { level: 9 }).length,
+    ]),
   );
 }
 

@@ -498,11 +498,18 @@ fn forge(raw: &raw::RawForge, checks: &mut Checks) -> Option<Option<ForgeConfig>
     let jwks_url = jwks_url
         .map_err(|what| checks.add("forge.jwks_url", what))
         .ok();
+    let page_origins = JiraSites::new(&raw.page_origins)
+        .map_err(|(origin, error)| {
+            checks.add("forge.page_origins", format!("{origin:?}: {error}"));
+        })
+        .ok();
     let (app_id, environments, jwks_url) = (app_id?, environments?, jwks_url?);
+    let page_origins = page_origins?.listed().to_vec();
     Some(app_id.map(|app_id| ForgeConfig {
         app_id,
         environments,
         jwks_url,
+        page_origins,
     }))
 }
 

@@ -113,6 +113,7 @@ pub(super) struct RawForge {
     pub(super) app_id: String,
     pub(super) environments: Vec<String>,
     pub(super) jwks_url: String,
+    pub(super) page_origins: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

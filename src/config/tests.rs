@@ -159,10 +159,18 @@ fn forge_is_off_until_an_app_is_named() {
             "JIRA_CONNECT_PROXY__FORGE__ENVIRONMENTS",
             "PRODUCTION, STAGING",
         ),
+        (
+            "JIRA_CONNECT_PROXY__FORGE__PAGE_ORIGINS",
+            "https://a1b2.cdn.prod.atlassian-dev.net",
+        ),
     ];
     let forge = load("", &environment).expect("good").forge.expect("an app");
     assert_eq!(forge.app_id.as_str(), app_id);
     assert_eq!(forge.jwks_url, "http://127.0.0.1:1/keys");
+    assert_eq!(
+        forge.page_origins,
+        ["https://a1b2.cdn.prod.atlassian-dev.net"]
+    );
     assert_eq!(
         forge.environments,
         [
@@ -176,10 +184,11 @@ fn forge_is_off_until_an_app_is_named() {
 fn mistakes_about_forge_are_told_even_while_it_is_off() {
     let found = mistakes(
         "[forge]\nenvironments = [\"PROD\"]\njwks_url = \"http://keys.example.com\"\n\
+         page_origins = [\"https://*.cdn.prod.atlassian-dev.net\"]\n\
          [jira]\napi_url = \"http://api.atlassian.com\"\n",
         &[],
     );
-    assert_eq!(found.len(), 3, "{found:#?}");
+    assert_eq!(found.len(), 4, "{found:#?}");
     let found = mistakes(
         "[forge]\napp_id = \"8db33809-1f32-48bb-8c52-5877dab48107\"\nenvironments = []\n",
         &[],

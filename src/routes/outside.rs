@@ -220,7 +220,7 @@ fn page(public: &Public, head: &Parts, arrival: &Arrival) -> Result<Response<Ful
     let links = public.store.links_of(&session.client_key);
     let origins = origins(&links);
     let pages = &public.pages;
-    let boot = pages.boot(&origins, Some(token.expose()))?;
+    let boot = pages.boot(&installation, &origins, Some(token.expose()))?;
     let title = format!("GitLab for Jira: {}", site_name(&installation));
     let page = html! {
         (DOCTYPE)

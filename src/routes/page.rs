@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    domain::{Installation, LifecycleEventKind, Link, origin::has_plain_host},
+    domain::{Installation, Lack, LifecycleEventKind, Link, UpstreamKind, origin::has_plain_host},
     exchange::{Arrival, typed},
     reject::{Instead, Reject, RejectKind},
 };
@@ -45,6 +45,10 @@ pub(super) struct Pages {
     themes: String,
     /// Of every site.
     ancestors: String,
+    /// Every site is linked to the same one instance.
+    one_for_all: bool,
+    /// Where the page lives in Forge, if there is an app: origins, with blanks between them.
+    forge_origins: Option<String>,
 }
 
 /// What the page's script starts with.
@@ -56,6 +60,8 @@ struct Boot<'a> {
     origins: &'a [&'a str],
     proxy_url: &'a str,
     redirect_uri: &'a str,
+    upstream: UpstreamKind,
+    lacks: &'a [Lack],
     /// Outside Jira, what proves that a call comes from this document.
     #[serde(skip_serializing_if = "Option::is_none")]
     page_token: Option<&'a str>,
@@ -105,6 +111,11 @@ impl Pages {
             themes: themes(&config.page.ap_js_url),
             ap_js_url: config.page.ap_js_url.clone(),
             ancestors,
+            one_for_all: config.instances.policy.auto_link.len() == 1,
+            forge_origins: config
+                .forge
+                .as_ref()
+                .map(|forge| forge.page_origins.join(" ")),
         }
     }
 
@@ -163,14 +174,18 @@ impl Pages {
     /// What the page's script starts with, for a document that may talk to these.
     pub(super) fn boot(
         &self,
+        installation: &Installation,
         origins: &[&str],
         page_token: Option<&str>,
     ) -> Result<String, Reject> {
+        let upstream = installation.upstream.kind();
         let boot = Boot {
             base: &self.base_path,
             origins,
             proxy_url: &self.proxy_url,
             redirect_uri: &self.redirect_uri,
+            upstream,
+            lacks: Lack::of(upstream, self.one_for_all),
             page_token,
         };
         serde_json::to_string(&boot).map_err(Reject::internal)
@@ -183,7 +198,7 @@ impl Pages {
         links: &[std::sync::Arc<Link>],
     ) -> Result<Response<Full<Bytes>>, Reject> {
         let origins = origins(links);
-        let boot = self.boot(&origins, None)?;
+        let boot = self.boot(installation, &origins, None)?;
         let page = html! {
             (DOCTYPE)
             html lang="en" {
@@ -323,7 +338,8 @@ pub(super) fn subscriptions(
     }
 }
 
-/// Where an instance sends the popup back to. Its script hands what came to the page that opened it.
+/// Where an instance sends the popup back to. Its script hands what came to the page that opened it: to our own origin,
+/// and to those of the page in Forge. There the two may not hear each other, so a person may carry it.
 pub(super) fn oauth_callback(public: &Public) -> Result<Response<Full<Bytes>>, Reject> {
     let pages = &public.pages;
     let page = html! {
@@ -333,7 +349,7 @@ pub(super) fn oauth_callback(public: &Public) -> Result<Response<Full<Bytes>>, R
                 (pages.head("Signing in to GitLab", Entry::ShellStyle))
                 script type="module" src=(pages.asset(Entry::CallbackScript)) {}
             }
-            body {
+            body data-openers=[pages.forge_origins.as_deref()] data-paste[pages.forge_origins.is_some()] {
                 main {
                     h1 id="title" { "Signing in…" }
                     p id="text" {}

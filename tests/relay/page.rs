@@ -354,6 +354,34 @@ async fn jiras_frame_gets_the_page_and_nobody_else_does() {
     assert_eq!(callback.status(), 200);
     assert_eq!(directive(&callback, "frame-ancestors"), ["'none'"]);
     assert!(!text(&callback).contains("c0de"));
+    // Without a Forge app it hands its code to nobody but the page inside Jira.
+    assert!(text(&callback).contains("<body>"), "{}", text(&callback));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_way_back_from_an_instance_names_where_the_page_in_forge_lives() {
+    let app = "ari:cloud:ecosystem::app/8db33809-1f32-48bb-8c52-5877dab48107";
+    let origins = "https://a1b2.cdn.prod.atlassian-dev.net,https://c3d4.cdn.prod.atlassian-dev.net";
+    for (settings, body) in [
+        (
+            vec![("FORGE__APP_ID", app), ("FORGE__PAGE_ORIGINS", origins)],
+            format!(
+                r#"<body data-openers="{}" data-paste>"#,
+                origins.replace(',', " ")
+            ),
+        ),
+        (
+            vec![("FORGE__APP_ID", app)],
+            r#"<body data-openers="" data-paste>"#.to_owned(),
+        ),
+        // Without an app they mean nothing.
+        (vec![("FORGE__PAGE_ORIGINS", origins)], "<body>".to_owned()),
+    ] {
+        let stage = Stage::start_with(&settings).await;
+        let callback = stage.get("oauth_callbacks?code=c0de&state=s", &[]).await;
+        let html = text(&callback);
+        assert!(html.contains(&body), "{body} in {html}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

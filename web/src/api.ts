@@ -1,6 +1,6 @@
 // The relay's API for this page.
 
-import { type Host, HostError } from "./host.ts";
+import { type Answer, type Host, HostError } from "./host.ts";
 import { capitalised, sentence } from "./sentence.ts";
 import { texts } from "./texts.ts";
 
@@ -136,11 +136,7 @@ export function relayApi(host: Host, onSessionExpired: () => void): Api {
     const abort = new AbortController();
     const timer = setTimeout(() => abort.abort(), ANSWER_MAX_MS);
     try {
-      const { status, text } = await host.request({ method, path, body }, abort.signal);
-      if (status < 200 || status > 299) {
-        throw refusal(status, text);
-      }
-      return (text ? JSON.parse(text) : undefined) as T;
+      return understood<T>(await host.request({ method, path, body }, abort.signal));
     } catch (error) {
       // Offline, Jira is out of reach too, which says nothing of the session.
       const told = error instanceof HostError && navigator.onLine;
@@ -164,6 +160,14 @@ export function relayApi(host: Host, onSessionExpired: () => void): Api {
     contextToken: (linkId) => call("POST", `${of(linkId)}/context_token`),
     logOut: () => call("DELETE", "page/session"),
   };
+}
+
+/** What the relay answered, or its refusal as a failure. */
+export function understood<T>({ status, text }: Answer): T {
+  if (status < 200 || status > 299) {
+    throw refusal(status, text);
+  }
+  return (text ? JSON.parse(text) : undefined) as T;
 }
 
 /** What is known about any failure, in the form that the page shows. */

@@ -1,4 +1,7 @@
-// What the relay wrote into the document: where its API is, and what this document's policy allows.
+// What the relay says first: where its API is, and what holds for this installation.
+
+/** What an upstream can't do. */
+export type Lack = "workspace_search" | "repository_search" | "create_branch";
 
 export interface Boot {
   base: string;
@@ -8,6 +11,8 @@ export interface Boot {
   redirectUri: string;
   /** Outside Jira only: proves that a call comes from this document. */
   pageToken?: string;
+  upstream: "connect" | "forge" | "oauth";
+  lacks: Lack[];
 }
 
 export function readBoot(root: HTMLElement): Boot {

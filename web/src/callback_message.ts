@@ -1,5 +1,11 @@
-// What the OAuth callback page tells the page that opened it.
+// What the OAuth callback page and the page that opened it tell each other. The callback speaks first, because
+// it can't know where its opener lives: inside Jira that is the relay itself, in Forge it is Atlassian's CDN.
 
+/** From the callback, to anybody: says nothing but that it is there. */
+export const CALLBACK_HELLO = "jiraConnectOauthCallbackHello";
+/** From the opener: that it waits, which also tells its origin. */
+export const CALLBACK_WAITING = "jiraConnectOauthCallbackWaiting";
+/** From the callback, to the origin that waits, if it is one that may know. */
 export const CALLBACK_TYPE = "jiraConnectOauthCallback";
 
 export type CallbackMessage =
@@ -11,3 +17,14 @@ export type CallbackMessage =
       errorDescription: string;
       state: string;
     };
+
+/** What a person carries to the page by hand, where windows can't hear each other. */
+export function pasteOf(code: string, state: string): string {
+  return `${code}.${state}`;
+}
+
+/** The state is base64url, so what stands behind the last dot is all of it. */
+export function pasted(text: string): { code: string; state: string } | null {
+  const dot = text.trim().lastIndexOf(".");
+  return dot > 0 ? { code: text.trim().slice(0, dot), state: text.trim().slice(dot + 1) } : null;
+}

@@ -12,6 +12,13 @@ export interface Host {
    * Fails with a HostError, or as fetch() does.
    */
   request(call: Call, signal: AbortSignal): Promise<Answer>;
+  /** Whether this document's policy lets it call an instance. */
+  mayCall(origin: string): boolean;
+  /**
+   * Opens a window that the page hears nothing of, where it may be kept from opening one that it does.
+   * Fails if the user does not want it.
+   */
+  openElsewhere: ((url: string) => Promise<void>) | null;
   /** Loads the page anew, with new proofs and a new policy. */
   reload(): void;
 }

@@ -1,7 +1,14 @@
 // Signing in to an instance: OAuth 2 authorization code with PKCE (RFC 7636, S256), in a popup.
 
 import type { SignIn } from "./api.ts";
-import { CALLBACK_TYPE, type CallbackMessage } from "./callback_message.ts";
+import {
+  CALLBACK_HELLO,
+  CALLBACK_TYPE,
+  CALLBACK_WAITING,
+  type CallbackMessage,
+  pasted,
+} from "./callback_message.ts";
+import type { Host } from "./host.ts";
 
 export type SignInFailure =
   | "no_web_crypto"
@@ -25,6 +32,15 @@ export interface Attempt {
   url: string;
   state: string;
   codeVerifier: string;
+  /** Where the popup comes back to: the relay. */
+  callbackOrigin: string;
+}
+
+/** An attempt that waits for its authorization code. */
+export interface Authorization {
+  code: Promise<string>;
+  /** Takes the code from a person, where the popup can't hand it over; null where it always can. */
+  paste: ((text: string) => void) | null;
 }
 
 const VERIFIER_BYTES = 64;
@@ -52,34 +68,38 @@ export async function prepareAttempt(signIn: SignIn): Promise<Attempt> {
     code_challenge: base64url(new Uint8Array(digest)),
     code_challenge_method: "S256",
   }).toString();
-  return { url: url.href, state, codeVerifier };
+  const callbackOrigin = new URL(signIn.redirect_uri).origin;
+  return { url: url.href, state, codeVerifier, callbackOrigin };
 }
 
-/** Opens the popup and waits for its authorization code. */
-export function authorize(attempt: Attempt, signal: AbortSignal): Promise<string> {
+/** Opens the popup, straight from the click. */
+export function authorize(
+  attempt: Attempt,
+  { openElsewhere }: Host,
+  signal: AbortSignal,
+): Authorization {
   const popup = window.open(attempt.url, "_blank", POPUP_FEATURES);
-  if (!popup) {
-    return Promise.reject(new SignInError("popup_blocked"));
-  }
-  return new Promise((resolve, reject) => {
+  let paste = (_text: string) => {};
+  const code = new Promise<string>((resolve, reject) => {
     const finish = (outcome: () => void) => {
       window.removeEventListener("message", onMessage);
       signal.removeEventListener("abort", onAbort);
       clearInterval(closedPoll);
-      popup.close();
+      popup?.close();
       outcome();
     };
     const fail = (error: SignInError) => finish(() => reject(error));
 
     const onMessage = (event: MessageEvent) => {
-      if (event.origin !== window.location.origin || event.source !== popup) {
+      if (!popup || event.origin !== attempt.callbackOrigin || event.source !== popup) {
         return;
       }
-      const message = event.data as CallbackMessage | null;
-      if (message?.type !== CALLBACK_TYPE) {
+      const message = event.data as CallbackMessage | { type: typeof CALLBACK_HELLO } | null;
+      if (message?.type === CALLBACK_HELLO) {
+        popup.postMessage({ type: CALLBACK_WAITING }, attempt.callbackOrigin);
+      } else if (message?.type !== CALLBACK_TYPE) {
         return;
-      }
-      if (message.state !== attempt.state) {
+      } else if (message.state !== attempt.state) {
         fail(new SignInError("state_mismatch"));
       } else if (message.success) {
         finish(() => resolve(message.code));
@@ -90,12 +110,21 @@ export function authorize(attempt: Attempt, signal: AbortSignal): Promise<string
       }
     };
 
+    paste = (text) => {
+      const carried = pasted(text);
+      if (carried?.state === attempt.state) {
+        finish(() => resolve(carried.code));
+      } else {
+        fail(new SignInError("state_mismatch"));
+      }
+    };
+
     const onAbort = () => fail(new SignInError("popup_closed"));
 
     // A Cross-Origin-Opener-Policy on the instance also makes the popup look closed; then its callback
-    // page has no opener and says so itself.
+    // page has no opener and says so itself. Who can paste has read the code in a window that may be gone.
     const closedPoll = setInterval(() => {
-      if (popup.closed) {
+      if (popup?.closed && !openElsewhere) {
         clearInterval(closedPoll);
         setTimeout(onAbort, CLOSED_GRACE_MS);
       }
@@ -103,7 +132,12 @@ export function authorize(attempt: Attempt, signal: AbortSignal): Promise<string
 
     window.addEventListener("message", onMessage);
     signal.addEventListener("abort", onAbort);
+    if (!popup) {
+      const blocked = () => fail(new SignInError("popup_blocked"));
+      openElsewhere ? openElsewhere(attempt.url).catch(blocked) : blocked();
+    }
   });
+  return { code, paste: openElsewhere && paste };
 }
 
 function base64url(bytes: Uint8Array): string {

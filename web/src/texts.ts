@@ -1,6 +1,7 @@
 // Every text that the page says, for translators. What differs by number or name is a function.
 
 import type { Check } from "./api.ts";
+import type { Lack } from "./boot.ts";
 import type { HostFailure } from "./host.ts";
 import type { LocalNetworkAccess } from "./local_network.ts";
 import type { SignInFailure } from "./sign_in.ts";
@@ -306,6 +307,17 @@ export const texts = {
         ? "The group could not be unlinked"
         : "The groups could not be unlinked",
 
+  // What an upstream lacks
+
+  lacksTitle: "Some things do not work with this app",
+  lacks: {
+    workspace_search:
+      "Jira cannot list GitLab groups as workspaces: it offers that to older apps only.",
+    repository_search:
+      "Projects cannot be searched for and added in Jira's own pages. Link their groups here instead.",
+    create_branch: "“Create branch” in Jira does not lead to GitLab. Create branches in GitLab.",
+  } satisfies Record<Lack, string>,
+
   // Signing in to an instance
 
   needsReloadTitle: "Reload the page once",
@@ -320,6 +332,9 @@ export const texts = {
   signInPreparing: "Asking the instance how to sign in…",
   signInWaiting: "Continue in the GitLab window.",
   signInFinishing: "Signing in…",
+  pasteLabel: "Code",
+  pasteHelp: "If the GitLab window shows a code at the end, copy it and paste it here.",
+  pasteUse: "Use code",
   signedInAs: (name: string, username: string) => `Signed in as ${name} (@${username})`,
   signOut: "Sign out",
   signInFailures: {
@@ -427,6 +442,11 @@ export const callbackTexts = {
   signedIn: "You are signed in",
   notSignedIn: "You are not signed in",
   closeWindow: "You can close this window and go back to the page.",
+  almostSignedIn: "You are almost signed in",
+  pasteCode:
+    "Copy this code, go back to the page in Jira where you started, and paste it there. Give it to nobody.",
+  copy: "Copy",
+  copied: "Copied",
   noOpener: "This window lost its connection to the page",
   startAgain:
     "Close this window, go back to the page and sign in again. If it happens again, the GitLab instance or a proxy in front of it sends a Cross-Origin-Opener-Policy header, which cuts the connection; its administrator can remove that header from /oauth/authorize.",

@@ -2,6 +2,7 @@
 
 import { Browser } from "./browser.mjs";
 import { until } from "./deadline.mjs";
+import { Forge } from "./forge.mjs";
 import { Gitlab } from "./gitlab.mjs";
 import { call } from "./http.mjs";
 import { Jira } from "./jira.mjs";
@@ -16,10 +17,12 @@ export class Stage {
   #views = [];
 
   // settings: for the relay; addressSpaces: for the browser, a function of the stage.
-  static async start({ settings = {}, addressSpaces = () => ({}), installed = true } = {}) {
+  // forge: with Forge around the page too, see openInForge.
+  static async start({ settings = {}, addressSpaces = () => ({}), installed = true, forge = false } = {}) {
     const stage = new Stage();
     try {
-      await stage.#build(settings);
+      if (forge) stage.forge = await stage.#keep(Forge.start());
+      await stage.#build({ ...settings, ...stage.forge?.settings });
       if (installed) await stage.#install();
       stage.#browser = await stage.#keep(Browser.launch({ addressSpaces: addressSpaces(stage) }));
     } catch (error) {
@@ -32,6 +35,11 @@ export class Stage {
   // Jira's page with ours in it. account, sandbox, allow: see Jira.adminUrl; the rest: see Browser.open.
   async open({ account, sandbox, allow, theme = "light", ...window } = {}) {
     return this.visit(this.jira.adminUrl({ account, sandbox, allow, theme }), { theme, ...window });
+  }
+
+  // The same page in Forge's frame. sandbox, navigation: see Forge.adminUrl.
+  async openInForge({ account, sandbox, navigation, theme = "light", ...window } = {}) {
+    return this.visit(this.forge.adminUrl({ account, sandbox, navigation, theme }), { theme, ...window });
   }
 
   // Any address, in a window of its own.
@@ -66,6 +74,7 @@ export class Stage {
   // No window, nothing wrong, no link: for the next test.
   async reset() {
     await this.closeViews();
+    this.forge?.reset();
     await Promise.all([this.jira.reset(), ...this.gitlabs.map((gitlab) => gitlab.reset())]);
     await this.relay.up();
     const { body: links } = await this.relay.admin("GET", "links");
@@ -116,6 +125,8 @@ export class Stage {
     this.plain = await this.#keep(Gitlab.start({ host: "127.0.0.3", proxyUrl }));
     this.below = await this.#keep(Gitlab.start({ host: "127.0.0.4", root: "/gitlab", proxyUrl, version: "16.11.3" }));
     this.gitlabs = [this.plain, this.below];
+    const prove = async (account) => `JWT ${await this.jira.contextToken({ account })}`;
+    this.forge?.attach({ relay: this.relay, gitlabs: this.gitlabs, prove });
   }
 
   async #install() {

@@ -9,6 +9,7 @@ import { Failure } from "./failure.tsx";
 import { FirstUse } from "./first_use.tsx";
 import { Heading } from "./heading.tsx";
 import { InstanceCard } from "./instance_card.tsx";
+import { LacksNote } from "./lacks_note.tsx";
 import { RemoveDialog } from "./remove_dialog.tsx";
 import { SectionMessage } from "./section_message.tsx";
 
@@ -71,6 +72,7 @@ export function InstancesView({
           </ul>
         </section>
       )}
+      <LacksNote lacks={boot.lacks} />
       {adding && (
         <AddDialog
           api={api}

@@ -26,7 +26,7 @@ export function LinkGroupsView({ api, host, link, sessions, onBack }: LinkGroups
   const [ended, setEnded] = useState(false);
   const localNetwork = useLocalNetworkAccess();
   const address = addressOf(link.instance_url);
-  const mayCall = host.boot.origins.includes(new URL(link.instance_url).origin);
+  const mayCall = host.mayCall(new URL(link.instance_url).origin);
 
   const signedIn = (opened: GitlabSession) => {
     sessions.set(link.id, opened);
@@ -66,7 +66,7 @@ export function LinkGroupsView({ api, host, link, sessions, onBack }: LinkGroups
           {ended && <SectionMessage appearance="warning" title={texts.gitlabSignedOut} alert />}
           <SignInPanel
             api={api}
-            boot={host.boot}
+            host={host}
             link={link}
             localNetwork={localNetwork}
             onSignedIn={signedIn}

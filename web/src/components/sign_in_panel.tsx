@@ -1,11 +1,12 @@
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { addressOf } from "../address.ts";
 import { type Api, type Cause, causeOf, type Link, type SignIn } from "../api.ts";
-import type { Boot } from "../boot.ts";
 import { exchangeCode, GitlabError, type GitlabSession, openSession } from "../gitlab.ts";
+import type { Host } from "../host.ts";
 import type { LocalNetworkAccess } from "../local_network.ts";
 import {
   type Attempt,
+  type Authorization,
   authorize,
   prepareAttempt,
   SignInError,
@@ -14,6 +15,7 @@ import {
 import { texts } from "../texts.ts";
 import { Button } from "./button.tsx";
 import { Failure } from "./failure.tsx";
+import { PasteCode } from "./paste_code.tsx";
 import { SectionMessage } from "./section_message.tsx";
 import { SetUpHelp } from "./set_up.tsx";
 import { Loading } from "./spinner.tsx";
@@ -21,7 +23,7 @@ import { Unreachable } from "./unreachable.tsx";
 
 interface SignInPanelProps {
   api: Api;
-  boot: Boot;
+  host: Host;
   link: Link;
   localNetwork: LocalNetworkAccess | null;
   onSignedIn: (session: GitlabSession) => void;
@@ -35,7 +37,7 @@ interface Ready {
   attempt: Attempt;
 }
 
-export function SignInPanel({ api, boot, link, localNetwork, onSignedIn }: SignInPanelProps) {
+export function SignInPanel({ api, host, link, localNetwork, onSignedIn }: SignInPanelProps) {
   const [ready, setReady] = useState<Ready | null>(null);
   const [preparing, setPreparing] = useState(true);
   const [asked, setAsked] = useState(false);
@@ -43,6 +45,7 @@ export function SignInPanel({ api, boot, link, localNetwork, onSignedIn }: SignI
   const [step, setStep] = useState<"idle" | "waiting" | "finishing">("idle");
   const [problem, setProblem] = useState<Cause | "unreachable" | null>(null);
   const cancel = useRef<AbortController | null>(null);
+  const paste = useRef<Authorization["paste"]>(null);
   const address = addressOf(link.instance_url);
 
   const prepare = useCallback(async () => {
@@ -69,7 +72,9 @@ export function SignInPanel({ api, boot, link, localNetwork, onSignedIn }: SignI
     setStep("waiting");
     cancel.current = new AbortController();
     try {
-      const code = await authorize(attempt, cancel.current.signal);
+      const authorization = authorize(attempt, host, cancel.current.signal);
+      paste.current = authorization.paste;
+      const code = await authorization.code;
       setStep("finishing");
       const token = await exchangeCode(signIn, code, attempt.codeVerifier);
       onSignedIn(await openSession(signIn, token));
@@ -123,7 +128,7 @@ export function SignInPanel({ api, boot, link, localNetwork, onSignedIn }: SignI
         />
       )}
       {problem && problem !== "unreachable" && SET_UP_WRONGLY.includes(problem.code) && (
-        <SetUpHelp boot={boot} />
+        <SetUpHelp boot={host.boot} />
       )}
       {(ready || preparing) && (
         <div class="button-row">
@@ -147,6 +152,7 @@ export function SignInPanel({ api, boot, link, localNetwork, onSignedIn }: SignI
           </p>
         </div>
       )}
+      {step === "waiting" && paste.current && <PasteCode onPaste={paste.current} />}
     </section>
   );
 }

@@ -48,6 +48,8 @@ export async function connectHost(boot: Boot, again: boolean): Promise<Host> {
       const token = await tokenOf(ap);
       return fetched(boot.base, call, { Authorization: `JWT ${token}` }, signal);
     },
+    mayCall: (origin) => boot.origins.includes(origin),
+    openElsewhere: null,
     reload: () => (ap.navigator ? ap.navigator.reload() : window.location.reload()),
   };
 }

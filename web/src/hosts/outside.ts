@@ -11,6 +11,8 @@ export async function outsideHost(boot: Boot, pageToken: string): Promise<Host> 
     boot,
     outside: true,
     request: (call, signal) => fetched(boot.base, call, headers, signal, "same-origin"),
+    mayCall: (origin) => boot.origins.includes(origin),
+    openElsewhere: null,
     reload: () => window.location.reload(),
   };
 }
