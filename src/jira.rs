@@ -12,6 +12,7 @@ pub mod mend;
 pub mod namespace;
 pub mod rate_limit;
 pub mod recognise;
+pub mod server_info;
 pub mod shape;
 pub mod split;
 pub mod tokens;

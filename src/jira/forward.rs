@@ -4,7 +4,13 @@
 //! Only what is built here goes out: method, path, query and body from a [`JiraCall`], headers of our own. Nothing
 //! of the instance's request line or headers does, so nothing can be smuggled in them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header, uri::PathAndQuery};
@@ -15,14 +21,14 @@ use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
 use super::{
-    addresses::{address, origin},
+    addresses::{SERVER_INFO, address, gateway, origin},
     tokens::{TokenError, Tokens, bearer},
 };
 use crate::{
     client::{Client, Destination, SendError},
     domain::{
-        ClientKey, Endpoint, Family, Installation, JiraApiUrl, JiraCall, JiraSites, Upstream,
-        UpstreamKind,
+        ClientKey, CloudId, Credential, Endpoint, Family, Installation, JiraApiUrl, JiraCall,
+        JiraSites, Upstream, UpstreamKind,
         upstream::{Connect, Oauth, SystemToken},
     },
     jwt::{
@@ -63,6 +69,8 @@ struct Site {
     origin: Uri,
     destination: Destination,
     opener: Opener,
+    /// Jira has refused Forge's token, or something that was asked with it.
+    refused: AtomicBool,
 }
 
 /// What opens a site.
@@ -163,7 +171,11 @@ impl Forwarder {
             Opener::SystemToken(token) => {
                 let valid = token.as_ref().filter(|(_, expires_at)| now < *expires_at);
                 let (token, _) = valid.ok_or(ForwardError::TokenAwaited)?;
-                self.send(&site, token.clone(), call, &target, body).await
+                let answer = self.send(&site, token.clone(), call, &target, body).await?;
+                if matches!(answer.status().as_u16(), 401 | 403 | 404) {
+                    site.refused.store(true, Ordering::Relaxed);
+                }
+                Ok(answer)
             }
             Opener::Granted(oauth) => {
                 let token = self.tokens.get(client_key, oauth, now).await?;
@@ -182,6 +194,32 @@ impl Forwarder {
         }
     }
 
+    /// Whether Jira has refused something since Forge's token is known. After a restart nothing is known of that.
+    pub fn was_refused(&self, installation: &Arc<Installation>) -> bool {
+        self.known_site(installation)
+            .is_some_and(|site| site.refused.load(Ordering::Relaxed))
+    }
+
+    /// It was another reason than the token.
+    pub fn forget_refusal(&self, installation: &Arc<Installation>) {
+        if let Some(site) = self.known_site(installation) {
+            site.refused.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Asks the site for its own address, with a token that no record has yet, or one of a way that stands by.
+    pub async fn server_info(
+        &self,
+        cloud_id: &CloudId,
+        token: &Credential,
+    ) -> Result<Response<Incoming>, ForwardError> {
+        let call = JiraCall::ServerInfo;
+        let path = format!("{}{SERVER_INFO}", gateway(cloud_id));
+        let target = Target::new(&method(&call), &path, &[])?;
+        let authorization = bearer(token).ok_or_else(|| unsendable("the token fits no header"))?;
+        self.at_gateway(authorization, &call, &target).await
+    }
+
     /// Tries credentials out that no installation has yet: what Jira answers to something harmless in each family.
     pub async fn try_out(
         &self,
@@ -194,19 +232,23 @@ impl Forwarder {
         for family in Family::ALL {
             let call = JiraCall::Probe(family);
             let target = self.target(&upstream, &call)?;
-            let gateway: Uri = self.api_url.as_str().parse().map_err(unsendable)?;
-            let answer = self
-                .send_to(
-                    (&gateway, Destination::Configured),
-                    token.authorization.clone(),
-                    &call,
-                    &target,
-                    Bytes::new(),
-                )
-                .await?;
+            let authorization = token.authorization.clone();
+            let answer = self.at_gateway(authorization, &call, &target).await?;
             answers.push((family, answer.status()));
         }
         Ok(answers)
+    }
+
+    async fn at_gateway(
+        &self,
+        authorization: HeaderValue,
+        call: &JiraCall,
+        target: &Target,
+    ) -> Result<Response<Incoming>, ForwardError> {
+        let gateway: Uri = self.api_url.as_str().parse().map_err(unsendable)?;
+        let to = (&gateway, Destination::Configured);
+        self.send_to(to, authorization, call, target, Bytes::new())
+            .await
     }
 
     fn signed(
@@ -286,9 +328,14 @@ impl Forwarder {
             .observe(started.elapsed().as_secs_f64());
     }
 
+    fn known_site(&self, installation: &Arc<Installation>) -> Option<Arc<Site>> {
+        self.sites
+            .get(&installation.client_key)
+            .filter(|site| Arc::ptr_eq(&site.installation, installation))
+    }
+
     fn site(&self, installation: &Arc<Installation>) -> Result<Arc<Site>, ForwardError> {
-        let known = self.sites.get(&installation.client_key);
-        if let Some(site) = known.filter(|site| Arc::ptr_eq(&site.installation, installation)) {
+        if let Some(site) = self.known_site(installation) {
             return Ok(site);
         }
         let (upstream, base_url) = (&installation.upstream, &installation.base_url);
@@ -303,6 +350,7 @@ impl Forwarder {
                 _ => Destination::Configured,
             },
             opener: Opener::of(upstream),
+            refused: AtomicBool::new(false),
         });
         self.sites
             .insert(installation.client_key.clone(), Arc::clone(&site));
