@@ -31,6 +31,7 @@ use crate::{
     doctor::Doctor,
     domain::{Actor, AuditEntry, ClientKey, InstallationState, JiraSites, LinkState, Peer},
     exchange::{Arrival, Labels, json, observe, typed},
+    forge_sites,
     jira::Forwarder,
     jwt::Signer,
     linking::Linker,
@@ -307,7 +308,9 @@ impl AdminParts {
                 .with_label_values(&[state.as_str()])
                 .set(count as i64);
         }
-        self.spool.measure(crate::clock::now());
+        let now = crate::clock::now();
+        forge_sites::measure(&installations, &self.metrics, now);
+        self.spool.measure(now);
         if let Some(tls) = &self.doctor.tls
             && let Some(expires_at) = tls.expires_at()
         {

@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::{
     client::{Client, Destination},
     domain::{InstanceUrl, LifecycleEventKind, Link, LinkMode},
+    forge_sites,
     gitlab::{
         Asker, Prober,
         probe::{Check, Finding, Verdict, compare_clocks},
@@ -27,6 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// An instance may be linked to any number of sites; so many tell enough.
 const LINKS_LOOKED_AT: usize = 8;
 const ANSWER_MAX_BYTES: usize = 256 * 1024;
+
+/// Lines about sites; those that need nobody are left out first.
+const SITES_TOLD: usize = 100;
 
 /// Less room than this for the store and the spool is too little.
 const DISK_FAIL_BYTES: u64 = 256 << 20;
@@ -204,13 +208,19 @@ impl Doctor {
             ("key_server", Some(keys)),
             ("clock", Some(clock)),
             ("forge_key_set", key_set),
+        ];
+        let of_itself = [
             ("certificate", Some(self.certificate(now))),
             ("signing_key", Some(self.signing_key())),
             ("store", Some(self.writable(now).await)),
             ("disk", Some(self.disk())),
         ];
+        let of_sites = self.forge_sites(now);
+        let of_sites = of_sites.map(|found| ("forge_site", Some(found)));
         let steps = steps
             .into_iter()
+            .chain(of_sites)
+            .chain(of_itself)
             .filter_map(|(rung, finding)| finding.map(|finding| Step { rung, finding }));
         Report::new("relay".to_owned(), steps.collect())
     }
@@ -331,6 +341,17 @@ impl Doctor {
                 )
             },
         ))
+    }
+
+    /// A line for each site that is reached through Forge, those that need somebody first.
+    fn forge_sites(&self, now: Timestamp) -> impl Iterator<Item = Finding> {
+        let sites = self.store.installations();
+        let mut found: Vec<Finding> = sites
+            .iter()
+            .filter_map(|site| forge_sites::standing(site, now))
+            .collect();
+        found.sort_by(|a, b| (b.verdict, &a.message).cmp(&(a.verdict, &b.message)));
+        found.into_iter().take(SITES_TOLD)
     }
 
     fn certificate(&self, now: Timestamp) -> Finding {

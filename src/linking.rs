@@ -420,6 +420,15 @@ fn known(transaction: &mut Transaction<'_>, id: LinkId) -> Result<Link, LinkRefu
         .ok_or(LinkRefusal::UnknownLink(id))
 }
 
+impl From<FollowError> for Reject {
+    fn from(error: FollowError) -> Self {
+        match error {
+            FollowError::Full(full) => full.into(),
+            FollowError::NoRandomness(error) => Self::internal(error),
+        }
+    }
+}
+
 impl From<LinkRefusal> for Reject {
     fn from(refusal: LinkRefusal) -> Self {
         let message = refusal.to_string();

@@ -46,6 +46,12 @@ pub struct Metrics {
     pub forge_key_set_fetches: IntCounterVec,
     /// When Forge's key set was last fetched, in seconds since 1970; 0 before the first time.
     pub forge_key_set_fetched_at: IntGauge,
+    /// Sites that are reached through Forge, by whether Jira would take a token now (`valid`, `missing`).
+    pub forge_installations: IntGaugeVec,
+    /// Sites that are reached through Forge, and nothing of Forge's has come for three hours.
+    pub forge_silent: IntGauge,
+    /// When the first of the tokens that are good now ends, in seconds since 1970; 0 if there is none.
+    pub forge_token_expiry: IntGauge,
     /// Tokens of instances, by how their link was told: `friend`, `searched`, `unknown`, `refused`.
     pub recognitions: IntCounterVec,
     /// Reads of Atlassian's ranges, by outcome.
@@ -248,6 +254,19 @@ impl Metrics {
             forge_key_set_fetched_at: gauge(
                 "forge_key_set_fetched_timestamp_seconds",
                 "When Forge's key set was last fetched, in seconds since 1970; 0 before the first time.",
+            )?,
+            forge_installations: gauges(
+                "forge_installations",
+                "Sites that are reached through Forge, by whether Jira would take a token now.",
+                &["token"],
+            )?,
+            forge_silent: gauge(
+                "forge_silent_installations",
+                "Sites that are reached through Forge, and nothing of Forge's has come for three hours.",
+            )?,
+            forge_token_expiry: gauge(
+                "forge_token_expiry_timestamp_seconds",
+                "When the first of Forge's tokens that are good now ends, in seconds since 1970; 0 if there is none.",
             )?,
             recognitions: counter(
                 "recognitions_total",

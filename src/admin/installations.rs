@@ -8,8 +8,11 @@ use serde::Serialize;
 
 use super::AdminParts;
 use crate::{
+    clock,
     domain::{Installation, Upstream, UpstreamKind},
     exchange::json,
+    forge_sites::standing,
+    gitlab::probe::Finding,
     reject::Reject,
 };
 
@@ -26,6 +29,18 @@ struct View<'a> {
     standby: Vec<UpstreamKind>,
     secret_generation: Option<u64>,
     links: usize,
+    /// What its Forge app told last.
+    forge: Option<ForgeView<'a>>,
+}
+
+#[derive(Serialize)]
+struct ForgeView<'a> {
+    installation_id: &'a str,
+    app_version: Option<&'a str>,
+    token_expires_at: Option<Timestamp>,
+    told_at: Timestamp,
+    /// How the way is, if it is the one in use.
+    standing: Option<Finding>,
 }
 
 pub(super) fn list(admin: &AdminParts) -> Result<Response<Full<Bytes>>, Reject> {
@@ -52,5 +67,12 @@ fn view<'a>(admin: &AdminParts, installation: &'a Installation) -> View<'a> {
             .connect()
             .map(|connect| connect.secret_generation),
         links: admin.store.links_of(&installation.client_key).len(),
+        forge: installation.forge().map(|forge| ForgeView {
+            installation_id: forge.installation_id.as_str(),
+            app_version: forge.app_version.as_deref(),
+            token_expires_at: forge.system_token.as_ref().map(|token| token.expires_at),
+            told_at: forge.told_at,
+            standing: standing(installation, clock::now()),
+        }),
     }
 }

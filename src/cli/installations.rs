@@ -26,6 +26,21 @@ pub(super) struct Installation {
     upstream: String,
     standby: Vec<String>,
     links: usize,
+    forge: Option<Forge>,
+}
+
+/// What is known of a site's Forge app.
+#[derive(Deserialize)]
+struct Forge {
+    standing: Option<Standing>,
+}
+
+/// How the way through it is.
+#[derive(Deserialize)]
+struct Standing {
+    verdict: String,
+    message: String,
+    hint: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -130,6 +145,10 @@ async fn list(api: &Api, json: bool) -> anyhow::Result<bool> {
         return Ok(true);
     }
     let installations: Vec<Installation> = parsed(answer)?;
+    let troubles: Vec<String> = installations
+        .iter()
+        .filter_map(Installation::forge_trouble)
+        .collect();
     let rows = installations.into_iter().map(|site| {
         [
             site.base_url,
@@ -155,6 +174,9 @@ async fn list(api: &Api, json: bool) -> anyhow::Result<bool> {
         rows.collect(),
         "no Jira site has the app yet: Jira sends `installed` when a Jira admin installs it",
     )?;
+    for trouble in troubles {
+        print::line(format!("\n{trouble}"))?;
+    }
     Ok(true)
 }
 
@@ -192,6 +214,13 @@ impl Installation {
     pub(super) fn path(&self, call: &str) -> String {
         let client_key = utf8_percent_encode(&self.client_key, NON_ALPHANUMERIC);
         format!("{PATH}/{client_key}{call}")
+    }
+
+    /// What is wrong with the way through Forge, and what to do.
+    pub(super) fn forge_trouble(&self) -> Option<String> {
+        let standing = self.forge.as_ref()?.standing.as_ref()?;
+        let hint = standing.hint.as_deref().unwrap_or_default();
+        (standing.verdict != "ok").then(|| format!("{}\n  {hint}", standing.message))
     }
 
     /// Whether somebody means this site: by its key, its address, or the host in it.
