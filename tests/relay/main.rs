@@ -14,6 +14,7 @@ mod cloud;
 #[path = "../fakes/mod.rs"]
 mod fakes;
 mod harness;
+mod scene;
 mod stage;
 
 mod acme;
@@ -24,6 +25,7 @@ mod crash;
 mod doctor;
 mod faults;
 mod flood;
+mod forge;
 mod front;
 mod fuzz;
 mod hostile;
