@@ -37,7 +37,7 @@ use crate::{
     rounds::Rounds,
     routes::{self, Public, PublicParts},
     secret_file::{self, SecretFileError},
-    server::{Door, PerAddress, Server, UnixDoor},
+    server::{Door, PerAddress, Server, UnixDoor, Workers},
     sightings::{self, Sighting, Sightings},
     spool::{Spool, SpoolWorker},
     store::{OpenError, Store, StoreError, StoreOwner},
@@ -404,6 +404,7 @@ impl Relay {
                         max,
                         exempt: config.public.trusted_proxies.clone(),
                     }),
+                workers: Some(Workers::start().map_err(internal)?),
                 metrics: Arc::clone(&metrics),
             },
             admin_server: Server {
@@ -412,6 +413,7 @@ impl Relay {
                 tls: admin_acceptor,
                 limits: config.limits,
                 per_address: None,
+                workers: None,
                 metrics: Arc::clone(&metrics),
             },
             admin_socket: admin_socket.map(|door| Server {
@@ -420,6 +422,7 @@ impl Relay {
                 tls: None,
                 limits: config.limits,
                 per_address: None,
+                workers: None,
                 metrics,
             }),
             reload: Reload {
