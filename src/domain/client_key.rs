@@ -1,16 +1,16 @@
 //! The identity of one Jira site, as Jira names it.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 /// Jira's `clientKey`: the tenant's identity and the `iss` of every token from that tenant.
 ///
 /// Atlassian documents no alphabet. Seen are UUIDs and `jira:<uuid>`; we take 1 to 255 visible ASCII
-/// characters, which keeps it safe in logs and as a record id.
+/// characters, which keeps it safe in logs and as a record id. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct ClientKey(String);
+pub struct ClientKey(Arc<str>);
 
 /// Why a text is no client key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,9 +22,7 @@ impl ClientKey {
     pub fn parse(text: &str) -> Result<Self, ClientKeyError> {
         let acceptable =
             (1..=255).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
-        acceptable
-            .then(|| Self(text.to_owned()))
-            .ok_or(ClientKeyError)
+        acceptable.then(|| Self(text.into())).ok_or(ClientKeyError)
     }
 
     /// The key as text.
@@ -49,7 +47,7 @@ impl TryFrom<String> for ClientKey {
 
 impl From<ClientKey> for String {
     fn from(key: ClientKey) -> Self {
-        key.0
+        key.0.as_ref().to_owned()
     }
 }
 
