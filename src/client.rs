@@ -13,13 +13,14 @@ use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::{
-    client::legacy::Client as Pool,
+    client::legacy::{Client as Pool, ResponseFuture},
     rt::{TokioExecutor, TokioTimer},
 };
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, PrivateKeyDer},
 };
+use tokio::runtime::{self, Handle};
 
 use crate::{domain::address, trace};
 use connector::{Connector, Names};
@@ -45,10 +46,19 @@ pub struct DialSettings {
 }
 
 struct Pools {
-    configured: Pool<Connector, Full<Bytes>>,
-    named: Pool<Connector, Full<Bytes>>,
+    tls: Arc<ClientConfig>,
     settings: DialSettings,
     names: Names,
+    /// A pair for each runtime that sends. The task of a connection runs in the runtime that opened it, and a request
+    /// that had to wait for another thread would pay for waking it.
+    opened: ArcSwap<Vec<Arc<Pair>>>,
+}
+
+/// The pools of one runtime.
+struct Pair {
+    runtime: runtime::Id,
+    configured: Pool<Connector, Full<Bytes>>,
+    named: Pool<Connector, Full<Bytes>>,
 }
 
 /// Who named the address.
@@ -126,7 +136,7 @@ impl Client {
         let (method, uri) = (request.method().clone(), request.uri().clone());
         let calling = trace::called(&method, &uri, request.headers_mut());
         let pools = self.0.load();
-        let answer = pools.of(destination).request(request);
+        let answer = pools.request(destination, request);
         let answer = match tokio::time::timeout(deadline, answer).await {
             Ok(answer) => answer.map_err(SendError::from_hyper),
             Err(_) => Err(SendError::TimedOut(deadline)),
@@ -219,7 +229,34 @@ impl Pools {
 
     fn over(mut tls: ClientConfig, settings: &DialSettings, names: Names) -> Self {
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let tls = Arc::new(tls);
+        Self {
+            tls: Arc::new(tls),
+            settings: settings.clone(),
+            names,
+            opened: ArcSwap::default(),
+        }
+    }
+
+    fn request(&self, destination: Destination, request: Request<Full<Bytes>>) -> ResponseFuture {
+        let here = Handle::current().id();
+        let of = |opened: &[Arc<Pair>]| opened.iter().find(|pair| pair.runtime == here).cloned();
+        if let Some(pair) = of(&self.opened.load()) {
+            return pair.of(destination).request(request);
+        }
+        let pair = Arc::new(self.open(here));
+        let answer = pair.of(destination).request(request);
+        // Another request of this runtime may have been faster; then this one's connection is used once.
+        self.opened.rcu(|opened| {
+            let mut opened = Vec::clone(opened);
+            if of(&opened).is_none() {
+                opened.push(Arc::clone(&pair));
+            }
+            opened
+        });
+        answer
+    }
+
+    fn open(&self, runtime: runtime::Id) -> Pair {
         let pool = |allow_private| {
             Pool::builder(TokioExecutor::new())
                 .timer(TokioTimer::new())
@@ -227,20 +264,21 @@ impl Pools {
                 .pool_idle_timeout(IDLE_TIMEOUT)
                 .pool_max_idle_per_host(IDLE_PER_HOST)
                 .build(Connector::new(
-                    Arc::clone(&tls),
-                    settings.connect_timeout,
+                    Arc::clone(&self.tls),
+                    self.settings.connect_timeout,
                     allow_private,
-                    names.clone(),
+                    self.names.clone(),
                 ))
         };
-        Self {
+        Pair {
+            runtime,
             configured: pool(true),
-            named: pool(settings.allow_private),
-            settings: settings.clone(),
-            names,
+            named: pool(self.settings.allow_private),
         }
     }
+}
 
+impl Pair {
     fn of(&self, destination: Destination) -> &Pool<Connector, Full<Bytes>> {
         match destination {
             Destination::Configured => &self.configured,

@@ -11,5 +11,5 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     for (pair, byte) in hex.chunks_exact_mut(2).zip(digest.as_ref()) {
         pair.copy_from_slice(&[digit(byte >> 4), digit(byte & 0xf)]);
     }
-    String::from_utf8_lossy(&hex).into_owned()
+    String::from_utf8(hex.to_vec()).unwrap_or_default()
 }

@@ -41,7 +41,7 @@ use crate::{
     rounds::Rounds,
     routes::{self, Public, PublicParts},
     secret_file::{self, SecretFileError},
-    server::{Door, PerAddress, Server, UnixDoor},
+    server::{Door, PerAddress, Server, UnixDoor, Workers},
     sessions::Sessions,
     sightings::{self, Sighting, Sightings},
     spool::{Spool, SpoolWorker},
@@ -436,6 +436,7 @@ impl Relay {
                         max,
                         exempt: config.public.trusted_proxies.clone(),
                     }),
+                workers: Some(Workers::start().map_err(internal)?),
                 metrics: Arc::clone(&metrics),
             },
             admin_server: Server {
@@ -444,6 +445,7 @@ impl Relay {
                 tls: admin_acceptor,
                 limits: config.limits,
                 per_address: None,
+                workers: None,
                 metrics: Arc::clone(&metrics),
             },
             admin_socket: admin_socket.map(|door| Server {
@@ -452,6 +454,7 @@ impl Relay {
                 tls: None,
                 limits: config.limits,
                 per_address: None,
+                workers: None,
                 metrics,
             }),
             reload: Reload {

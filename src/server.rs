@@ -6,6 +6,7 @@ mod connection;
 mod crowd;
 mod door;
 mod socket;
+mod workers;
 
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
@@ -13,6 +14,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::{
     net::TcpStream,
+    runtime::Handle,
     sync::{Semaphore, watch},
     task::JoinSet,
 };
@@ -21,8 +23,9 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use connection::{Failure, Protocols};
 pub use crowd::PerAddress;
 use crowd::{Crowd, Place};
-use door::Visitor;
+use door::Settled;
 pub use door::{Door, UnixDoor};
+pub use workers::Workers;
 
 use crate::{
     body::Body,
@@ -55,6 +58,8 @@ pub struct Server {
     pub limits: LimitsConfig,
     /// How many connections of one address, if that matters.
     pub per_address: Option<PerAddress>,
+    /// Where connections are served, if not where they are accepted.
+    pub workers: Option<Workers>,
     /// Counts connections.
     pub metrics: Arc<Metrics>,
 }
@@ -104,18 +109,23 @@ impl Server {
             let open = Counted::new(self.metrics.connections.with_label_values(&[self.name]));
             let failures = self.metrics.connection_failures.clone();
             let name = self.name;
-            connections.spawn(async move {
-                let _held = (permit, place, open);
-                let served = match (visitor, tls) {
-                    (Visitor::Unix(unix), _) => {
+            let seat = self.workers.as_ref().and_then(Workers::seat);
+            let runtime = seat
+                .as_ref()
+                .map_or_else(Handle::current, |s| s.runtime.clone());
+            let serving = async move {
+                let _held = (permit, place, open, seat);
+                let served = match (visitor.settled(), tls) {
+                    (Err(_), _) => Err("accept"),
+                    (Ok(Settled::Unix(unix)), _) => {
                         protocols.http1(unix, peer, &handler, stopping).await
                     }
                     // HTTP/2 without TLS would have to be guessed from the first bytes; nobody needs it.
-                    (Visitor::Tcp(tcp), None) => {
+                    (Ok(Settled::Tcp(tcp)), None) => {
                         protocols.http1(tcp, peer, &handler, stopping).await
                     }
                     // Boxed: the others should not keep the room for it.
-                    (Visitor::Tcp(tcp), Some(acceptor)) => {
+                    (Ok(Settled::Tcp(tcp)), Some(acceptor)) => {
                         Box::pin(async {
                             let stream = accept(acceptor, tcp, peer, receive_timeout).await?;
                             match stream.get_ref().1.alpn_protocol() {
@@ -134,7 +144,8 @@ impl Server {
                 if let Err(cause) = served {
                     failures.with_label_values(&[name, cause]).inc();
                 }
-            });
+            };
+            connections.spawn_on(serving, &runtime);
         }
         stop.send_replace(true);
         self.drain(connections).await;
@@ -173,7 +184,11 @@ impl Server {
 
     async fn drain(self, mut connections: JoinSet<()>) {
         let Self {
-            name, door, limits, ..
+            name,
+            door,
+            limits,
+            workers,
+            ..
         } = self;
         drop(door);
         let open = connections.len();
@@ -189,6 +204,7 @@ impl Server {
             );
             connections.shutdown().await;
         }
+        drop(workers);
     }
 }
 

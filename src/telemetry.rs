@@ -10,10 +10,19 @@ use std::{
     time::Duration,
 };
 
-use tracing::{Level, Metadata};
+use tracing::{
+    Level, Metadata,
+    field::{Field, Visit},
+};
 use tracing_subscriber::{
-    EnvFilter, fmt,
-    fmt::{MakeWriter, time::FormatTime},
+    EnvFilter,
+    field::{RecordFields, VisitOutput as _},
+    fmt,
+    fmt::{
+        FormatFields, MakeWriter,
+        format::{DefaultVisitor, Writer},
+        time::FormatTime,
+    },
 };
 
 use crate::config::LogConfig;
@@ -73,9 +82,14 @@ pub fn install(config: &LogConfig) -> Log {
             .map_err(drop)
     } else {
         use std::io::IsTerminal as _;
-        log.with_ansi(io::stderr().is_terminal())
-            .try_init()
-            .map_err(drop)
+        if io::stderr().is_terminal() {
+            log.with_ansi(true).try_init().map_err(drop)
+        } else {
+            log.with_ansi(false)
+                .fmt_fields(PlainFields)
+                .try_init()
+                .map_err(drop)
+        }
     };
     let writing = Arc::clone(&lines);
     let writer = std::thread::Builder::new()
@@ -90,8 +104,86 @@ pub fn install(config: &LogConfig) -> Log {
 struct Clock;
 
 impl FormatTime for Clock {
-    fn format_time(&self, to: &mut fmt::format::Writer<'_>) -> std::fmt::Result {
+    fn format_time(&self, to: &mut Writer<'_>) -> std::fmt::Result {
         write!(to, "{:.6}", crate::clock::now())
+    }
+}
+
+/// Fields without colours, in the words of [`DefaultVisitor`]. That asks for each name and each `=` how it is to be
+/// painted, which took more time than the rest of a line.
+struct PlainFields;
+
+struct PlainVisitor<'w> {
+    writer: Writer<'w>,
+    is_empty: bool,
+    result: std::fmt::Result,
+}
+
+impl<'w> FormatFields<'w> for PlainFields {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> std::fmt::Result {
+        let mut visitor = PlainVisitor {
+            writer,
+            is_empty: true,
+            result: Ok(()),
+        };
+        fields.record(&mut visitor);
+        visitor.result
+    }
+}
+
+impl PlainVisitor<'_> {
+    fn write(&mut self, field: &Field, value: impl FnOnce(&mut Writer<'_>) -> std::fmt::Result) {
+        let writer = &mut self.writer;
+        let write = || {
+            if !self.is_empty {
+                writer.write_char(' ')?;
+            }
+            let name = field.name();
+            writer.write_str(name.strip_prefix("r#").unwrap_or(name))?;
+            writer.write_char('=')?;
+            value(writer)
+        };
+        self.result = self.result.and_then(|()| write());
+        self.is_empty = false;
+    }
+
+    /// What has escapes and sources of its own.
+    fn as_default(&mut self, record: impl FnOnce(&mut DefaultVisitor<'_>)) {
+        if self.result.is_ok() {
+            let mut visitor = DefaultVisitor::new(self.writer.by_ref(), self.is_empty);
+            record(&mut visitor);
+            self.result = visitor.finish();
+            self.is_empty = false;
+        }
+    }
+}
+
+impl Visit for PlainVisitor<'_> {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" {
+            return self.as_default(|visitor| visitor.record_str(field, value));
+        }
+        let plain = |b: u8| matches!(b, b' '..=b'~') && b != b'"' && b != b'\\';
+        self.write(field, |writer| {
+            if value.bytes().all(plain) {
+                writer.write_char('"')?;
+                writer.write_str(value)?;
+                writer.write_char('"')
+            } else {
+                write!(writer, "{value:?}")
+            }
+        });
+    }
+
+    fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
+        self.as_default(|visitor| visitor.record_error(field, value));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        if field.name() == "message" {
+            return self.as_default(|visitor| visitor.record_debug(field, value));
+        }
+        self.write(field, |writer| write!(writer, "{value:?}"));
     }
 }
 
@@ -189,5 +281,61 @@ impl Drop for Log {
             // A panic of its own was told on standard error.
             let _ = writer.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing_subscriber::fmt::format::DefaultFields;
+
+    use super::*;
+
+    /// Takes what is written, for the test to look at.
+    #[derive(Clone, Default)]
+    struct Said(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Said {
+        fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+            crate::lock::lock(&self.0).extend_from_slice(text);
+            Ok(text.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn said(fields: impl for<'w> FormatFields<'w> + Send + Sync + 'static) -> String {
+        let said = Said::default();
+        let writer = said.clone();
+        let log = fmt()
+            .with_ansi(false)
+            .without_time()
+            .fmt_fields(fields)
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::with_default(log, || {
+            let error = io::Error::other(std::fmt::Error);
+            let error: &(dyn std::error::Error + 'static) = &error;
+            let absent: Option<&str> = None;
+            let span = tracing::info_span!("request", id = "a \"b\"", r#type = 1);
+            let _entered = span.enter();
+            tracing::info!(
+                id = "plain", quoted = "a\"b\\c", lines = "a\nb\u{1b}[1m\u{e4}", absent, some = Some("x"), n = 1_u64,
+                minus = -1, truth = true, part = 1.5, client.key = %"k\u{1b}", list = ?["a"], error, r#type = "t",
+                "message {}\u{1b} \u{e4}", 1
+            );
+            tracing::warn!(id = "no message");
+            tracing::warn!("only a message");
+        });
+        let text = crate::lock::lock(&said.0).clone();
+        String::from_utf8(text).expect("text")
+    }
+
+    #[test]
+    fn plain_fields_are_written_as_the_library_writes_them() {
+        let plain = said(PlainFields);
+        assert!(plain.contains("n=1 minus=-1 truth=true"), "{plain}");
+        assert_eq!(plain, said(DefaultFields::new()));
     }
 }

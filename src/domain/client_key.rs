@@ -1,6 +1,6 @@
 //! The identity of one Jira site, as Jira names it.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -8,10 +8,10 @@ use uuid::Uuid;
 /// Jira's `clientKey`: the tenant's identity and the `iss` of every token from that tenant.
 ///
 /// Atlassian documents no alphabet. Seen are UUIDs and `jira:<uuid>`; we take 1 to 255 visible ASCII
-/// characters, which keeps it safe in logs and as a record id.
+/// characters, which keeps it safe in logs and as a record id. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct ClientKey(String);
+pub struct ClientKey(Arc<str>);
 
 /// Why a text is no client key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,14 +23,12 @@ impl ClientKey {
     pub fn parse(text: &str) -> Result<Self, ClientKeyError> {
         let acceptable =
             (1..=255).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
-        acceptable
-            .then(|| Self(text.to_owned()))
-            .ok_or(ClientKeyError)
+        acceptable.then(|| Self(text.into())).ok_or(ClientKeyError)
     }
 
     /// Makes one, for a site whose way to us has none.
     pub fn generate() -> Self {
-        Self(Uuid::new_v4().to_string())
+        Self(Uuid::new_v4().to_string().into())
     }
 
     /// The key as text.
@@ -55,7 +53,7 @@ impl TryFrom<String> for ClientKey {
 
 impl From<ClientKey> for String {
     fn from(key: ClientKey) -> Self {
-        key.0
+        key.0.as_ref().to_owned()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The address of one self-managed GitLab.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use url::{Host, Url};
@@ -11,11 +11,11 @@ use super::origin::has_plain_host;
 /// no trailing slash.
 ///
 /// The sub-path holds unreserved characters only, because it enters the path that we sign and every
-/// peer must hash the same text.
+/// peer must hash the same text. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct InstanceUrl {
-    text: String,
+    text: Arc<str>,
     /// Where host and port end in `text`.
     origin_len: usize,
 }
@@ -74,7 +74,7 @@ impl InstanceUrl {
         }
         Ok(Self {
             origin_len: origin.len(),
-            text,
+            text: text.into(),
         })
     }
 
@@ -168,7 +168,7 @@ impl TryFrom<String> for InstanceUrl {
 
 impl From<InstanceUrl> for String {
     fn from(url: InstanceUrl) -> Self {
-        url.text
+        url.text.as_ref().to_owned()
     }
 }
 

@@ -146,7 +146,9 @@ impl Target {
         let text = path_and_query.split('#').next().unwrap_or_default();
         check_characters(text, brackets)?;
         // Checking the whole is checking each part: they are cut at ASCII characters.
-        percent_decode_str(text).decode_utf8()?;
+        if text.contains('%') {
+            percent_decode_str(text).decode_utf8()?;
+        }
 
         let (path, query) = text.split_once('?').unwrap_or((text, ""));
         if !path.is_empty() && !path.starts_with('/') {
@@ -297,6 +299,9 @@ fn split_query(query: &str, separators: &[char]) -> Vec<Parameter> {
 
 /// Decodes a name or value of a query, where `+` is a space too.
 fn decode(raw: &str) -> String {
+    if !raw.contains(['%', '+']) {
+        return raw.to_owned();
+    }
     let mut text = String::with_capacity(raw.len());
     for (position, word) in raw.split('+').enumerate() {
         if position > 0 {

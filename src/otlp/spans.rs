@@ -94,7 +94,8 @@ fn spans(trace: &Trace) -> Vec<Span> {
                     attributes.push(text("jira_connect_proxy.client_key", key));
                     if let Some((link, instance_url)) = link {
                         attributes.push(text("jira_connect_proxy.link_id", &link.to_string()));
-                        attributes.push(text("jira_connect_proxy.instance_url", instance_url));
+                        let url = instance_url.as_str();
+                        attributes.push(text("jira_connect_proxy.instance_url", url));
                     }
                 }
                 Hop::Answered(status, _) => {

@@ -165,7 +165,7 @@ async fn caller(public: &Public, head: &Parts, arrival: &Arrival) -> Result<Call
     let (link, installation) = proven.map_err(unbelieved)?;
     trace::note(|| Hop::Recognised {
         client_key: link.client_key.clone(),
-        link: Some((link.id, link.instance_url.as_str().into())),
+        link: Some((link.id, link.instance_url.clone())),
     });
     let call = calls::parse(&head.method, &target).map_err(|error| Reject {
         internal: Some(format!(

@@ -29,8 +29,14 @@ pub struct UnixDoor {
     file: (u64, u64),
 }
 
-/// Who came in.
+/// Who came in, and is not at home in any runtime yet.
 pub(super) enum Visitor {
+    Tcp(std::net::TcpStream),
+    Unix(BlockingStream),
+}
+
+/// At home in the runtime that serves it.
+pub(super) enum Settled {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
@@ -41,12 +47,22 @@ impl Door {
             Self::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
                 let _ = stream.set_nodelay(true);
-                Ok((Visitor::Tcp(stream), Peer::Socket(address)))
+                Ok((Visitor::Tcp(stream.into_std()?), Peer::Socket(address)))
             }
             Self::Unix(door) => {
                 let (stream, _) = door.listener.accept().await?;
-                Ok((Visitor::Unix(stream), Peer::Unix))
+                Ok((Visitor::Unix(stream.into_std()?), Peer::Unix))
             }
+        }
+    }
+}
+
+impl Visitor {
+    /// In the runtime that this is called in.
+    pub(super) fn settled(self) -> io::Result<Settled> {
+        match self {
+            Self::Tcp(stream) => TcpStream::from_std(stream).map(Settled::Tcp),
+            Self::Unix(stream) => UnixStream::from_std(stream).map(Settled::Unix),
         }
     }
 }

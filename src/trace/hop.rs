@@ -6,7 +6,7 @@ use http::{Method, Uri};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::domain::{ClientKey, LinkId, link::Goal};
+use crate::domain::{ClientKey, InstanceUrl, LinkId, link::Goal};
 
 /// What a stranger's text is cut to.
 const TEXT_MAX_CHARS: usize = 200;
@@ -21,7 +21,7 @@ pub enum Hop {
         /// The site.
         client_key: ClientKey,
         /// The link and its instance, if that does.
-        link: Option<(LinkId, Box<str>)>,
+        link: Option<(LinkId, InstanceUrl)>,
     },
     /// A body was put into the app's words.
     Prepared {
@@ -132,8 +132,9 @@ impl Hop {
                     + token.texts.capacity() * size_of::<(&str, Box<str>)>()
                     + texts.sum::<usize>()
             }
+            // Kept by their records too, but those may be gone.
             Self::Recognised { client_key, link } => {
-                let instance_url = link.as_ref().map_or(0, |(_, url)| url.len());
+                let instance_url = link.as_ref().map_or(0, |(_, url)| url.as_str().len());
                 client_key.as_str().len() + instance_url
             }
             Self::Called(call) => {
