@@ -517,7 +517,7 @@ impl From<NotHeard> for Reject {
             NotHeard::NotTold(NotTold::Unscoped(_)) => (
                 RejectKind::Unprocessable,
                 "scope_missing",
-                "the app needs the scope read:instance-configuration:jira or read:jira-work; `jira-connect-proxy forge upgrade` writes it",
+                "the app needs the scope read:instance-configuration:jira; `jira-connect-proxy forge upgrade` writes it",
             ),
             NotHeard::NotTold(NotTold::Refused { .. } | NotTold::Silent(_)) => (
                 RejectKind::Unavailable,

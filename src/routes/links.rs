@@ -1,8 +1,8 @@
 //! `links...`: what the page asks for and changes.
 //!
 //! Whoever can open the page inside Jira may look; only Jira admins, and operators outside Jira, change anything. Every
-//! call carries a context token or a page token, which a browser never sends by itself, so nobody else's page can make
-//! one.
+//! call carries a context token, a page token or one of Forge's, which a browser never sends by itself, so nobody else's
+//! page can make one.
 
 mod view;
 

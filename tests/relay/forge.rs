@@ -8,8 +8,12 @@ use http_body_util::Full;
 use serde_json::{Value, json};
 
 use crate::{
-    fakes::http::{client, send},
-    harness::{PATIENCE, SECRET, checked},
+    cloud::Cloud,
+    fakes::{
+        FakeJira,
+        http::{client, send},
+    },
+    harness::{PATIENCE, RelayProcess, SECRET, Settings, admin, checked},
     scene::Scene,
     stage::{APP_KEY, CLIENT_KEY, linked},
 };
@@ -180,6 +184,21 @@ async fn an_event_is_repeated_until_jira_says_where_the_site_is() {
     };
     assert_eq!(statuses(&installed.told), [Some(503), Some(503), Some(204)]);
     assert_eq!(scene.installations().await.len(), 1);
+
+    // One whose token is not new is good again after a failure of ours, and only then.
+    let anew = scene.cloud.site("anew");
+    let silent = json!({"silent": true});
+    let again = scene.cloud.install(&scene.app, &anew, silent);
+    let fit = scene.cloud.with(&again, "fit", json!({"kind": "event"}));
+    let how = json!({"token": fit["token"], "retries": 2});
+    let down = json!({"mode": "status", "status": 500, "times": 1});
+    scene.cloud.fault("api", down);
+    let told = scene.cloud.with(&again, "upgrade", how);
+    assert_eq!(
+        statuses(&told),
+        [Some(503), Some(403), Some(401)],
+        "its address is none of ours"
+    );
 
     // Never: nothing is kept of it. The hourly trigger makes up for it.
     let other = scene.cloud.site("other");
@@ -649,6 +668,73 @@ async fn one_environment_of_the_app_serves_a_site() {
     assert_eq!(told["delivered"], true, "{told}");
     let site = scene.installation().await;
     assert_eq!(site["forge"]["installation_id"], staging.id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forge_calls_for_many_and_strangers_for_themselves() {
+    let scene = Scene::set_with(|settings| {
+        settings.set("LIMITS__REQUESTS_PER_ADDRESS_PER_SEC", "1");
+        settings.set("LIMITS__REQUESTS_PER_ADDRESS_BURST", "3");
+    })
+    .await;
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    for _ in 0..10 {
+        let (status, _) = scene.page(&installed, json!({"path": "/-/jira_connect/links"}));
+        assert_eq!(status, 200);
+    }
+    let strangers = (0..10).map(|_| {
+        let call = json!({"path": "/-/jira_connect/links", "signer": "stranger"});
+        status(&scene.cloud.with(&installed, "invoke", call))
+    });
+    let last = strangers.last().flatten();
+    assert_eq!(last, Some(429));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_forge_told_outlives_kill_9() {
+    let cloud = Cloud::start();
+    let acme = cloud.site("acme");
+    let app = cloud.ask("app", json!({}))["app_id"].clone();
+    let app = app.as_str().expect("app").to_owned();
+    let jira = FakeJira::start(CLIENT_KEY).await;
+    let folder = tempfile::tempdir().expect("folder");
+    let mut settings = Settings::new(folder.path(), &jira);
+    cloud.aim(&mut settings, &app, &[&acme]);
+    cloud.ask("app", json!({"app_id": app, "remote": settings.url()}));
+    let client = client();
+    let relay = RelayProcess::start(&settings, &client).await;
+    let token = settings.know_secrets();
+    cloud.ask("system_tokens", json!({"lifetime_secs": 600}));
+    let installed = cloud.install(&app, &acme, json!({}));
+    assert_eq!(installed.told["delivered"], true, "{}", installed.told);
+    relay.kill();
+    // While nobody is there, nothing is lost that the next hour would not bring.
+    let told = cloud.with(&installed, "scheduled", json!({}));
+    assert_eq!(told["delivered"], false);
+    let relay = RelayProcess::start(&settings, &client).await;
+    let (admin_url, path) = (settings.admin_url(), "/api/v1/installations");
+    let rows = async || {
+        let answer = admin(&client, &admin_url, &token, "GET", path, None).await;
+        let rows = serde_json::from_slice::<Value>(checked(answer.expect("answer")).body());
+        rows.expect("JSON")
+    };
+    let before = rows().await;
+    assert_eq!(before[0]["forge"]["installation_id"], installed.id);
+    assert_eq!(before[0]["forge"]["standing"]["code"], "forge_site");
+    cloud.ask("system_tokens", json!({"lifetime_secs": 3300}));
+    cloud.with(&installed, "scheduled", json!({}));
+    let after = rows().await;
+    let end = |rows: &Value| {
+        rows[0]["forge"]["token_expires_at"]
+            .as_str()
+            .map(str::to_owned)
+    };
+    assert!(end(&after) > end(&before), "{after:#}");
+    relay.kill();
+    let relay = RelayProcess::start(&settings, &client).await;
+    assert_eq!(end(&rows().await), end(&after), "durable before the answer");
+    drop(relay);
+    assert_eq!(cloud.violations(), json!([]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
