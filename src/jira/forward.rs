@@ -7,6 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header, uri::PathAndQuery};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -16,13 +17,13 @@ use tokio::time::Instant;
 
 use super::{
     addresses::{address, origin},
-    tokens::{TokenError, Tokens, bearer},
+    tokens::{TokenError, TokenTrouble, Tokens, bearer},
 };
 use crate::{
     client::{Client, Destination, SendError},
     domain::{
-        ClientKey, Endpoint, Family, Installation, JiraApiUrl, JiraCall, JiraSites, Upstream,
-        UpstreamKind,
+        ClientKey, Endpoint, Family, Installation, JiraApiUrl, JiraBaseUrl, JiraCall, JiraSites,
+        Upstream, UpstreamKind,
         upstream::{Connect, Oauth, SystemToken},
     },
     jwt::{
@@ -182,31 +183,33 @@ impl Forwarder {
         }
     }
 
-    /// Tries credentials out that no installation has yet: what Jira answers to something harmless in each family.
+    /// Tries credentials out, whatever is known of them: what Jira answers to something harmless in each family.
     pub async fn try_out(
         &self,
         oauth: &Oauth,
+        families: &[Family],
         now: Timestamp,
     ) -> Result<Vec<(Family, StatusCode)>, ForwardError> {
         let token = self.tokens.fetch(oauth, now).await?;
-        let upstream = Upstream::Oauth(oauth.clone());
-        let mut answers = Vec::with_capacity(Family::ALL.len());
-        for family in Family::ALL {
-            let call = JiraCall::Probe(family);
-            let target = self.target(&upstream, &call)?;
-            let gateway: Uri = self.api_url.as_str().parse().map_err(unsendable)?;
-            let answer = self
-                .send_to(
-                    (&gateway, Destination::Configured),
-                    token.authorization.clone(),
-                    &call,
-                    &target,
-                    Bytes::new(),
-                )
-                .await?;
-            answers.push((family, answer.status()));
-        }
-        Ok(answers)
+        let upstream = &Upstream::Oauth(oauth.clone());
+        let gateway: &Uri = &self.api_url.as_str().parse().map_err(unsendable)?;
+        let authorization = &token.authorization;
+        let asked = families.iter().map(|family| async move {
+            let call = JiraCall::Probe(*family);
+            let target = self.target(upstream, &call)?;
+            let to = (gateway, Destination::Configured);
+            let answer = self.send_to(to, authorization.clone(), &call, &target, Bytes::new());
+            Ok((*family, answer.await?.status()))
+        });
+        try_join_all(asked).await
+    }
+
+    /// Why there has been no token for a site lately, if that is so.
+    pub fn trouble(&self, installation: &Installation) -> Option<Arc<TokenTrouble>> {
+        let Upstream::Oauth(oauth) = &installation.upstream else {
+            return None;
+        };
+        self.tokens.trouble(&installation.client_key, oauth)
     }
 
     fn signed(
@@ -298,9 +301,8 @@ impl Forwarder {
                 .parse()
                 .map_err(unsendable)?,
             destination: match upstream {
-                // Listing a site is the operator's word for its address; another one must be public.
-                Upstream::Connect(_) if !self.listed.is_listed(base_url) => Destination::Named,
-                _ => Destination::Configured,
+                Upstream::Connect(_) => destination(&self.listed, base_url),
+                Upstream::Forge(_) | Upstream::Oauth(_) => Destination::Configured,
             },
             opener: Opener::of(upstream),
         });
@@ -354,6 +356,15 @@ impl Target {
             qsh: target.qsh(method.as_str()),
             path_and_query: PathAndQuery::try_from(target.path_and_query()).map_err(unsendable)?,
         })
+    }
+}
+
+/// Listing a site is the operator's word for its address; another one must be public.
+pub(super) fn destination(listed: &JiraSites, site: &JiraBaseUrl) -> Destination {
+    if listed.is_listed(site) {
+        Destination::Configured
+    } else {
+        Destination::Named
     }
 }
 
