@@ -3,7 +3,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt as _, future::join_all, stream};
 use http::{Request, StatusCode};
 use http_body_util::Full;
 use jiff::{SignedDuration, Timestamp};
@@ -12,11 +12,12 @@ use serde_json::Value;
 
 use crate::{
     client::{Client, Destination},
-    domain::{InstanceUrl, LifecycleEventKind, Link, LinkMode},
+    domain::{InstanceUrl, JiraBaseUrl, LifecycleEventKind, Link, LinkMode, Upstream},
     gitlab::{
         Asker, Prober,
         probe::{Check, Finding, Verdict, compare_clocks},
     },
+    jira::{Forwarder, credentials},
     jwt::{KeySet, Signer},
     store::Store,
     tls::TlsFiles,
@@ -26,6 +27,9 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// An instance may be linked to any number of sites; so many tell enough.
 const LINKS_LOOKED_AT: usize = 8;
+
+/// Sites whose credentials are tried out at once.
+const SITES_AT_ONCE: usize = 8;
 const ANSWER_MAX_BYTES: usize = 256 * 1024;
 
 /// Less room than this for the store and the spool is too little.
@@ -56,6 +60,8 @@ pub struct Doctor {
     pub install_keys_url: String,
     /// Forge's keys, if there is a Forge app.
     pub key_set: Option<KeySet>,
+    /// Calls Jira sites.
+    pub forwarder: Arc<Forwarder>,
     /// Where the store is.
     pub store_path: PathBuf,
     /// The relay's own certificate, if it ends TLS itself.
@@ -194,16 +200,20 @@ impl Doctor {
 
     /// Looks at the relay itself.
     pub async fn ourselves(&self, now: Timestamp) -> Report {
-        let (public, (keys, clock), key_set) = tokio::join!(
+        let (public, (keys, clock), key_set, credentials) = tokio::join!(
             self.public_url(),
             self.key_server(now),
-            self.forge_key_set()
+            self.forge_key_set(),
+            self.credentials(now)
         );
         let steps = [
             ("public_url", Some(public)),
             ("key_server", Some(keys)),
             ("clock", Some(clock)),
             ("forge_key_set", key_set),
+        ];
+        let credentials = credentials.into_iter().map(|found| ("oauth", Some(found)));
+        let of_itself = [
             ("certificate", Some(self.certificate(now))),
             ("signing_key", Some(self.signing_key())),
             ("store", Some(self.writable(now).await)),
@@ -211,6 +221,8 @@ impl Doctor {
         ];
         let steps = steps
             .into_iter()
+            .chain(credentials)
+            .chain(of_itself)
             .filter_map(|(rung, finding)| finding.map(|finding| Step { rung, finding }));
         Report::new("relay".to_owned(), steps.collect())
     }
@@ -333,6 +345,27 @@ impl Doctor {
         ))
     }
 
+    /// A line for each site that is reached with OAuth client credentials.
+    async fn credentials(&self, now: Timestamp) -> Vec<Finding> {
+        let mut sites = self.store.installations();
+        sites.retain(|site| site.is_installed());
+        sites.sort_by(|a, b| a.base_url.as_str().cmp(b.base_url.as_str()));
+        stream::iter(sites)
+            .filter_map(|site| async move {
+                match &site.upstream {
+                    Upstream::Oauth(oauth) => Some((site.base_url.clone(), oauth.clone())),
+                    _ => None,
+                }
+            })
+            .map(|(base_url, oauth)| async move {
+                let checked = credentials::check(&self.forwarder, &oauth, now).await;
+                judge_credentials(&base_url, checked)
+            })
+            .buffered(SITES_AT_ONCE)
+            .collect()
+            .await
+    }
+
     fn certificate(&self, now: Timestamp) -> Finding {
         match &self.tls {
             Some(tls) => certificate(tls.expires_at(), now),
@@ -417,6 +450,19 @@ fn not_reached() -> Finding {
         "not looked at, because something it needs is broken",
         "mend that first",
     )
+}
+
+fn judge_credentials(
+    site: &JiraBaseUrl,
+    checked: Result<(), credentials::CredentialFault>,
+) -> Finding {
+    match checked {
+        Ok(()) => Finding::ok(
+            "oauth",
+            format!("{site}: a token can be had, and it opens what GitLab sends"),
+        ),
+        Err(fault) => Finding::fail(fault.code(), format!("{site}: {fault}"), fault.hint()),
+    }
 }
 
 /// Whether a certificate is good for long enough to be renewed without haste.
