@@ -3,7 +3,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use futures_util::{StreamExt as _, future::join_all, stream};
+use futures_util::future::join_all;
 use http::{Request, StatusCode};
 use http_body_util::Full;
 use jiff::{SignedDuration, Timestamp};
@@ -28,8 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// An instance may be linked to any number of sites; so many tell enough.
 const LINKS_LOOKED_AT: usize = 8;
 
-/// Sites whose credentials are tried out at once.
-const SITES_AT_ONCE: usize = 8;
+/// Sites whose credentials are tried out, all at once.
+const SITES_LOOKED_AT: usize = 64;
 const ANSWER_MAX_BYTES: usize = 256 * 1024;
 
 /// Less room than this for the store and the spool is too little.
@@ -350,20 +350,28 @@ impl Doctor {
         let mut sites = self.store.installations();
         sites.retain(|site| site.is_installed());
         sites.sort_by(|a, b| a.base_url.as_str().cmp(b.base_url.as_str()));
-        stream::iter(sites)
-            .filter_map(|site| async move {
-                match &site.upstream {
-                    Upstream::Oauth(oauth) => Some((site.base_url.clone(), oauth.clone())),
-                    _ => None,
-                }
+        let credentials: Vec<_> = sites
+            .iter()
+            .filter_map(|site| match &site.upstream {
+                Upstream::Oauth(oauth) => Some((&site.base_url, oauth)),
+                _ => None,
             })
-            .map(|(base_url, oauth)| async move {
-                let checked = credentials::check(&self.forwarder, &oauth, now).await;
-                judge_credentials(&base_url, checked)
-            })
-            .buffered(SITES_AT_ONCE)
-            .collect()
-            .await
+            .collect();
+        let checks = credentials.iter().take(SITES_LOOKED_AT);
+        let checks = checks.map(|(site, oauth)| async move {
+            let check = credentials::check(&self.forwarder, oauth, now);
+            let checked = tokio::time::timeout(PATIENCE, check).await;
+            judge_credentials(site, checked.ok())
+        });
+        let mut findings = join_all(checks).await;
+        if credentials.len() > SITES_LOOKED_AT {
+            findings.push(Finding::unknown(
+                "not_looked_at",
+                "there are more sites with credentials, which were not looked at",
+                "`jira-connect-proxy installations` shows those for which no token could be had",
+            ));
+        }
+        findings
     }
 
     fn certificate(&self, now: Timestamp) -> Finding {
@@ -454,14 +462,22 @@ fn not_reached() -> Finding {
 
 fn judge_credentials(
     site: &JiraBaseUrl,
-    checked: Result<(), credentials::CredentialFault>,
+    checked: Option<Result<(), credentials::CredentialFault>>,
 ) -> Finding {
     match checked {
-        Ok(()) => Finding::ok(
+        Some(Ok(())) => Finding::ok(
             "oauth",
             format!("{site}: a token can be had, and it opens what GitLab sends"),
         ),
-        Err(fault) => Finding::fail(fault.code(), format!("{site}: {fault}"), fault.hint()),
+        Some(Err(fault)) => Finding::fail(fault.code(), format!("{site}: {fault}"), fault.hint()),
+        None => Finding::fail(
+            "answer_timed_out",
+            format!(
+                "{site}: Atlassian did not answer within {} s",
+                PATIENCE.as_secs()
+            ),
+            "the relay must be able to call jira.api_url; Atlassian's status page may know more",
+        ),
     }
 }
 

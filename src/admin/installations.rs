@@ -1,6 +1,6 @@
 //! `/api/v1/installations`: the sites, those that are reached with OAuth client credentials, and how these come and go.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -24,6 +24,9 @@ use crate::{
     reject::{Reject, RejectKind},
     sites,
 };
+
+/// A site tells its id at once or not at all, and a token and what it opens must come in the same request's time.
+const TENANT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// An installation as operators see it. Never a secret.
 #[derive(Serialize)]
@@ -126,7 +129,8 @@ pub(super) async fn add(
     let base_url = admin.sites.parse(&wish.site_url).map_err(Refusal::from)?;
     let client_secret = Credential::parse(wish.client_secret.0.trim());
     let client_secret = client_secret.map_err(|_| Refusal::ClientSecret)?;
-    let (client, patience) = (&admin.linker.client, admin.forwarder.timeout());
+    let client = &admin.linker.client;
+    let patience = admin.forwarder.timeout().min(TENANT_PATIENCE);
     let cloud_id = tenant::cloud_id(client, &admin.sites, &base_url, patience).await?;
     let oauth = Oauth::new(wish.client_id, client_secret, cloud_id).map_err(Refusal::from)?;
     credentials::check(&admin.forwarder, &oauth, arrival.now).await?;
@@ -160,13 +164,23 @@ pub(super) async fn add(
     let installation = installation.ok_or(LinkRefusal::UnknownInstallation(joined.client_key))?;
     let mut view = view(admin, &installation);
     if installation.upstream.kind() != UpstreamKind::Oauth {
-        view.hint = Some(format!(
-            "the site is reached through {} as before, and the credentials stand by: `jira-connect-proxy installations move {} --to oauth`",
-            installation.upstream.kind().as_str(),
-            installation.client_key
-        ));
+        view.hint = Some(how_to_move(&installation));
     }
     json(status, &view)
+}
+
+/// For a site that has an app, or had one.
+fn how_to_move(installation: &Installation) -> String {
+    let app = installation.upstream.kind().as_str();
+    let so_far = if installation.is_installed() {
+        format!("the site is reached through {app} as before")
+    } else {
+        format!("the app that opened the site ({app}) was uninstalled")
+    };
+    format!(
+        "{so_far}, and the credentials stand by: `jira-connect-proxy installations move {} --to oauth` uses them",
+        installation.client_key
+    )
 }
 
 /// Leaves a site that is reached with credentials, or forgets a way that stands by.

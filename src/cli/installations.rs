@@ -218,7 +218,8 @@ async fn remove(
 ) -> anyhow::Result<bool> {
     let site = find(api, Some(installation)).await?;
     let upstream = upstream.and_then(|way| way.to_possible_value());
-    let query = upstream.map(|way| format!("?upstream={}", way.get_name()));
+    let upstream = upstream.map(|way| way.get_name().to_owned());
+    let query = upstream.as_ref().map(|way| format!("?upstream={way}"));
     let path = site.path(query.as_deref().unwrap_or_default());
     let answer = api.call(Method::DELETE, &path, None).await?;
     if as_json {
@@ -226,16 +227,15 @@ async fn remove(
         return Ok(true);
     }
     let left: Installation = parsed(answer)?;
-    if left.state == "installed" {
-        print::line(format!(
-            "{} is reached through {} as before",
+    match upstream.filter(|way| *way != left.upstream) {
+        Some(way) => print::line(format!(
+            "{}: {way} stands by no more, and {} is used as before",
             left.base_url, left.upstream
-        ))?;
-    } else {
-        print::line(format!(
+        ))?,
+        None => print::line(format!(
             "{} is left, and its {} links are being told: `jira-connect-proxy links watch` shows when they know\nnow a Jira admin can delete the credentials in Jira",
             left.base_url, left.links
-        ))?;
+        ))?,
     }
     Ok(true)
 }
@@ -314,7 +314,7 @@ async fn list(api: &Api, json: bool) -> anyhow::Result<bool> {
             "client key",
         ],
         rows.collect(),
-        "no Jira site has the app yet: Jira sends `installed` when a Jira admin installs it",
+        "no Jira site has the app yet: Jira sends `installed` when a Jira admin installs it; `installations add-oauth` adds a site without it",
     )?;
     for problem in problems {
         print::line(format!("\n{problem}"))?;

@@ -494,8 +494,25 @@ async fn beside_an_app_credentials_stand_by() {
         "oauth",
     ];
     let removed = printed(relay, &arguments, 0).await;
-    assert!(removed.contains("through connect as before"), "{removed}");
+    assert!(removed.contains("oauth stands by no more"), "{removed}");
     assert_eq!(scene.installation().await["standby"], json!([]));
+
+    // The app goes, and credentials come: the links come back when the site is moved.
+    let gone = scene.jira.uninstalled(&relay.app_base_url()).await;
+    assert_eq!(gone.status(), 204);
+    let standing = relay
+        .admin("POST", PATH, Some(wish(&scene.acme, &credential)), 200)
+        .await;
+    assert_eq!(standing["state"], "uninstalled");
+    let hint = standing["hint"].as_str().expect("hint");
+    assert!(hint.contains("was uninstalled, and"), "{hint}");
+    let arguments = ["installations", "move", CLIENT_KEY, "--to", "oauth"];
+    printed(relay, &arguments, 0).await;
+    let moved = scene.installation().await;
+    assert_eq!(
+        (&moved["state"], &moved["upstream"]),
+        (&json!("installed"), &json!("oauth"))
+    );
 
     // Where there is no app, there is no secret of Jira's to hand to an instance.
     let other = cloud.credential(&scene.other, &FAMILIES);
