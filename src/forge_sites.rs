@@ -8,7 +8,7 @@
 
 mod standing;
 
-pub use standing::{measure, standing};
+pub use standing::{Standing, is_silent, measure, standing};
 
 use std::{sync::Arc, time::Duration};
 
@@ -279,7 +279,7 @@ impl ForgeSites {
                 is_open(known)
                     && forge.cloud_id == told.cloud_id
                     && forge.installation_id != told.installation_id
-                    && now.duration_since(forge.told_at) < SILENT_AFTER
+                    && !is_silent(forge, now)
             })
         })
     }

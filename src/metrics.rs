@@ -66,6 +66,8 @@ pub struct Metrics {
     pub jira_request_duration: HistogramVec,
     /// Tokens asked for with OAuth client credentials, by outcome.
     pub oauth_tokens: IntCounterVec,
+    /// Jira sites whose OAuth client credentials Atlassian refuses.
+    pub oauth_refused: IntGauge,
     /// Bodies mended before they went to Jira, by what was wrong with them.
     pub mended: IntCounterVec,
     /// Pauses towards Jira, by scope.
@@ -300,6 +302,10 @@ impl Metrics {
                 "oauth_tokens_total",
                 "Tokens asked for with OAuth client credentials, by outcome.",
                 &["outcome"],
+            )?,
+            oauth_refused: gauge(
+                "oauth_credentials_refused",
+                "Jira sites whose OAuth client credentials Atlassian refuses.",
             )?,
             mended: counter(
                 "mended_total",

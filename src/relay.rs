@@ -342,6 +342,7 @@ impl Relay {
             app_base_url: config.app_base_url(),
             install_keys_url: config.jira.install_keys_url.clone(),
             key_set: invocations.as_ref().map(|verifier| verifier.keys().clone()),
+            forwarder: Arc::clone(&forwarder),
             store_path: config.store.path.clone(),
             tls: tls.clone(),
         });

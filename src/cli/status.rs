@@ -113,7 +113,7 @@ pub(super) async fn show(api: &Api, as_json: bool) -> anyhow::Result<bool> {
     for pause in spool.pauses(now) {
         row("", pause)?;
     }
-    for trouble in sites.iter().filter_map(|site| site.forge_trouble()) {
+    for trouble in sites.iter().filter_map(|site| site.trouble(now)) {
         print::line(format!("\n{trouble}"))?;
     }
     for link in &links {

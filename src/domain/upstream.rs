@@ -96,6 +96,14 @@ pub struct Oauth {
     pub cloud_id: CloudId,
 }
 
+/// A client id that nobody has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a client id is 1 to {CLIENT_ID_MAX_BYTES} visible ASCII characters")]
+pub struct ClientIdError;
+
+/// Atlassian's have 32 letters and digits.
+const CLIENT_ID_MAX_BYTES: usize = 256;
+
 /// A secret that was replaced. Requests signed with it may still be in flight.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RetiredSecret {
@@ -152,6 +160,14 @@ impl Upstream {
 }
 
 impl UpstreamKind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Connect, Self::Forge, Self::Oauth];
+
+    /// Reads the word.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
+    }
+
     /// The word in answers, logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -159,6 +175,25 @@ impl UpstreamKind {
             Self::Forge => "forge",
             Self::Oauth => "oauth",
         }
+    }
+}
+
+impl Oauth {
+    /// Credentials for a site.
+    pub fn new(
+        client_id: String,
+        client_secret: Credential,
+        cloud_id: CloudId,
+    ) -> Result<Self, ClientIdError> {
+        let plausible = (1..=CLIENT_ID_MAX_BYTES).contains(&client_id.len())
+            && client_id.bytes().all(|b| b.is_ascii_graphic());
+        plausible
+            .then_some(Self {
+                client_id,
+                client_secret,
+                cloud_id,
+            })
+            .ok_or(ClientIdError)
     }
 }
 

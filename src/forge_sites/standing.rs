@@ -6,53 +6,100 @@ use jiff::Timestamp;
 
 use super::SILENT_AFTER;
 use crate::{
-    domain::{Installation, UpstreamKind, upstream::Forge},
-    gitlab::probe::Finding,
+    domain::{Installation, JiraBaseUrl, UpstreamKind, upstream::Forge},
+    gitlab::probe::{Finding, Verdict},
     metrics::Metrics,
 };
 
+/// How a way is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether somebody must do something.
+    pub verdict: Verdict,
+    /// Stable name.
+    pub code: &'static str,
+    /// One sentence, in which the site is understood.
+    pub message: String,
+    /// What to do, if it is not in order.
+    pub hint: Option<&'static str>,
+    /// Since when it is so.
+    pub since: Timestamp,
+}
+
 /// How the way is that a site is reached by; nothing, if that is another one, or shut.
-pub fn standing(known: &Installation, now: Timestamp) -> Option<Finding> {
+pub fn standing(known: &Installation, now: Timestamp) -> Option<Standing> {
     let forge = in_use(known)?;
-    let (site, told_at) = (&known.base_url, forge.told_at);
-    let silent = now.duration_since(told_at) >= SILENT_AFTER;
+    let told_at = forge.told_at;
+    let fail = |code, message, hint, since| Standing {
+        verdict: Verdict::Fail,
+        code,
+        message,
+        hint: Some(hint),
+        since,
+    };
     let Some(token) = &forge.system_token else {
-        return Some(Finding::fail(
+        return Some(fail(
             "forge_token_missing",
-            format!("{site}: Forge has sent no token of the app's own, so nothing reaches Jira"),
+            "Forge has sent no token of the app's own, so nothing reaches Jira".to_owned(),
             "the app needs the scope read:app-system-token, and its endpoints auth.appSystemToken: `jira-connect-proxy forge upgrade`, then deploy, and approve it on the site",
+            known.installed_at,
         ));
     };
     let end = token.expires_at;
     Some(if let Some(refused) = forge.refused {
-        Finding::fail(
+        fail(
             "forge_token_refused",
-            format!(
-                "{site}: Jira refuses the app's token since {:.0}, and Forge last called at {told_at:.0}",
-                refused.since
-            ),
+            format!("Jira refuses the app's token, and Forge last called at {told_at:.0}"),
             "look in Jira (Apps > Manage your apps) whether the app is still installed there, and approved; if it is gone, nothing more comes, and the relay leaves the site after forge.gone_after_secs",
+            refused.since,
         )
-    } else if silent {
-        Finding::fail(
+    } else if is_silent(forge, now) {
+        fail(
             "forge_silent",
             format!(
-                "{site}: Forge has sent nothing since {told_at:.0}, and no token since the one that ended at {end:.0}: writes wait"
+                "Forge has sent nothing for long, and its last token ended at {end:.0}: writes wait"
             ),
-            "Forge calls every hour, and when anybody opens the app's page in Jira: look whether Atlassian reaches public.url, whether the log has refused calls of forge/scheduled, and in Jira whether the app is still installed",
+            "Forge calls every hour, and when anybody opens the app's page in Jira: look whether Atlassian reaches public.url, whether the log has refused calls of forge/scheduled, and in Jira whether the app is still installed; if it is gone, `jira-connect-proxy installations remove KEY`",
+            told_at,
         )
     } else if end <= now {
-        Finding::warn(
-            "forge_token_awaited",
-            format!("{site}: Forge's last token ended at {end:.0}: writes wait for the next one"),
-            "Forge sends one every hour; opening the app's page in Jira brings one at once",
-        )
+        Standing {
+            verdict: Verdict::Warn,
+            ..fail(
+                "forge_token_awaited",
+                format!("Forge's last token ended at {end:.0}: writes wait for the next one"),
+                "Forge sends one every hour; opening the app's page in Jira brings one at once",
+                end,
+            )
+        }
     } else {
-        Finding::ok(
-            "forge_site",
-            format!("{site}: Forge's token is good until {end:.0}, it last called at {told_at:.0}"),
-        )
+        Standing {
+            verdict: Verdict::Ok,
+            code: "forge_site",
+            message: format!(
+                "Forge's token is good until {end:.0}, it last called at {told_at:.0}"
+            ),
+            hint: None,
+            since: told_at,
+        }
     })
+}
+
+/// Whether triggers are missing.
+pub fn is_silent(forge: &Forge, now: Timestamp) -> bool {
+    now.duration_since(forge.told_at) >= SILENT_AFTER
+}
+
+impl Standing {
+    /// As a line of the doctor's.
+    pub fn finding(self, site: &JiraBaseUrl) -> Finding {
+        Finding {
+            verdict: self.verdict,
+            code: self.code,
+            message: format!("{site}: {}", self.message),
+            hint: self.hint.map(str::to_owned),
+        }
+    }
 }
 
 /// Brings the gauges up to date.
@@ -60,7 +107,7 @@ pub fn measure(installations: &[Arc<Installation>], metrics: &Metrics, now: Time
     let (mut valid, mut missing, mut silent) = (0, 0, 0);
     let mut first_end = None;
     for forge in installations.iter().filter_map(|known| in_use(known)) {
-        silent += i64::from(now.duration_since(forge.told_at) >= SILENT_AFTER);
+        silent += i64::from(is_silent(forge, now));
         match forge.valid_token(now) {
             Some(token) => {
                 valid += 1;

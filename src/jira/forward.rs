@@ -13,6 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header, uri::PathAndQuery};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -22,13 +23,13 @@ use tokio::time::Instant;
 
 use super::{
     addresses::{SERVER_INFO, address, gateway, origin},
-    tokens::{TokenError, Tokens, bearer},
+    tokens::{TokenError, TokenTrouble, Tokens, bearer},
 };
 use crate::{
     client::{Client, Destination, SendError},
     domain::{
-        ClientKey, CloudId, Credential, Endpoint, Family, Installation, JiraApiUrl, JiraCall,
-        JiraSites, Upstream, UpstreamKind,
+        ClientKey, CloudId, Credential, Endpoint, Family, Installation, JiraApiUrl, JiraBaseUrl,
+        JiraCall, JiraSites, Upstream, UpstreamKind,
         upstream::{Connect, Oauth, SystemToken},
     },
     jwt::{
@@ -217,38 +218,39 @@ impl Forwarder {
         let path = format!("{}{SERVER_INFO}", gateway(cloud_id));
         let target = Target::new(&method(&call), &path, &[])?;
         let authorization = bearer(token).ok_or_else(|| unsendable("the token fits no header"))?;
-        self.at_gateway(authorization, &call, &target).await
+        let gateway: Uri = self.api_url.as_str().parse().map_err(unsendable)?;
+        let to = (&gateway, Destination::Configured);
+        self.send_to(to, authorization, &call, &target, Bytes::new())
+            .await
     }
 
-    /// Tries credentials out that no installation has yet: what Jira answers to something harmless in each family.
+    /// Tries credentials out, whatever is known of them: what Jira answers to something harmless in each family.
     pub async fn try_out(
         &self,
         oauth: &Oauth,
+        families: &[Family],
         now: Timestamp,
     ) -> Result<Vec<(Family, StatusCode)>, ForwardError> {
         let token = self.tokens.fetch(oauth, now).await?;
-        let upstream = Upstream::Oauth(oauth.clone());
-        let mut answers = Vec::with_capacity(Family::ALL.len());
-        for family in Family::ALL {
-            let call = JiraCall::Probe(family);
-            let target = self.target(&upstream, &call)?;
-            let authorization = token.authorization.clone();
-            let answer = self.at_gateway(authorization, &call, &target).await?;
-            answers.push((family, answer.status()));
-        }
-        Ok(answers)
+        let upstream = &Upstream::Oauth(oauth.clone());
+        let gateway: &Uri = &self.api_url.as_str().parse().map_err(unsendable)?;
+        let authorization = &token.authorization;
+        let asked = families.iter().map(|family| async move {
+            let call = JiraCall::Probe(*family);
+            let target = self.target(upstream, &call)?;
+            let to = (gateway, Destination::Configured);
+            let answer = self.send_to(to, authorization.clone(), &call, &target, Bytes::new());
+            Ok((*family, answer.await?.status()))
+        });
+        try_join_all(asked).await
     }
 
-    async fn at_gateway(
-        &self,
-        authorization: HeaderValue,
-        call: &JiraCall,
-        target: &Target,
-    ) -> Result<Response<Incoming>, ForwardError> {
-        let gateway: Uri = self.api_url.as_str().parse().map_err(unsendable)?;
-        let to = (&gateway, Destination::Configured);
-        self.send_to(to, authorization, call, target, Bytes::new())
-            .await
+    /// Why there has been no token for a site lately, if that is so.
+    pub fn trouble(&self, installation: &Installation) -> Option<Arc<TokenTrouble>> {
+        let Upstream::Oauth(oauth) = &installation.upstream else {
+            return None;
+        };
+        self.tokens.trouble(&installation.client_key, oauth)
     }
 
     fn signed(
@@ -345,9 +347,8 @@ impl Forwarder {
                 .parse()
                 .map_err(unsendable)?,
             destination: match upstream {
-                // Listing a site is the operator's word for its address; another one must be public.
-                Upstream::Connect(_) if !self.listed.is_listed(base_url) => Destination::Named,
-                _ => Destination::Configured,
+                Upstream::Connect(_) => destination(&self.listed, base_url),
+                Upstream::Forge(_) | Upstream::Oauth(_) => Destination::Configured,
             },
             opener: Opener::of(upstream),
             refused: AtomicBool::new(false),
@@ -402,6 +403,15 @@ impl Target {
             qsh: target.qsh(method.as_str()),
             path_and_query: PathAndQuery::try_from(target.path_and_query()).map_err(unsendable)?,
         })
+    }
+}
+
+/// Listing a site is the operator's word for its address; another one must be public.
+pub(super) fn destination(listed: &JiraSites, site: &JiraBaseUrl) -> Destination {
+    if listed.is_listed(site) {
+        Destination::Configured
+    } else {
+        Destination::Named
     }
 }
 

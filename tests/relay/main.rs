@@ -14,7 +14,6 @@ mod cloud;
 #[path = "../fakes/mod.rs"]
 mod fakes;
 mod harness;
-mod scene;
 mod stage;
 
 mod acme;
@@ -25,7 +24,6 @@ mod crash;
 mod doctor;
 mod faults;
 mod flood;
-mod forge;
 mod front;
 mod fuzz;
 mod hostile;
@@ -45,6 +43,7 @@ mod process;
 mod rest;
 mod secrets;
 mod spool;
+mod stories;
 mod takeover;
 mod toolchain;
 mod trace;

@@ -1,5 +1,8 @@
-//! A cloud with one site and one Forge app, and a relay that is the app's remote: what happens to a site without a Connect
-//! app is told with these.
+//! The whole story of a site without a Connect app, with real instances below: opened, linked, pushed to with equal
+//! ids, out of reach, out of tokens, left.
+
+mod forge;
+mod oauth;
 
 use serde_json::{Value, json};
 
@@ -10,33 +13,33 @@ use crate::{
     stage::{CLIENT_KEY, GitLab},
 };
 
-/// The calls of a GitLab that write.
-pub const CALLS: [&str; 4] = ["devinfo", "builds", "deployments", "feature_flags"];
+const CALLS: [&str; 4] = ["devinfo", "builds", "deployments", "feature_flags"];
 
-/// The site is `acme`.
-pub struct Scene {
-    pub cloud: Cloud,
-    pub acme: CloudSite,
-    pub app: String,
+/// A cloud with two sites and one Forge app, and a relay that is the app's remote.
+struct Scene {
+    cloud: Cloud,
+    acme: CloudSite,
+    other: CloudSite,
+    app: String,
     /// Speaks for the site's Connect app.
-    pub jira: FakeJira,
-    pub relay: TestRelay,
+    jira: FakeJira,
+    relay: TestRelay,
 }
 
 impl Scene {
-    pub async fn set() -> Self {
+    async fn set() -> Self {
         Self::set_with(|_| {}).await
     }
 
-    pub async fn set_with(change: impl FnOnce(&mut Settings)) -> Self {
+    async fn set_with(change: impl FnOnce(&mut Settings)) -> Self {
         let cloud = Cloud::start();
-        let acme = cloud.site("acme");
+        let (acme, other) = (cloud.site("acme"), cloud.site("other"));
         let app = cloud.ask("app", json!({}))["app_id"].clone();
         let app = app.as_str().expect("app").to_owned();
         let mut jira = FakeJira::start(CLIENT_KEY).await;
         jira.base_url.clone_from(&acme.url);
         let relay = TestRelay::start_with(&jira, |settings| {
-            cloud.aim(settings, &app, &[&acme]);
+            cloud.aim(settings, &app, &[&acme, &other]);
             change(settings);
         })
         .await;
@@ -44,27 +47,39 @@ impl Scene {
         Self {
             cloud,
             acme,
+            other,
             app,
             jira,
             relay,
         }
     }
 
-    pub async fn installations(&self) -> Vec<Value> {
+    async fn installations(&self) -> Vec<Value> {
         let path = "/api/v1/installations";
         let rows = self.relay.admin("GET", path, None, 200).await;
         rows.as_array().cloned().expect("a list")
     }
 
     /// The only installation there is.
-    pub async fn installation(&self) -> Value {
+    async fn installation(&self) -> Value {
         let rows = self.installations().await;
         assert_eq!(rows.len(), 1, "{rows:#?}");
         rows[0].clone()
     }
 
+    /// What stands in the audit trail about this, newest first.
+    async fn audit(&self, action: &str) -> Vec<Value> {
+        let path = "/api/v1/audit?limit=1000";
+        let entries = self.relay.admin("GET", path, None, 200).await;
+        let entries = entries.as_array().cloned().unwrap_or_default();
+        let of_action = entries
+            .into_iter()
+            .filter(|entry| entry["action"] == action);
+        of_action.collect()
+    }
+
     /// Both instances push with equal ids and numbers; what each wrote stands beside the other's.
-    pub async fn both_push(
+    async fn both_push(
         &self,
         provider: &str,
         gitlabs: &[GitLab],
@@ -73,9 +88,12 @@ impl Scene {
     ) {
         for gitlab in gitlabs {
             for call in CALLS {
-                let options =
-                    json!({"build_number": build_number, "deployment_number": build_number});
-                gitlab.sends(call, options).await;
+                gitlab
+                    .sends(
+                        call,
+                        json!({"build_number": build_number, "deployment_number": build_number}),
+                    )
+                    .await;
             }
         }
         self.relay.until_drained().await;
@@ -93,18 +111,8 @@ impl Scene {
         }
     }
 
-    /// A build of this number came through from each link.
-    pub fn built(&self, provider: &str, links: &[Value], build_number: u64) {
-        let keys = self.cloud.keys(&self.acme, provider, "builds");
-        for link in links {
-            let ns = link["namespace"].as_str().expect("namespace");
-            let key = format!("{ns}-700/{build_number}");
-            assert!(keys.contains(&key), "{key} is not in {keys:?}");
-        }
-    }
-
     /// Jira is away for a while: nothing is lost.
-    pub async fn an_outage(&self, provider: &str, gitlabs: &[GitLab], links: &[Value]) {
+    async fn an_outage(&self, provider: &str, gitlabs: &[GitLab], links: &[Value]) {
         self.cloud
             .fault("api", json!({"mode": "status", "status": 503}));
         for gitlab in gitlabs {
@@ -116,8 +124,18 @@ impl Scene {
         self.built(provider, links, 50);
     }
 
+    /// A build of this number came through from each link.
+    fn built(&self, provider: &str, links: &[Value], build_number: u64) {
+        let keys = self.cloud.keys(&self.acme, provider, "builds");
+        for link in links {
+            let ns = link["namespace"].as_str().expect("namespace");
+            let key = format!("{ns}-700/{build_number}");
+            assert!(keys.contains(&key), "{key} is not in {keys:?}");
+        }
+    }
+
     /// The end of it: every instance was told, and no party did what it must not.
-    pub async fn everybody_knows_the_end(&self, gitlabs: &[GitLab]) {
+    async fn everybody_knows_the_end(&self, gitlabs: &[GitLab]) {
         let told = |links: &[Value]| {
             links
                 .iter()
@@ -128,16 +146,5 @@ impl Scene {
             assert_eq!(gitlab.state().await["installations"], json!({}));
         }
         assert_eq!(self.cloud.violations(), json!([]));
-    }
-
-    /// What stands in the audit trail about this, newest first.
-    pub async fn audit(&self, action: &str) -> Vec<Value> {
-        let path = "/api/v1/audit?limit=1000";
-        let entries = self.relay.admin("GET", path, None, 200).await;
-        let entries = entries.as_array().cloned().unwrap_or_default();
-        let of_action = entries
-            .into_iter()
-            .filter(|entry| entry["action"] == action);
-        of_action.collect()
     }
 }

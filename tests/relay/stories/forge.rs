@@ -7,14 +7,14 @@ use http::Request;
 use http_body_util::Full;
 use serde_json::{Value, json};
 
+use super::Scene;
 use crate::{
-    cloud::Cloud,
+    cloud::{Cloud, Installed},
     fakes::{
         FakeJira,
         http::{client, send},
     },
     harness::{PATIENCE, RelayProcess, SECRET, Settings, admin, checked},
-    scene::Scene,
     stage::{APP_KEY, CLIENT_KEY, linked},
 };
 
@@ -52,7 +52,7 @@ impl Scene {
     }
 
     /// A call of the page's, which Forge must hand to it.
-    fn page(&self, installed: &crate::cloud::Installed, call: Value) -> (u64, Value) {
+    fn page(&self, installed: &Installed, call: Value) -> (u64, Value) {
         let answer = self.cloud.with(installed, "invoke", call.clone());
         assert_eq!(answer["swallowed"], Value::Null, "{call}: {answer:#}");
         let body = answer["body"].as_str().unwrap_or_default();
@@ -201,7 +201,7 @@ async fn an_event_is_repeated_until_jira_says_where_the_site_is() {
     );
 
     // Never: nothing is kept of it. The hourly trigger makes up for it.
-    let other = scene.cloud.site("other");
+    let other = scene.cloud.site("unlisted");
     scene
         .cloud
         .fault("api", json!({"mode": "status", "status": 500}));
@@ -298,9 +298,16 @@ async fn an_upgrade_changes_the_version_and_only_a_better_token_is_kept() {
 async fn an_uninstall_is_the_end_of_an_installation_and_not_of_the_site() {
     let scene = Scene::set().await;
     let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    let client_key = scene.installation().await["client_key"].clone();
+    // An operator need not, as long as Forge can say it.
+    let path = format!(
+        "/api/v1/installations/{}",
+        client_key.as_str().expect("key")
+    );
+    let refused = scene.relay.admin("DELETE", &path, None, 409).await;
+    assert_eq!(refused["error"]["code"], "installation_has_app");
     let told = scene.cloud.with(&installed, "uninstall", json!({}));
     assert_eq!(status(&told), Some(204));
-    let client_key = scene.installation().await["client_key"].clone();
     assert_eq!(scene.installation().await["state"], "uninstalled");
     // A repeat of an event that was sent before, and a call of a page that is still open.
     let told = scene
@@ -426,7 +433,7 @@ async fn hostile_tokens_change_nothing_and_are_answered_401() {
 async fn an_installation_speaks_for_itself_only() {
     let scene = Scene::set().await;
     let acme = scene.cloud.install(&scene.app, &scene.acme, json!({}));
-    let other = scene.cloud.site("other");
+    let other = scene.cloud.site("unlisted");
     let other = scene
         .cloud
         .install(&scene.app, &other, json!({"silent": true}));
@@ -720,7 +727,7 @@ async fn what_forge_told_outlives_kill_9() {
     };
     let before = rows().await;
     assert_eq!(before[0]["forge"]["installation_id"], installed.id);
-    assert_eq!(before[0]["forge"]["standing"]["code"], "forge_site");
+    assert_eq!(before[0]["problem"], Value::Null);
     cloud.ask("system_tokens", json!({"lifetime_secs": 3300}));
     cloud.with(&installed, "scheduled", json!({}));
     let after = rows().await;
