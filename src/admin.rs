@@ -31,6 +31,7 @@ use crate::{
     doctor::Doctor,
     domain::{Actor, AuditEntry, ClientKey, InstallationState, JiraSites, LinkState, Peer},
     exchange::{Arrival, Labels, json, observe, typed},
+    forge_sites,
     jira::Forwarder,
     jwt::Signer,
     linking::Linker,
@@ -73,7 +74,7 @@ pub struct AdminParts {
     pub linker: Arc<Linker>,
     /// Invites operators to the page outside Jira.
     pub sessions: Arc<Sessions>,
-    /// Which sites can be imported.
+    /// Which sites can be served.
     pub sites: JiraSites,
     /// What waits for Jira.
     pub spool: Spool,
@@ -99,6 +100,7 @@ enum Route {
     Health,
     Import,
     ImportRollback,
+    Installation,
     Installations,
     Keys,
     KeysRotate,
@@ -128,6 +130,7 @@ impl Admin {
             ("/readyz", Route::Ready),
             ("/metrics", Route::Metrics),
             ("/api/v1/installations", Route::Installations),
+            ("/api/v1/installations/{id}", Route::Installation),
             ("/api/v1/installations/{id}/move", Route::Move),
             ("/api/v1/installations/{id}/page", Route::Page),
             ("/api/v1/links", Route::Links),
@@ -216,6 +219,12 @@ impl AdminParts {
             (Route::Ready, &Method::GET) => self.ready(arrival).await,
             (Route::Metrics, &Method::GET) => self.metrics(),
             (Route::Installations, &Method::GET) => installations::list(self),
+            (Route::Installations, &Method::POST) => {
+                installations::add(self, request, arrival).await
+            }
+            (Route::Installation, &Method::DELETE) => {
+                installations::remove(self, id, request.uri().query(), arrival).await
+            }
             (Route::Move, &Method::POST) => moving::move_to(self, id, request, arrival).await,
             (Route::Page, &Method::POST) => page::invite(self, id, arrival).await,
             (Route::Links, &Method::GET) => links::list(self, request.uri().query()),
@@ -307,7 +316,14 @@ impl AdminParts {
                 .with_label_values(&[state.as_str()])
                 .set(count as i64);
         }
-        self.spool.measure(crate::clock::now());
+        let now = crate::clock::now();
+        forge_sites::measure(&installations, &self.metrics, now);
+        let refused = installations.iter().filter(|installation| {
+            let trouble = self.forwarder.trouble(installation);
+            installation.is_installed() && trouble.is_some_and(|trouble| trouble.error.is_refusal())
+        });
+        self.metrics.oauth_refused.set(refused.count() as i64);
+        self.spool.measure(now);
         if let Some(tls) = &self.doctor.tls
             && let Some(expires_at) = tls.expires_at()
         {
@@ -358,6 +374,7 @@ impl Route {
             Self::Health => "healthz",
             Self::Import => "import",
             Self::ImportRollback => "import/id/rollback",
+            Self::Installation => "installations/id",
             Self::Installations => "installations",
             Self::Keys => "keys",
             Self::KeysRotate => "keys/rotate",
@@ -383,7 +400,8 @@ impl Route {
     fn methods(self) -> &'static str {
         match self {
             Self::Link => "GET or DELETE",
-            Self::Links => "GET or POST",
+            Self::Installations | Self::Links => "GET or POST",
+            Self::Installation => "DELETE",
             Self::Doctor
             | Self::Import
             | Self::ImportRollback

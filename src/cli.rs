@@ -169,10 +169,12 @@ pub(crate) enum Command {
   jira-connect-proxy status --admin-url unix:/run/jira-connect-proxy/admin.sock
   jira-connect-proxy status --admin-url https://relay.internal:9090 --admin-ca ca.pem --admin-cert me.pem --admin-key me-key.pem")]
     Status,
-    /// List the Jira sites that have the app.
+    /// List the Jira sites, and add, move and remove them.
     #[command(after_help = "Examples:
   jira-connect-proxy installations
   jira-connect-proxy installations --json
+  jira-connect-proxy installations add-oauth --site acme.atlassian.net --client-id 2mCfO6a9Kx --client-secret-file secret.txt
+  jira-connect-proxy installations remove acme.atlassian.net
   jira-connect-proxy installations move acme.atlassian.net --to forge --dry-run")]
     Installations {
         #[command(subcommand)]

@@ -220,6 +220,10 @@ pub struct ForgeConfig {
     pub jwks_url: String,
     /// Where the app's page lives: the way back from signing in to an instance hands its code there.
     pub page_origins: Vec<String>,
+    /// From one look at sites whose app may be gone to the next.
+    pub check_every: Duration,
+    /// A site whose app has been silent for so long is left, if Jira has refused its token too.
+    pub gone_after: SignedDuration,
 }
 
 /// `[instances]`

@@ -12,11 +12,13 @@ use serde_json::Value;
 
 use crate::{
     client::{Client, Destination},
-    domain::{InstanceUrl, LifecycleEventKind, Link, LinkMode},
+    domain::{InstanceUrl, JiraBaseUrl, LifecycleEventKind, Link, LinkMode, Upstream},
+    forge_sites,
     gitlab::{
         Asker, Prober,
         probe::{Check, Finding, Verdict, compare_clocks},
     },
+    jira::{Forwarder, credentials},
     jwt::{KeySet, Signer},
     store::Store,
     tls::TlsFiles,
@@ -26,7 +28,13 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// An instance may be linked to any number of sites; so many tell enough.
 const LINKS_LOOKED_AT: usize = 8;
+
+/// Sites whose credentials are tried out, all at once.
+const SITES_LOOKED_AT: usize = 64;
 const ANSWER_MAX_BYTES: usize = 256 * 1024;
+
+/// Lines about sites; those that need nobody are left out first.
+const SITES_TOLD: usize = 100;
 
 /// Less room than this for the store and the spool is too little.
 const DISK_FAIL_BYTES: u64 = 256 << 20;
@@ -56,6 +64,8 @@ pub struct Doctor {
     pub install_keys_url: String,
     /// Forge's keys, if there is a Forge app.
     pub key_set: Option<KeySet>,
+    /// Calls Jira sites.
+    pub forwarder: Arc<Forwarder>,
     /// Where the store is.
     pub store_path: PathBuf,
     /// The relay's own certificate, if it ends TLS itself.
@@ -194,23 +204,32 @@ impl Doctor {
 
     /// Looks at the relay itself.
     pub async fn ourselves(&self, now: Timestamp) -> Report {
-        let (public, (keys, clock), key_set) = tokio::join!(
+        let (public, (keys, clock), key_set, credentials) = tokio::join!(
             self.public_url(),
             self.key_server(now),
-            self.forge_key_set()
+            self.forge_key_set(),
+            self.credentials(now)
         );
         let steps = [
             ("public_url", Some(public)),
             ("key_server", Some(keys)),
             ("clock", Some(clock)),
             ("forge_key_set", key_set),
+        ];
+        let credentials = credentials.into_iter().map(|found| ("oauth", Some(found)));
+        let of_itself = [
             ("certificate", Some(self.certificate(now))),
             ("signing_key", Some(self.signing_key())),
             ("store", Some(self.writable(now).await)),
             ("disk", Some(self.disk())),
         ];
+        let of_sites = self.forge_sites(now);
+        let of_sites = of_sites.map(|found| ("forge_site", Some(found)));
         let steps = steps
             .into_iter()
+            .chain(of_sites)
+            .chain(credentials)
+            .chain(of_itself)
             .filter_map(|(rung, finding)| finding.map(|finding| Step { rung, finding }));
         Report::new("relay".to_owned(), steps.collect())
     }
@@ -333,6 +352,46 @@ impl Doctor {
         ))
     }
 
+    /// A line for each site that is reached through Forge, those that need somebody first.
+    fn forge_sites(&self, now: Timestamp) -> impl Iterator<Item = Finding> {
+        let sites = self.store.installations();
+        let mut found: Vec<Finding> = sites
+            .iter()
+            .filter_map(|site| Some(forge_sites::standing(site, now)?.finding(&site.base_url)))
+            .collect();
+        found.sort_by(|a, b| (b.verdict, &a.message).cmp(&(a.verdict, &b.message)));
+        found.into_iter().take(SITES_TOLD)
+    }
+
+    /// A line for each site that is reached with OAuth client credentials.
+    async fn credentials(&self, now: Timestamp) -> Vec<Finding> {
+        let mut sites = self.store.installations();
+        sites.retain(|site| site.is_installed());
+        sites.sort_by(|a, b| a.base_url.as_str().cmp(b.base_url.as_str()));
+        let credentials: Vec<_> = sites
+            .iter()
+            .filter_map(|site| match &site.upstream {
+                Upstream::Oauth(oauth) => Some((&site.base_url, oauth)),
+                _ => None,
+            })
+            .collect();
+        let checks = credentials.iter().take(SITES_LOOKED_AT);
+        let checks = checks.map(|(site, oauth)| async move {
+            let check = credentials::check(&self.forwarder, oauth, now);
+            let checked = tokio::time::timeout(PATIENCE, check).await;
+            judge_credentials(site, checked.ok())
+        });
+        let mut findings = join_all(checks).await;
+        if credentials.len() > SITES_LOOKED_AT {
+            findings.push(Finding::unknown(
+                "not_looked_at",
+                "there are more sites with credentials, which were not looked at",
+                "`jira-connect-proxy installations` shows those for which no token could be had",
+            ));
+        }
+        findings
+    }
+
     fn certificate(&self, now: Timestamp) -> Finding {
         match &self.tls {
             Some(tls) => certificate(tls.expires_at(), now),
@@ -417,6 +476,27 @@ fn not_reached() -> Finding {
         "not looked at, because something it needs is broken",
         "mend that first",
     )
+}
+
+fn judge_credentials(
+    site: &JiraBaseUrl,
+    checked: Option<Result<(), credentials::CredentialFault>>,
+) -> Finding {
+    match checked {
+        Some(Ok(())) => Finding::ok(
+            "oauth",
+            format!("{site}: a token can be had, and it opens what GitLab sends"),
+        ),
+        Some(Err(fault)) => Finding::fail(fault.code(), format!("{site}: {fault}"), fault.hint()),
+        None => Finding::fail(
+            "answer_timed_out",
+            format!(
+                "{site}: Atlassian did not answer within {} s",
+                PATIENCE.as_secs()
+            ),
+            "the relay must be able to call jira.api_url; Atlassian's status page may know more",
+        ),
+    }
 }
 
 /// Whether a certificate is good for long enough to be renewed without haste.

@@ -4,6 +4,7 @@
 mod addresses;
 pub mod admins;
 pub mod calls;
+pub mod credentials;
 pub mod deliver;
 pub mod descriptor;
 pub mod forward;
@@ -12,8 +13,10 @@ pub mod mend;
 pub mod namespace;
 pub mod rate_limit;
 pub mod recognise;
+pub mod server_info;
 pub mod shape;
 pub mod split;
+pub mod tenant;
 pub mod tokens;
 pub mod toolchain;
 pub mod touches;

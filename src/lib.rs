@@ -16,6 +16,7 @@
 //! - [`rotation`]: keeps one signing key active
 //! - [`sightings`]: notes when an instance last spoke, and its version
 //! - [`rounds`]: looks at every connected instance from time to time
+//! - [`forge_sites`]: keeps what invocations of a Forge app tell, and finds out which sites it has left
 //! - [`forget`]: drops sites that were uninstalled long ago, and secrets that count no more
 //! - [`forge_app`]: the folder from which an operator deploys a Forge app for this relay
 //! - [`jira`]: the Jira side: descriptor, lifecycle calls, which link speaks, namespaces, calls to Jira
@@ -45,6 +46,7 @@ pub mod doctor;
 pub mod domain;
 pub mod exchange;
 pub mod forge_app;
+pub mod forge_sites;
 pub mod forget;
 pub mod forwarded;
 pub mod gitlab;

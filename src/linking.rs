@@ -11,7 +11,8 @@ use jiff::{SignedDuration, Timestamp};
 use crate::{
     domain::{
         Actor, AuditEntry, ClientKey, InstanceUrl, LifecycleEventKind, Link, LinkId, LinkMode,
-        SharedSecret, installation::InstallationChange, link::Purge, secret::NoRandomness,
+        SharedSecret, UpstreamKind, installation::InstallationChange, link::Purge,
+        secret::NoRandomness,
     },
     reject::{Reject, RejectKind},
     store::{StoreFull, Transaction},
@@ -42,8 +43,8 @@ pub enum LinkRefusal {
     /// No such installation.
     #[error("there is no installation {0}")]
     UnknownInstallation(ClientKey),
-    /// The app is not installed there any more.
-    #[error("the app is not installed on the site of {0} any more")]
+    /// The app is not installed there any more, or the credentials were removed.
+    #[error("nothing opens the site of {0} any more")]
     Uninstalled(ClientKey),
     /// They are linked already.
     #[error("{instance_url} is linked to this installation already")]
@@ -56,6 +57,11 @@ pub enum LinkRefusal {
     /// A direct link holds Jira's own secret; beside it, no other link may be.
     #[error("a direct link must be the only link of its installation")]
     NotAlone,
+    /// There is no secret of Jira's to hand on.
+    #[error(
+        "a direct link hands on the secret of a Connect app; this site is reached through {}", .0.as_str()
+    )]
+    NothingToHandOn(UpstreamKind),
     /// Two instances with raw ids would overwrite each other's data.
     #[error("one link of this installation keeps its ids already")]
     IdsTaken,
@@ -95,6 +101,11 @@ pub fn create(
         None => return Err(LinkRefusal::UnknownInstallation(wish.client_key)),
         Some(installation) if !installation.is_installed() => {
             return Err(LinkRefusal::Uninstalled(wish.client_key));
+        }
+        Some(installation)
+            if wish.mode == LinkMode::Direct && installation.upstream.as_connect().is_none() =>
+        {
+            return Err(LinkRefusal::NothingToHandOn(installation.upstream.kind()));
         }
         Some(_) => {}
     }
@@ -220,6 +231,13 @@ pub fn purge(
     let mut link = known(transaction, id)?;
     if !link.is_marked() {
         return Err(LinkRefusal::Unmarked);
+    }
+    // Jira deletes an app's data itself when the app goes. What came with credentials stays when they do.
+    if let Some(left) = transaction.installation(&link.client_key)
+        && !left.is_installed()
+        && left.upstream.kind() == UpstreamKind::Oauth
+    {
+        return Err(LinkRefusal::Uninstalled(link.client_key));
     }
     if link.purge.is_none() {
         link.purge = Some(Purge {
@@ -420,6 +438,15 @@ fn known(transaction: &mut Transaction<'_>, id: LinkId) -> Result<Link, LinkRefu
         .ok_or(LinkRefusal::UnknownLink(id))
 }
 
+impl From<FollowError> for Reject {
+    fn from(error: FollowError) -> Self {
+        match error {
+            FollowError::Full(full) => full.into(),
+            FollowError::NoRandomness(error) => Self::internal(error),
+        }
+    }
+}
+
 impl From<LinkRefusal> for Reject {
     fn from(refusal: LinkRefusal) -> Self {
         let message = refusal.to_string();
@@ -429,12 +456,12 @@ impl From<LinkRefusal> for Reject {
             LinkRefusal::UnknownInstallation(_) => (
                 RejectKind::NotFound,
                 "installation_unknown",
-                "GET /api/v1/installations lists them; install the app in Jira first".to_owned(),
+                "GET /api/v1/installations lists them; first the app is installed in Jira, or the site's credentials are added".to_owned(),
             ),
             LinkRefusal::Uninstalled(_) => (
                 RejectKind::Conflict,
                 "installation_uninstalled",
-                "install the app in Jira again; its links come back by themselves".to_owned(),
+                "install the app in Jira again, or add the site's credentials again; its links come back by themselves".to_owned(),
             ),
             LinkRefusal::Exists { id, .. } => (
                 RejectKind::Conflict,
@@ -445,6 +472,11 @@ impl From<LinkRefusal> for Reject {
                 RejectKind::Conflict,
                 "link_not_alone",
                 "use mode \"relay\", or remove the other link first".to_owned(),
+            ),
+            LinkRefusal::NothingToHandOn(_) => (
+                RejectKind::Conflict,
+                "link_not_direct",
+                "use mode \"relay\"".to_owned(),
             ),
             LinkRefusal::IdsTaken => (
                 RejectKind::Conflict,

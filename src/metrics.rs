@@ -46,6 +46,12 @@ pub struct Metrics {
     pub forge_key_set_fetches: IntCounterVec,
     /// When Forge's key set was last fetched, in seconds since 1970; 0 before the first time.
     pub forge_key_set_fetched_at: IntGauge,
+    /// Sites that are reached through Forge, by whether Jira would take a token now (`valid`, `missing`).
+    pub forge_installations: IntGaugeVec,
+    /// Sites that are reached through Forge, and nothing of Forge's has come for three hours.
+    pub forge_silent: IntGauge,
+    /// When the first of the tokens that are good now ends, in seconds since 1970; 0 if there is none.
+    pub forge_token_expiry: IntGauge,
     /// Tokens of instances, by how their link was told: `friend`, `searched`, `unknown`, `refused`.
     pub recognitions: IntCounterVec,
     /// Reads of Atlassian's ranges, by outcome.
@@ -60,6 +66,8 @@ pub struct Metrics {
     pub jira_request_duration: HistogramVec,
     /// Tokens asked for with OAuth client credentials, by outcome.
     pub oauth_tokens: IntCounterVec,
+    /// Jira sites whose OAuth client credentials Atlassian refuses.
+    pub oauth_refused: IntGauge,
     /// Bodies mended before they went to Jira, by what was wrong with them.
     pub mended: IntCounterVec,
     /// Pauses towards Jira, by scope.
@@ -249,6 +257,19 @@ impl Metrics {
                 "forge_key_set_fetched_timestamp_seconds",
                 "When Forge's key set was last fetched, in seconds since 1970; 0 before the first time.",
             )?,
+            forge_installations: gauges(
+                "forge_installations",
+                "Sites that are reached through Forge, by whether Jira would take a token now.",
+                &["token"],
+            )?,
+            forge_silent: gauge(
+                "forge_silent_installations",
+                "Sites that are reached through Forge, and nothing of Forge's has come for three hours.",
+            )?,
+            forge_token_expiry: gauge(
+                "forge_token_expiry_timestamp_seconds",
+                "When the first of Forge's tokens that are good now ends, in seconds since 1970; 0 if there is none.",
+            )?,
             recognitions: counter(
                 "recognitions_total",
                 "Tokens of instances, by how their link was told.",
@@ -281,6 +302,10 @@ impl Metrics {
                 "oauth_tokens_total",
                 "Tokens asked for with OAuth client credentials, by outcome.",
                 &["outcome"],
+            )?,
+            oauth_refused: gauge(
+                "oauth_credentials_refused",
+                "Jira sites whose OAuth client credentials Atlassian refuses.",
             )?,
             mended: counter(
                 "mended_total",

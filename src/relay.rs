@@ -26,6 +26,7 @@ use crate::{
     config::{Config, RangesSource},
     doctor::{self, Doctor},
     domain::{InstancePolicy, InstanceUrl},
+    forge_sites::ForgeSites,
     forget,
     gitlab::{Asker, KeyFetches, Patience, Prober, deliver::Courier, probe::Verdict},
     jira::{Admins, Forwarder, Recogniser},
@@ -72,6 +73,7 @@ pub struct Relay {
     sighted: tokio::sync::mpsc::Receiver<Sighting>,
     rotation: Arc<KeyRotation>,
     rounds: Arc<Rounds>,
+    forge_sites: Option<Arc<ForgeSites>>,
     keep_uninstalled: SignedDuration,
     #[cfg(feature = "otlp")]
     exporter: Option<Exporter>,
@@ -340,6 +342,7 @@ impl Relay {
             app_base_url: config.app_base_url(),
             install_keys_url: config.jira.install_keys_url.clone(),
             key_set: invocations.as_ref().map(|verifier| verifier.keys().clone()),
+            forwarder: Arc::clone(&forwarder),
             store_path: config.store.path.clone(),
             tls: tls.clone(),
         });
@@ -350,6 +353,15 @@ impl Relay {
             Arc::clone(&metrics),
         ));
         let admin_forwarder = Arc::clone(&forwarder);
+        let forge_sites = config.forge.as_ref().map(|forge| {
+            Arc::new(ForgeSites::new(
+                forge,
+                (store.clone(), Arc::clone(&forwarder), spool.clone()),
+                Arc::clone(&policy),
+                config.jira.sites.clone(),
+                now,
+            ))
+        });
         let public = PublicParts {
             access: Access {
                 jira: config.access.jira.clone(),
@@ -363,7 +375,7 @@ impl Relay {
             admins: Admins::new(Arc::clone(&forwarder)),
             store: store.clone(),
             verifier,
-            invocations,
+            forge: invocations.zip(forge_sites.clone()),
             signer: Arc::clone(&signer),
             key_fetches,
             recogniser: Recogniser::new(store.clone(), Arc::clone(&metrics)),
@@ -468,6 +480,7 @@ impl Relay {
             sighted,
             rotation,
             rounds,
+            forge_sites,
             keep_uninstalled: config.jira.keep_uninstalled,
             #[cfg(feature = "otlp")]
             exporter,
@@ -542,6 +555,9 @@ impl Relay {
             stopped(),
         ));
         tasks.spawn(self.rounds.run(stopped()));
+        if let Some(forge_sites) = self.forge_sites {
+            tasks.spawn(forge_sites.run(stopped()));
+        }
         let (rotation, until) = (self.rotation, stopped());
         tasks.spawn(async move { rotation.run(until).await });
         tasks.spawn(keep_install_keys(

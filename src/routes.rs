@@ -5,6 +5,7 @@
 mod assets;
 mod branches;
 mod caller;
+mod forge;
 mod installations;
 mod lifecycle;
 mod links;
@@ -33,6 +34,7 @@ use crate::{
     config::{Config, LimitsConfig},
     domain::{ClientKey, InstancePolicy, LifecycleEventKind, Peer, peer::network},
     exchange::{Arrival, Labels, observe, typed},
+    forge_sites::ForgeSites,
     forwarded::Forwarded,
     gitlab::{Asker, KeyFetches, Prober},
     jira::{Admins, Forwarder, Recogniser, calls, descriptor::descriptor},
@@ -98,8 +100,8 @@ pub struct PublicParts {
     pub store: Store,
     /// Believes Atlassian.
     pub verifier: LifecycleVerifier,
-    /// Believes Forge, if there is a Forge app.
-    pub invocations: Option<InvocationVerifier>,
+    /// Believes Forge and keeps what it tells, if there is a Forge app.
+    pub forge: Option<(InvocationVerifier, Arc<ForgeSites>)>,
     /// Has our public keys.
     pub signer: Arc<Signer>,
     /// Notes who came for one.
@@ -135,12 +137,14 @@ enum Route {
     Asset,
     Descriptor,
     Event(LifecycleEventKind),
+    Forge(forge::Trigger),
     Installations,
     Links(links::Resource),
     Logo,
     OauthCallback,
     Outside(outside::Door),
     Page,
+    PageBoot,
     PublicKey,
     Associate,
     BranchNew,
@@ -184,6 +188,9 @@ impl Public {
                 Route::Event(LifecycleEventKind::Uninstalled),
             ),
             ("assets/{name}", Route::Asset),
+            ("forge/events", Route::Forge(forge::Trigger::Event)),
+            ("forge/scheduled", Route::Forge(forge::Trigger::Scheduled)),
+            ("forge/uninstall", Route::Forge(forge::Trigger::Uninstall)),
             ("installations", Route::Installations),
             ("links", Route::Links(Resource::All)),
             ("links/check", Route::Links(Resource::Check)),
@@ -200,6 +207,7 @@ impl Public {
             ("logo.svg", Route::Logo),
             ("oauth_callbacks", Route::OauthCallback),
             ("page", Route::Outside(outside::Door::Page)),
+            ("page/boot", Route::PageBoot),
             ("page/open", Route::Outside(outside::Door::Open)),
             ("page/session", Route::Outside(outside::Door::Session)),
             ("subscriptions", Route::Page),
@@ -266,11 +274,15 @@ impl Public {
                 Box::pin(async move {
                     match route {
                         Some(route) => {
-                            let is_event = matches!(route, Route::Event(_));
+                            // Forge calls for all users of all sites from a few addresses.
+                            let is_forges = route.is_forges(request.headers());
+                            let is_event = is_forges || matches!(route, Route::Event(_));
                             if !is_event {
                                 this.check_pace(&arrival)?;
                             }
-                            if let Some(group) = route.group() {
+                            let group = route.group();
+                            if let Some(group) = group.or_else(|| is_forges.then_some(Group::Jira))
+                            {
                                 this.access.check(group, arrival.peer.ip())?;
                             }
                             let params = params.unwrap_or_default();
@@ -359,7 +371,12 @@ impl Public {
                 lifecycle::receive(self, kind, request, arrival).await
             }
             (Route::Associate, &Method::POST) => toolchain::associate(self, request, arrival).await,
-            (Route::Event(_) | Route::Associate, _) => Err(Reject::method_not_allowed("POST")),
+            (Route::Forge(trigger), &Method::POST) => {
+                forge::receive(self, trigger, request, arrival).await
+            }
+            (Route::Event(_) | Route::Forge(_) | Route::Associate, _) => {
+                Err(Reject::method_not_allowed("POST"))
+            }
             (Route::Installations, _) => installations::serve(self, request, arrival).await,
             (Route::Links(resource), _) => {
                 let (id, group) = (param("id"), param("group"));
@@ -376,6 +393,7 @@ impl Public {
             (Route::Asset, _) => page::asset(self, param("name"), request.headers()),
             (Route::OauthCallback, _) => page::oauth_callback(self),
             (Route::Page, _) => page::subscriptions(self, request, arrival),
+            (Route::PageBoot, _) => forge::boot(self, request, arrival).await,
             (Route::Logo, _) => cacheable(
                 "public, max-age=86400",
                 typed(StatusCode::OK, "image/svg+xml", LOGO),
@@ -390,12 +408,24 @@ impl Public {
 }
 
 impl Route {
+    /// Whether Forge calls it, for itself or for its page. What is a call of its page's only the token tells.
+    fn is_forges(self, headers: &HeaderMap) -> bool {
+        match self {
+            Self::Forge(_) | Self::PageBoot => true,
+            Self::Links(_) => forge::is_call(headers),
+            _ => false,
+        }
+    }
+
     /// Whose servers call it; nothing, if browsers do, or anybody.
     fn group(self) -> Option<Group> {
         match self {
-            Self::Event(_) | Self::Associate | Self::Repositories | Self::Workspaces => {
-                Some(Group::Jira)
-            }
+            Self::Event(_)
+            | Self::Forge(_)
+            | Self::PageBoot
+            | Self::Associate
+            | Self::Repositories
+            | Self::Workspaces => Some(Group::Jira),
             Self::PublicKey => Some(Group::Instances),
             // The descriptor is public, and people look at it to see whether the relay is there.
             Self::Descriptor
@@ -417,12 +447,14 @@ impl Route {
             Self::Descriptor => "app_descriptor",
             Self::Event(LifecycleEventKind::Installed) => "events/installed",
             Self::Event(LifecycleEventKind::Uninstalled) => "events/uninstalled",
+            Self::Forge(trigger) => trigger.label(),
             Self::Installations => "installations",
             Self::Links(resource) => resource.label(),
             Self::Logo => "logo",
             Self::OauthCallback => "oauth_callbacks",
             Self::Outside(door) => door.label(),
             Self::Page => "subscriptions",
+            Self::PageBoot => "page/boot",
             Self::PublicKey => "public_keys",
             Self::Associate => "repositories/associate",
             Self::BranchNew => "branches/new",

@@ -291,8 +291,9 @@ pub fn read_file(path: &Path) -> Result<Networks, RangesError> {
     parse(&std::fs::read(path).map_err(file)?)
 }
 
-/// Where Atlassian's servers call from on behalf of Jira: `direction` has `egress`, `product` has `jira`. One entry
-/// that is no network spoils the whole.
+/// Where Atlassian's servers call from on behalf of Jira: `direction` has `egress`, `product` has `jira`. Forge calls
+/// remotes from the same (Atlassian's "Forge Remote essentials", "IP address ranges"), or from its own, should it ever
+/// have any. One entry that is no network spoils the whole.
 fn parse(document: &[u8]) -> Result<Networks, RangesError> {
     let document: Document = serde_json::from_slice(document)
         .map_err(|error| RangesError::Rubbish(error.to_string()))?;
@@ -314,7 +315,8 @@ fn parse(document: &[u8]) -> Result<Networks, RangesError> {
         if net.prefix_len() < widest {
             return Err(rubbish("is too wide to be Atlassian's alone"));
         }
-        if has(&item.direction, "egress") && has(&item.product, "jira") {
+        let calls_us = has(&item.product, "jira") || has(&item.product, "forge");
+        if has(&item.direction, "egress") && calls_us {
             networks.push(net);
         }
     }

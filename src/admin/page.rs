@@ -6,7 +6,7 @@ use http_body_util::Full;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::AdminParts;
+use super::{AdminParts, installations};
 use crate::{
     domain::AuditEntry,
     exchange::{Arrival, json},
@@ -25,14 +25,10 @@ pub(super) async fn invite(
     client_key: &str,
     arrival: &Arrival,
 ) -> Result<Response<Full<Bytes>>, Reject> {
-    let client_key = AdminParts::client_key(client_key)?;
-    let _ = arrival.notes.client_key.set(client_key.clone());
-    match admin.store.installation(&client_key) {
-        None => return Err(LinkRefusal::UnknownInstallation(client_key).into()),
-        Some(installation) if !installation.is_installed() => {
-            return Err(LinkRefusal::Uninstalled(client_key).into());
-        }
-        Some(_) => {}
+    let installation = installations::find(admin, client_key, arrival)?;
+    let client_key = installation.client_key.clone();
+    if !installation.is_installed() {
+        return Err(LinkRefusal::Uninstalled(client_key).into());
     }
     let invitation = admin.sessions.invite(client_key.clone(), arrival.now);
     let entry = AuditEntry {

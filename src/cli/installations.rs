@@ -1,5 +1,11 @@
 //! `installations`: the Jira sites that the relay serves, and how it reaches them.
 
+use std::{
+    fs::File,
+    io::{self, IsTerminal as _, Read},
+    path::{Path, PathBuf},
+};
+
 use anyhow::Context as _;
 use clap::{Subcommand, ValueEnum};
 use http::Method;
@@ -7,6 +13,7 @@ use jiff::Timestamp;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::json;
+use zeroize::Zeroizing;
 
 use super::{
     api::{Api, parsed},
@@ -14,6 +21,9 @@ use super::{
 };
 
 const PATH: &str = "/api/v1/installations";
+
+/// Far above what Atlassian gives out.
+const SECRET_MAX_BYTES: u64 = 64 * 1024;
 
 /// One site, as far as it is shown.
 #[derive(Deserialize)]
@@ -26,10 +36,57 @@ pub(super) struct Installation {
     upstream: String,
     standby: Vec<String>,
     links: usize,
+    problem: Option<Problem>,
+    hint: Option<String>,
+}
+
+/// Why nothing reaches Jira.
+#[derive(Deserialize)]
+struct Problem {
+    code: String,
+    message: String,
+    hint: String,
+    since: Timestamp,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Add a Jira site that is reached with OAuth client credentials, or give one new credentials.
+    ///
+    /// A Jira admin makes them (Jira: Settings > Apps > OAuth credentials) with the permissions builds, deployments,
+    /// development information and feature flags. The relay asks the site for its id and tries the credentials out
+    /// before it takes them. A site that an app opens already goes on as before: `installations move` changes that.
+    ///
+    /// The secret is read from standard input, or from a file; as an argument every user could see it.
+    #[command(after_help = "Examples:
+  jira-connect-proxy installations add-oauth --site https://acme.atlassian.net --client-id 2mCfO6a9Kx --client-secret-file secret.txt
+  pass show jira/acme | jira-connect-proxy installations add-oauth --site acme.atlassian.net --client-id 2mCfO6a9Kx")]
+    AddOauth {
+        /// Its address.
+        #[arg(long, value_name = "URL")]
+        site: String,
+        /// The credentials' public half.
+        #[arg(long, value_name = "ID")]
+        client_id: String,
+        /// File with the other half. Without it, standard input.
+        #[arg(long, value_name = "FILE")]
+        client_secret_file: Option<PathBuf>,
+    },
+    /// Leave a Jira site that is reached with OAuth client credentials: its instances are told that it is over.
+    ///
+    /// What they sent stays in Jira. To have it deleted, first remove the links with --purge, and wait until they are
+    /// gone. With --upstream, forget a way that stands by, and change nothing else. An app leaves when a Jira admin
+    /// uninstalls it.
+    #[command(after_help = "Examples:
+  jira-connect-proxy installations remove acme.atlassian.net
+  jira-connect-proxy installations remove acme.atlassian.net --upstream oauth")]
+    Remove {
+        /// Client key, or address of the Jira site.
+        installation: String,
+        /// Which way; without it, the one in use.
+        #[arg(long)]
+        upstream: Option<Way>,
+    },
     /// Reach a site another way from now on: its links, their namespaces and what waits for it go along.
     ///
     /// The other way must be there already: the app installed on the site, or its credentials added. What was sent so
@@ -76,12 +133,111 @@ struct Moved {
 pub(super) async fn run(command: Option<Command>, api: &Api, json: bool) -> anyhow::Result<bool> {
     match command {
         None => list(api, json).await,
+        Some(Command::AddOauth {
+            site,
+            client_id,
+            client_secret_file,
+        }) => add_oauth(api, &site, &client_id, client_secret_file.as_deref(), json).await,
+        Some(Command::Remove {
+            installation,
+            upstream,
+        }) => remove(api, &installation, upstream, json).await,
         Some(Command::Move {
             installation,
             to,
             dry_run,
         }) => move_to(api, &installation, to, dry_run, json).await,
     }
+}
+
+async fn add_oauth(
+    api: &Api,
+    site: &str,
+    client_id: &str,
+    client_secret_file: Option<&Path>,
+    as_json: bool,
+) -> anyhow::Result<bool> {
+    let client_secret = match client_secret_file {
+        Some(file) => read_limited(
+            File::open(file).with_context(|| format!("{} can't be read", file.display()))?,
+        )
+        .with_context(|| format!("{} can't be read", file.display()))?,
+        None => {
+            let input = io::stdin();
+            if input.is_terminal() {
+                eprintln!("client secret (it will be seen), then Enter and Ctrl-D:");
+            }
+            read_limited(input.lock()).context("standard input can't be read")?
+        }
+    };
+    let client_secret = client_secret.trim();
+    anyhow::ensure!(
+        !client_secret.is_empty(),
+        "there is no client secret\n  write it to standard input, or give --client-secret-file"
+    );
+    // What people have at hand is a host.
+    let site_url = if site.contains("://") {
+        site.to_owned()
+    } else {
+        format!("https://{site}")
+    };
+    let wish = json!({
+        "upstream": "oauth", "site_url": site_url, "client_id": client_id, "client_secret": client_secret,
+    });
+    let answer = api.call(Method::POST, PATH, Some(&wish)).await?;
+    if as_json {
+        print::json(&answer)?;
+        return Ok(true);
+    }
+    let added: Installation = parsed(answer)?;
+    print::line(format!(
+        "the credentials for {} are good: client key {}",
+        added.base_url, added.client_key
+    ))?;
+    print::line(added.hint.unwrap_or_else(|| {
+        format!(
+            "  `jira-connect-proxy links add URL --site {}` links an instance",
+            added.client_key
+        )
+    }))?;
+    Ok(true)
+}
+
+/// A secret, and no more of what may be any file.
+fn read_limited(from: impl Read) -> io::Result<Zeroizing<String>> {
+    let mut text = Zeroizing::new(String::new());
+    from.take(SECRET_MAX_BYTES).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+async fn remove(
+    api: &Api,
+    installation: &str,
+    upstream: Option<Way>,
+    as_json: bool,
+) -> anyhow::Result<bool> {
+    let site = find(api, Some(installation)).await?;
+    let upstream = upstream.and_then(|way| way.to_possible_value());
+    let upstream = upstream.map(|way| way.get_name().to_owned());
+    let query = upstream.as_ref().map(|way| format!("?upstream={way}"));
+    let path = site.path(query.as_deref().unwrap_or_default());
+    let answer = api.call(Method::DELETE, &path, None).await?;
+    if as_json {
+        print::json(&answer)?;
+        return Ok(true);
+    }
+    let left: Installation = parsed(answer)?;
+    match upstream.filter(|way| *way != left.upstream) {
+        Some(way) => print::line(format!(
+            "{}: {way} stands by no more, and {} is used as before",
+            left.base_url, left.upstream
+        ))?,
+        None => print::line(format!(
+            "{} is left, and its {} links are being told: `jira-connect-proxy links watch` shows when they know\nnow a Jira admin can delete the credentials in Jira",
+            left.base_url, left.links
+        ))?,
+    }
+    Ok(true)
 }
 
 async fn move_to(
@@ -130,6 +286,11 @@ async fn list(api: &Api, json: bool) -> anyhow::Result<bool> {
         return Ok(true);
     }
     let installations: Vec<Installation> = parsed(answer)?;
+    let now = jira_connect_proxy::clock::now();
+    let problems: Vec<String> = installations
+        .iter()
+        .filter_map(|site| site.trouble(now))
+        .collect();
     let rows = installations.into_iter().map(|site| {
         [
             site.base_url,
@@ -153,8 +314,11 @@ async fn list(api: &Api, json: bool) -> anyhow::Result<bool> {
             "client key",
         ],
         rows.collect(),
-        "no Jira site has the app yet: Jira sends `installed` when a Jira admin installs it",
+        "no Jira site has the app yet: Jira sends `installed` when a Jira admin installs it; `installations add-oauth` adds a site without it",
     )?;
+    for problem in problems {
+        print::line(format!("\n{problem}"))?;
+    }
     Ok(true)
 }
 
@@ -192,6 +356,19 @@ impl Installation {
     pub(super) fn path(&self, call: &str) -> String {
         let client_key = utf8_percent_encode(&self.client_key, NON_ALPHANUMERIC);
         format!("{PATH}/{client_key}{call}")
+    }
+
+    /// Why nothing reaches it, and what to do.
+    pub(super) fn trouble(&self, now: Timestamp) -> Option<String> {
+        let problem = self.problem.as_ref()?;
+        Some(format!(
+            "{}: {}\n  {}\n  ({}, since {})",
+            self.base_url,
+            problem.message,
+            problem.hint,
+            problem.code,
+            print::distance(problem.since, now)
+        ))
     }
 
     /// Whether somebody means this site: by its key, its address, or the host in it.

@@ -113,6 +113,9 @@ pub(super) async fn show(api: &Api, as_json: bool) -> anyhow::Result<bool> {
     for pause in spool.pauses(now) {
         row("", pause)?;
     }
+    for trouble in sites.iter().filter_map(|site| site.trouble(now)) {
+        print::line(format!("\n{trouble}"))?;
+    }
     for link in &links {
         if let Some(problem) = &link.last_error {
             print::line(format!("\n{}: {}", link.instance_url, problem.text(now)))?;

@@ -93,6 +93,8 @@ pub(super) fn config(raw: RawConfig, checks: &mut Checks) -> Option<Config> {
         16_384,
     );
     checks.at_least("spool.max_age_hours", raw.spool.max_age_hours, 1);
+    checks.at_least("forge.check_every_secs", raw.forge.check_every_secs, 1);
+    checks.at_least("forge.gone_after_secs", raw.forge.gone_after_secs, 1);
     checks.at_least("spool.retry_min_ms", raw.spool.retry_min_ms, 1);
     if raw.spool.retry_max_ms < raw.spool.retry_min_ms {
         checks.add(
@@ -510,6 +512,8 @@ fn forge(raw: &raw::RawForge, checks: &mut Checks) -> Option<Option<ForgeConfig>
         environments,
         jwks_url,
         page_origins,
+        check_every: secs(raw.check_every_secs),
+        gone_after: SignedDuration::from_secs(raw.gone_after_secs.into()),
     }))
 }
 

@@ -114,6 +114,8 @@ pub(super) struct RawForge {
     pub(super) environments: Vec<String>,
     pub(super) jwks_url: String,
     pub(super) page_origins: Vec<String>,
+    pub(super) check_every_secs: u32,
+    pub(super) gone_after_secs: u32,
 }
 
 #[derive(Clone, Debug, Deserialize)]

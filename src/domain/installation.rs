@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     ClientKey, ImportId, JiraBaseUrl, SharedSecret,
     event::{EventStamp, SiteFacts},
-    upstream::{Connect, Upstream, UpstreamKind},
+    upstream::{Connect, Forge, Upstream, UpstreamKind},
 };
 
 /// One Jira site. Keyed by `client_key`; two rows may share a `base_url` after a site import
@@ -279,6 +279,11 @@ impl Installation {
     /// What a Connect app was told, whether or not that is the way in use: while it is installed, Jira signs with it.
     pub fn connect(&self) -> Option<&Connect> {
         self.ways().find_map(Upstream::as_connect)
+    }
+
+    /// What invocations of a Forge app told, whether or not that is the way in use.
+    pub fn forge(&self) -> Option<&Forge> {
+        self.ways().find_map(Upstream::as_forge)
     }
 
     fn connect_mut(&mut self) -> Option<&mut Connect> {

@@ -5,6 +5,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{CloudId, Credential, ForgeInstallationId, SharedSecret, event::EventStamp};
 
+/// Of a token that lives only so much longer than the one that is known, nothing is noted: a page makes a call every
+/// few seconds, each brings a token, and each note is a write to the disk.
+const NOTABLY_LONGER: SignedDuration = SignedDuration::from_mins(5);
+
+/// An invocation that tells nothing new is noted so often, because it shows that the app is still there.
+pub const NOTED_EVERY: SignedDuration = SignedDuration::from_mins(30);
+
 /// A way to a site, with what opens it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -53,8 +60,20 @@ pub struct Forge {
     pub app_version: Option<String>,
     /// The newest of the tokens that let us call Jira. Forge has no way to ask for one: they come with invocations.
     pub system_token: Option<SystemToken>,
-    /// When the last invocation that told something new came.
+    /// When the last invocation came that something was noted of: the newest is at most [`NOTED_EVERY`] younger.
     pub told_at: Timestamp,
+    /// Jira has refused the token in its time, and nothing better came since.
+    #[serde(default)]
+    pub refused: Option<Refusals>,
+}
+
+/// What Jira said to tokens that were in their time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusals {
+    /// How often it was asked on purpose.
+    pub times: u32,
+    /// When it was asked first.
+    pub since: Timestamp,
 }
 
 /// Lets us call Jira as the app, for about an hour.
@@ -76,6 +95,14 @@ pub struct Oauth {
     /// The site.
     pub cloud_id: CloudId,
 }
+
+/// A client id that nobody has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a client id is 1 to {CLIENT_ID_MAX_BYTES} visible ASCII characters")]
+pub struct ClientIdError;
+
+/// Atlassian's have 32 letters and digits.
+const CLIENT_ID_MAX_BYTES: usize = 256;
 
 /// A secret that was replaced. Requests signed with it may still be in flight.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,6 +160,14 @@ impl Upstream {
 }
 
 impl UpstreamKind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Connect, Self::Forge, Self::Oauth];
+
+    /// Reads the word.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text)
+    }
+
     /// The word in answers, logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -143,7 +178,59 @@ impl UpstreamKind {
     }
 }
 
+impl Oauth {
+    /// Credentials for a site.
+    pub fn new(
+        client_id: String,
+        client_secret: Credential,
+        cloud_id: CloudId,
+    ) -> Result<Self, ClientIdError> {
+        let plausible = (1..=CLIENT_ID_MAX_BYTES).contains(&client_id.len())
+            && client_id.bytes().all(|b| b.is_ascii_graphic());
+        plausible
+            .then_some(Self {
+                client_id,
+                client_secret,
+                cloud_id,
+            })
+            .ok_or(ClientIdError)
+    }
+}
+
 impl Forge {
+    /// What is known after another invocation, if something of it is worth a note. The token that lives longest is
+    /// kept, whichever comes last; `doubted` is one that Jira has refused, so that any that lives as long is better.
+    pub fn after(&self, told: &Self, doubted: bool, now: Timestamp) -> Option<Self> {
+        let better = |new: &&SystemToken| match &self.system_token {
+            None => true,
+            Some(known) if known.token == new.token => false,
+            Some(known) if doubted || known.expires_at <= now => new.expires_at >= known.expires_at,
+            Some(known) => new.expires_at.duration_since(known.expires_at) >= NOTABLY_LONGER,
+        };
+        let better = told.system_token.as_ref().filter(better);
+        let other = self.app_version != told.app_version || self.cloud_id != told.cloud_id;
+        let due = now.duration_since(self.told_at) >= NOTED_EVERY;
+        (better.is_some() || other || due).then(|| Self {
+            system_token: better.or(self.system_token.as_ref()).cloned(),
+            told_at: self.told_at.max(now),
+            refused: None,
+            ..told.clone()
+        })
+    }
+
+    /// Jira has refused the token in its time.
+    #[must_use]
+    pub fn refused(&self, now: Timestamp) -> Self {
+        let before = self.refused;
+        Self {
+            refused: Some(Refusals {
+                times: before.map_or(1, |before| before.times.saturating_add(1)),
+                since: before.map_or(now, |before| before.since),
+            }),
+            ..self.clone()
+        }
+    }
+
     /// The token, if Jira takes it now.
     pub fn valid_token(&self, now: Timestamp) -> Option<&SystemToken> {
         self.system_token
@@ -187,5 +274,100 @@ impl Connect {
         let previous = self.previous_secret.as_ref();
         let previous = previous.filter(|retired| now < retired.valid_until);
         std::iter::once(&self.shared_secret).chain(previous.map(|retired| &retired.secret))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(minute: i64) -> Timestamp {
+        Timestamp::from_second(minute * 60).expect("timestamp")
+    }
+
+    fn forge(token: Option<(&str, i64)>, told_at: i64) -> Forge {
+        let id = "ari:cloud:ecosystem::installation/0a3a7799-53ae-4a5b-9e7e-03338980abb5";
+        Forge {
+            installation_id: ForgeInstallationId::parse(id).expect("id"),
+            cloud_id: CloudId::parse("4c822e2f-510f-48b9-b8d2-8419d0932949").expect("id"),
+            app_version: Some("2.1.0".to_owned()),
+            system_token: token.map(|(token, expires_at)| SystemToken {
+                token: Credential::parse(token).expect("token"),
+                expires_at: at(expires_at),
+            }),
+            told_at: at(told_at),
+            refused: None,
+        }
+    }
+
+    #[test]
+    fn the_token_that_lives_longest_is_kept_whichever_comes_last() {
+        let known = forge(Some(("known", 155)), 100);
+        let told = |token, now: i64| known.after(&forge(Some(token), now), false, at(now));
+        let kept = |forge: Option<Forge>| forge.and_then(|forge| forge.system_token);
+        assert_eq!(told(("known", 155), 101), None);
+        assert_eq!(told(("same age", 155), 101), None);
+        assert_eq!(
+            told(("hardly younger", 159), 104),
+            None,
+            "not worth a write"
+        );
+        let younger = kept(told(("younger", 160), 105)).expect("noted");
+        assert_eq!(
+            (younger.token.expose(), younger.expires_at),
+            ("younger", at(160))
+        );
+        assert_eq!(told(("older", 120), 110), None);
+        // Noted, because it was quiet for long; the token is still the better one.
+        let older = kept(told(("older", 120), 130)).expect("noted");
+        assert_eq!(older.token.expose(), "known");
+        let after_its_end = kept(told(("younger", 156), 155)).expect("noted");
+        assert_eq!(after_its_end.token.expose(), "younger");
+        assert_eq!(
+            kept(forge(None, 100).after(&known, false, at(101))),
+            known.system_token
+        );
+        assert_eq!(known.after(&forge(None, 101), false, at(101)), None);
+        let noted = known
+            .after(&forge(None, 130), false, at(130))
+            .expect("noted");
+        assert_eq!(
+            (&noted.system_token, noted.told_at),
+            (&known.system_token, at(130))
+        );
+    }
+
+    #[test]
+    fn a_token_that_jira_refused_gives_way_to_any_that_lives_as_long() {
+        let known = forge(Some(("known", 155)), 100)
+            .refused(at(110))
+            .refused(at(115));
+        let refusals = Refusals {
+            times: 2,
+            since: at(110),
+        };
+        assert_eq!(known.refused, Some(refusals));
+        let younger = forge(Some(("younger", 155)), 101);
+        assert_eq!(known.after(&younger, false, at(101)), None);
+        let next = known.after(&younger, true, at(101)).expect("noted");
+        let token = next.system_token.expect("token");
+        assert_eq!((token.token.expose(), next.refused), ("younger", None));
+        assert_eq!(
+            known.after(&forge(Some(("older", 154)), 101), true, at(101)),
+            None
+        );
+    }
+
+    #[test]
+    fn another_version_or_site_is_noted_at_once() {
+        let known = forge(Some(("known", 155)), 100);
+        let told = Forge {
+            app_version: Some("3.0.0".to_owned()),
+            system_token: None,
+            ..known.clone()
+        };
+        let next = known.after(&told, false, at(101)).expect("noted");
+        assert_eq!(next.app_version, told.app_version);
+        assert_eq!(next.system_token, known.system_token);
     }
 }

@@ -14,7 +14,7 @@ const TEXT_MAX: usize = 255;
 
 /// Scopes, and what each is for. Atlassian's lists: "Jira scopes" and "Forge scopes"; what a call needs stands in the
 /// REST reference with it.
-const SCOPES: [(&str, &[&str]); 8] = [
+const SCOPES: [(&str, &[&str]); 9] = [
     (
         "The app's own token comes with each call of Forge's to the relay. Without it, nothing below can be used.",
         &["read:app-system-token"],
@@ -62,6 +62,10 @@ const SCOPES: [(&str, &[&str]); 8] = [
     (
         "Whether whoever opens the page is a Jira administrator: only they may change anything.",
         &["read:permission:jira"],
+    ),
+    (
+        "The address of the site: Forge does not tell it, nor that it has changed.",
+        &["read:instance-configuration:jira"],
     ),
     (
         "GitLab asks Jira whether who links a group is a Jira administrator.",

@@ -6,6 +6,9 @@ use crate::{
     domain::{UpstreamKind, jira_call::NAMESPACE_PROPERTY},
 };
 
+/// Jira REST v3, "Get Jira instance info".
+pub(super) const SERVER_INFO: &str = "/rest/api/3/serverInfo";
+
 /// What is asked for, as path and query parameters.
 pub(super) struct Address {
     pub(super) path: String,
@@ -70,13 +73,13 @@ pub(super) fn address(upstream: &Upstream, call: &JiraCall) -> Result<Address, F
             ],
         ),
         JiraCall::Permissions => (platform("/rest/api/3/permissions/check")?, vec![]),
-        JiraCall::ServerInfo => (platform("/rest/api/3/serverInfo")?, vec![]),
+        JiraCall::ServerInfo => (platform(SERVER_INFO)?, vec![]),
     };
     Ok(Address { path, parameters })
 }
 
 /// Atlassian's gateway to a site, for tokens of Forge (Forge's `apiBaseUrl`).
-fn gateway(cloud_id: &CloudId) -> String {
+pub(super) fn gateway(cloud_id: &CloudId) -> String {
     format!("/ex/jira/{cloud_id}")
 }
 

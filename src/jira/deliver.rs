@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     Forwarder,
+    credentials::permission,
     forward::ForwardError,
     namespace,
     rate_limit::{Scope, Throttle, throttle},
@@ -24,6 +25,9 @@ use crate::{
 
 /// A success lists what was taken, up to a thousand entities.
 const ANSWER_MAX_BYTES: usize = 4 * 1024 * 1024;
+
+/// What the gateway says of a token that is good but opens something else.
+const SCOPE_MISMATCH: &str = "scope does not match";
 
 /// Jira's answer to a write.
 #[derive(Clone, Debug)]
@@ -194,10 +198,12 @@ async fn one(
         content_type,
         throttle,
     };
-    // A Connect app's secret comes with Jira's next `installed`, and until then GitLab may know better. Of a token
-    // the instance knows nothing: it is ours to get another.
-    if status == StatusCode::UNAUTHORIZED && installation.upstream.as_connect().is_none() {
-        return Err(Setback::of_answer(&delivered));
+    // A Connect app's secret comes with Jira's next `installed`, and until then GitLab may know better. Of a token and
+    // what it opens the instance knows nothing: that is ours and the Jira admin's to mend.
+    if installation.upstream.as_connect().is_none()
+        && let Some(setback) = Setback::of_refusal(call, &delivered)
+    {
+        return Err(setback);
     }
     Ok(delivered)
 }
@@ -263,6 +269,28 @@ impl Setback {
         }
     }
 
+    /// Jira refuses what a token should open.
+    ///
+    /// A permission that is missing is one family's matter: 403, or 401 with these words (`api.atlassian.com`, see the
+    /// reference of its error bodies in Forge's "Product REST API"). Any other 401 is about the token.
+    fn of_refusal(call: &JiraCall, delivered: &Delivered) -> Option<Self> {
+        let mut setback = Self::of_answer(delivered);
+        let lacking = match delivered.status {
+            StatusCode::UNAUTHORIZED => setback.message.contains(SCOPE_MISMATCH),
+            StatusCode::FORBIDDEN => true,
+            // Nobody sends new data to nowhere: the gateway does not know the site any more.
+            StatusCode::NOT_FOUND if matches!(call, JiraCall::Submit(_)) => false,
+            _ => return None,
+        };
+        if lacking {
+            let what = call.family().map_or("this call", permission);
+            setback.reason = "forbidden";
+            setback.message = format!("{}; the permission for {what} is missing", setback.message);
+            setback.throttle.scope = Scope::Endpoint;
+        }
+        Some(setback)
+    }
+
     /// For an answer that is final for an instance that waits for it, but not for a write that was acknowledged.
     pub fn of_answer(delivered: &Delivered) -> Self {
         let told = shape::summary(&delivered.body);
@@ -296,9 +324,13 @@ impl From<ForwardError> for Setback {
             ForwardError::Token(TokenError::NotNow { retry_after, .. }) => *retry_after,
             _ => None,
         };
+        let message = match &error {
+            ForwardError::Token(error) => format!("{error}; {}", error.hint()),
+            error => error.to_string(),
+        };
         Self {
             reason,
-            message: error.to_string(),
+            message,
             throttle: Throttle {
                 at_least,
                 ..Throttle::of_installation()

@@ -4,9 +4,16 @@
 //! Only what is built here goes out: method, path, query and body from a [`JiraCall`], headers of our own. Nothing
 //! of the instance's request line or headers does, so nothing can be smuggled in them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
+use futures_util::future::try_join_all;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header, uri::PathAndQuery};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -15,14 +22,14 @@ use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
 use super::{
-    addresses::{address, origin},
-    tokens::{TokenError, Tokens, bearer},
+    addresses::{SERVER_INFO, address, gateway, origin},
+    tokens::{TokenError, TokenTrouble, Tokens, bearer},
 };
 use crate::{
     client::{Client, Destination, SendError},
     domain::{
-        ClientKey, Endpoint, Family, Installation, JiraApiUrl, JiraCall, JiraSites, Upstream,
-        UpstreamKind,
+        ClientKey, CloudId, Credential, Endpoint, Family, Installation, JiraApiUrl, JiraBaseUrl,
+        JiraCall, JiraSites, Upstream, UpstreamKind,
         upstream::{Connect, Oauth, SystemToken},
     },
     jwt::{
@@ -63,6 +70,8 @@ struct Site {
     origin: Uri,
     destination: Destination,
     opener: Opener,
+    /// Jira has refused Forge's token, or something that was asked with it.
+    refused: AtomicBool,
 }
 
 /// What opens a site.
@@ -163,7 +172,11 @@ impl Forwarder {
             Opener::SystemToken(token) => {
                 let valid = token.as_ref().filter(|(_, expires_at)| now < *expires_at);
                 let (token, _) = valid.ok_or(ForwardError::TokenAwaited)?;
-                self.send(&site, token.clone(), call, &target, body).await
+                let answer = self.send(&site, token.clone(), call, &target, body).await?;
+                if matches!(answer.status().as_u16(), 401 | 403 | 404) {
+                    site.refused.store(true, Ordering::Relaxed);
+                }
+                Ok(answer)
             }
             Opener::Granted(oauth) => {
                 let token = self.tokens.get(client_key, oauth, now).await?;
@@ -182,31 +195,62 @@ impl Forwarder {
         }
     }
 
-    /// Tries credentials out that no installation has yet: what Jira answers to something harmless in each family.
+    /// Whether Jira has refused something since Forge's token is known. After a restart nothing is known of that.
+    pub fn was_refused(&self, installation: &Arc<Installation>) -> bool {
+        self.known_site(installation)
+            .is_some_and(|site| site.refused.load(Ordering::Relaxed))
+    }
+
+    /// It was another reason than the token.
+    pub fn forget_refusal(&self, installation: &Arc<Installation>) {
+        if let Some(site) = self.known_site(installation) {
+            site.refused.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Asks the site for its own address, with a token that no record has yet, or one of a way that stands by.
+    pub async fn server_info(
+        &self,
+        cloud_id: &CloudId,
+        token: &Credential,
+    ) -> Result<Response<Incoming>, ForwardError> {
+        let call = JiraCall::ServerInfo;
+        let path = format!("{}{SERVER_INFO}", gateway(cloud_id));
+        let target = Target::new(&method(&call), &path, &[])?;
+        let authorization = bearer(token).ok_or_else(|| unsendable("the token fits no header"))?;
+        let gateway: Uri = self.api_url.as_str().parse().map_err(unsendable)?;
+        let to = (&gateway, Destination::Configured);
+        self.send_to(to, authorization, &call, &target, Bytes::new())
+            .await
+    }
+
+    /// Tries credentials out, whatever is known of them: what Jira answers to something harmless in each family.
     pub async fn try_out(
         &self,
         oauth: &Oauth,
+        families: &[Family],
         now: Timestamp,
     ) -> Result<Vec<(Family, StatusCode)>, ForwardError> {
         let token = self.tokens.fetch(oauth, now).await?;
-        let upstream = Upstream::Oauth(oauth.clone());
-        let mut answers = Vec::with_capacity(Family::ALL.len());
-        for family in Family::ALL {
-            let call = JiraCall::Probe(family);
-            let target = self.target(&upstream, &call)?;
-            let gateway: Uri = self.api_url.as_str().parse().map_err(unsendable)?;
-            let answer = self
-                .send_to(
-                    (&gateway, Destination::Configured),
-                    token.authorization.clone(),
-                    &call,
-                    &target,
-                    Bytes::new(),
-                )
-                .await?;
-            answers.push((family, answer.status()));
-        }
-        Ok(answers)
+        let upstream = &Upstream::Oauth(oauth.clone());
+        let gateway: &Uri = &self.api_url.as_str().parse().map_err(unsendable)?;
+        let authorization = &token.authorization;
+        let asked = families.iter().map(|family| async move {
+            let call = JiraCall::Probe(*family);
+            let target = self.target(upstream, &call)?;
+            let to = (gateway, Destination::Configured);
+            let answer = self.send_to(to, authorization.clone(), &call, &target, Bytes::new());
+            Ok((*family, answer.await?.status()))
+        });
+        try_join_all(asked).await
+    }
+
+    /// Why there has been no token for a site lately, if that is so.
+    pub fn trouble(&self, installation: &Installation) -> Option<Arc<TokenTrouble>> {
+        let Upstream::Oauth(oauth) = &installation.upstream else {
+            return None;
+        };
+        self.tokens.trouble(&installation.client_key, oauth)
     }
 
     fn signed(
@@ -286,9 +330,14 @@ impl Forwarder {
             .observe(started.elapsed().as_secs_f64());
     }
 
+    fn known_site(&self, installation: &Arc<Installation>) -> Option<Arc<Site>> {
+        self.sites
+            .get(&installation.client_key)
+            .filter(|site| Arc::ptr_eq(&site.installation, installation))
+    }
+
     fn site(&self, installation: &Arc<Installation>) -> Result<Arc<Site>, ForwardError> {
-        let known = self.sites.get(&installation.client_key);
-        if let Some(site) = known.filter(|site| Arc::ptr_eq(&site.installation, installation)) {
+        if let Some(site) = self.known_site(installation) {
             return Ok(site);
         }
         let (upstream, base_url) = (&installation.upstream, &installation.base_url);
@@ -298,11 +347,11 @@ impl Forwarder {
                 .parse()
                 .map_err(unsendable)?,
             destination: match upstream {
-                // Listing a site is the operator's word for its address; another one must be public.
-                Upstream::Connect(_) if !self.listed.is_listed(base_url) => Destination::Named,
-                _ => Destination::Configured,
+                Upstream::Connect(_) => destination(&self.listed, base_url),
+                Upstream::Forge(_) | Upstream::Oauth(_) => Destination::Configured,
             },
             opener: Opener::of(upstream),
+            refused: AtomicBool::new(false),
         });
         self.sites
             .insert(installation.client_key.clone(), Arc::clone(&site));
@@ -354,6 +403,15 @@ impl Target {
             qsh: target.qsh(method.as_str()),
             path_and_query: PathAndQuery::try_from(target.path_and_query()).map_err(unsendable)?,
         })
+    }
+}
+
+/// Listing a site is the operator's word for its address; another one must be public.
+pub(super) fn destination(listed: &JiraSites, site: &JiraBaseUrl) -> Destination {
+    if listed.is_listed(site) {
+        Destination::Configured
+    } else {
+        Destination::Named
     }
 }
 

@@ -14,7 +14,7 @@ use quick_cache::sync::Cache;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-use super::{rate_limit::retry_after as retry_after_of, shape};
+use super::rate_limit::retry_after as retry_after_of;
 use crate::{
     client::{Client, Destination, SendError},
     domain::{ClientKey, Credential, JiraApiUrl, upstream::Oauth},
@@ -52,6 +52,17 @@ struct Site {
     token: ArcSwapOption<Token>,
     /// One fetch at a time; holds how the last one failed, and when.
     fetching: tokio::sync::Mutex<Option<(Timestamp, TokenError)>>,
+    /// The same for whoever only looks, from the first failure on.
+    trouble: ArcSwapOption<TokenTrouble>,
+}
+
+/// A site for which there is no token.
+#[derive(Clone, Debug)]
+pub struct TokenTrouble {
+    /// Since when.
+    pub since: Timestamp,
+    /// Why, the last time.
+    pub error: TokenError,
 }
 
 /// A token, ready to be sent.
@@ -65,9 +76,7 @@ pub(super) struct Token {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum TokenError {
     /// The credentials are wrong, or were revoked.
-    #[error(
-        "Atlassian does not take the client id and secret ({status}: {told}); a Jira admin can look under Settings > Apps > OAuth credentials"
-    )]
+    #[error("Atlassian does not take the client id and secret ({status}: {told})")]
     Refused {
         /// Its status.
         status: StatusCode,
@@ -85,6 +94,13 @@ pub enum TokenError {
     /// No answer, or none that makes sense.
     #[error("Atlassian's token endpoint did not answer: {0}")]
     Silent(String),
+}
+
+/// RFC 6749 section 5.2.
+#[derive(Deserialize)]
+struct Refusal {
+    error: String,
+    error_description: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -135,21 +151,24 @@ impl Tokens {
         if let Some(token) = fresh() {
             return Ok(token);
         }
-        let result = match failed.as_ref() {
-            Some((at, error)) if now < at.saturating_add(AFTER_FAILURE).unwrap_or(now) => {
-                Err(error.clone())
-            }
-            _ => self.fetch(oauth, now).await,
-        };
-        match result {
+        if let Some((at, error)) = failed.as_ref()
+            && now < at.saturating_add(AFTER_FAILURE).unwrap_or(now)
+        {
+            return known.ok_or_else(|| error.clone());
+        }
+        match self.fetch(oauth, now).await {
             Ok(token) => {
                 let token = Arc::new(token);
                 site.token.store(Some(Arc::clone(&token)));
+                site.trouble.store(None);
                 *failed = None;
                 Ok(token)
             }
             Err(error) => {
                 *failed = Some((now, error.clone()));
+                if known.is_none() {
+                    site.note_trouble(&error, now);
+                }
                 known.ok_or(error)
             }
         }
@@ -165,6 +184,16 @@ impl Tokens {
         }
     }
 
+    /// Why there is no token, if these credentials got none when one was last wanted.
+    pub(super) fn trouble(
+        &self,
+        client_key: &ClientKey,
+        oauth: &Oauth,
+    ) -> Option<Arc<TokenTrouble>> {
+        let site = self.sites.get(client_key)?;
+        site.trouble.load_full().filter(|_| site.oauth == *oauth)
+    }
+
     fn site(&self, client_key: &ClientKey, oauth: &Oauth) -> Arc<Site> {
         if let Some(site) = self
             .sites
@@ -177,6 +206,7 @@ impl Tokens {
             oauth: oauth.clone(),
             token: ArcSwapOption::empty(),
             fetching: tokio::sync::Mutex::default(),
+            trouble: ArcSwapOption::empty(),
         });
         self.sites.insert(client_key.clone(), Arc::clone(&site));
         site
@@ -231,7 +261,7 @@ impl Tokens {
             200 => {}
             // RFC 6749 section 5.2: 401, or 400 with `invalid_client`; Atlassian also answers 403.
             400 | 401 | 403 => {
-                let told = shape::summary(answer.body());
+                let told = Refusal::told(answer.body(), &oauth.client_secret);
                 return Err(TokenError::Refused { status, told });
             }
             _ => {
@@ -260,6 +290,59 @@ impl Tokens {
     }
 }
 
+impl Site {
+    fn note_trouble(&self, error: &TokenError, now: Timestamp) {
+        let since = self.trouble.load().as_ref().map_or(now, |last| last.since);
+        let error = error.clone();
+        self.trouble
+            .store(Some(Arc::new(TokenTrouble { since, error })));
+    }
+}
+
+impl Refusal {
+    /// In one line. Whoever answers has seen the secret, and may say it again.
+    fn told(body: &[u8], client_secret: &Credential) -> String {
+        let told = match serde_json::from_slice::<Self>(body) {
+            Ok(Self {
+                error,
+                error_description: Some(description),
+            }) => format!("{error}, {description}"),
+            Ok(refusal) => refusal.error,
+            Err(_) => "without a reason".to_owned(),
+        };
+        let told = told.replace(client_secret.expose(), "***");
+        told.chars().take(200).collect()
+    }
+}
+
+impl TokenError {
+    /// Whether somebody has to do something.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused { .. })
+    }
+
+    /// Stable name.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Refused { .. } => "credentials_refused",
+            Self::NotNow { .. } | Self::Silent(_) => "token_unavailable",
+        }
+    }
+
+    /// What to do.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Refused { .. } => {
+                "check client id and secret; if a Jira admin has removed them (Jira: Settings > Apps > OAuth credentials), have new ones made and add them: `jira-connect-proxy installations add-oauth`"
+            }
+            Self::NotNow { .. } => "wait: the relay asks again by itself",
+            Self::Silent(_) => {
+                "the relay must be able to call jira.api_url; it asks again by itself"
+            }
+        }
+    }
+}
+
 /// How a token is sent (RFC 6750 section 2.1).
 pub(super) fn bearer(token: &Credential) -> Option<HeaderValue> {
     let text = Zeroizing::new(format!("Bearer {}", token.expose()));
@@ -267,3 +350,6 @@ pub(super) fn bearer(token: &Credential) -> Option<HeaderValue> {
     value.set_sensitive(true);
     Some(value)
 }
+
+#[cfg(test)]
+mod tests;

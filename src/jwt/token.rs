@@ -180,6 +180,21 @@ impl UnverifiedToken {
     }
 }
 
+/// When a token ends, if it says so: for those that somebody else made for somebody else, and we only carry.
+pub fn unverified_expiry(text: &str) -> Option<Timestamp> {
+    #[derive(Deserialize)]
+    struct Expiry {
+        exp: i64,
+    }
+
+    let mut parts = text.split('.');
+    let (_, claims, _, None) = (parts.next()?, parts.next()?, parts.next()?, parts.next()) else {
+        return None;
+    };
+    let Expiry { exp } = decode(claims, "its claims").ok()?;
+    Timestamp::from_second(exp).ok()
+}
+
 impl Claims {
     /// The hash that binds the token to its request.
     pub(super) fn request_hash(&self) -> Result<&str, VerifyError> {
@@ -289,6 +304,32 @@ mod tests {
             iat,
             exp,
             nbf,
+        }
+    }
+
+    #[test]
+    fn only_a_token_with_claims_tells_its_end() {
+        let end = |claims| unverified_expiry(&token(r#"{"alg":"RS256"}"#, claims));
+        let second = |second| Timestamp::from_second(second).ok();
+        assert_eq!(
+            end(r#"{"exp":1800000000,"scope":[1]}"#),
+            second(1_800_000_000)
+        );
+        for claims in ["{}", "", r#"{"exp":"soon"}"#, r#"{"exp":1e99}"#, "[]"] {
+            assert_eq!(end(claims), None, "{claims}");
+        }
+        let absurd = format!(r#"{{"exp":{}}}"#, i64::MAX);
+        assert_eq!(end(&absurd), None);
+        for opaque in [
+            "",
+            "ATOA1234",
+            "a.b",
+            "a.b.c",
+            "a.b.c.d",
+            "..",
+            "\u{e4}.\u{e4}.\u{e4}",
+        ] {
+            assert_eq!(unverified_expiry(opaque), None, "{opaque}");
         }
     }
 

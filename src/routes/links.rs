@@ -1,8 +1,8 @@
 //! `links...`: what the page asks for and changes.
 //!
 //! Whoever can open the page inside Jira may look; only Jira admins, and operators outside Jira, change anything. Every
-//! call carries a context token or a page token, which a browser never sends by itself, so nobody else's page can make
-//! one.
+//! call carries a context token, a page token or one of Forge's, which a browser never sends by itself, so nobody else's
+//! page can make one.
 
 mod view;
 
@@ -21,7 +21,7 @@ use view::{View, discreet};
 use super::{
     Public,
     caller::{Bound, Caller, caller, target},
-    outside,
+    forge, outside,
 };
 use crate::{
     client::is_private,
@@ -119,7 +119,7 @@ pub(super) async fn serve(
     arrival: &Arrival,
 ) -> Result<Response<Full<Bytes>>, Reject> {
     let (head, body) = request.into_parts();
-    let visit = Visit::of(public, &head, arrival)?;
+    let visit = Visit::of(public, &head, arrival).await?;
     match (resource, &head.method) {
         (Resource::All, &Method::GET) => visit.list().await,
         (Resource::All, &Method::POST) => {
@@ -156,9 +156,13 @@ struct Visit<'a> {
 }
 
 impl<'a> Visit<'a> {
-    fn of(public: &'a Public, head: &Parts, arrival: &'a Arrival) -> Result<Self, Reject> {
+    async fn of(public: &'a Public, head: &Parts, arrival: &'a Arrival) -> Result<Self, Reject> {
         let target = target(public, head, None)?;
-        let caller = caller(public, head, &target, None, arrival, Bound::User)?;
+        let caller = if forge::is_call(&head.headers) {
+            forge::caller(public, &head.headers, arrival).await?
+        } else {
+            caller(public, head, &target, None, arrival, Bound::User)?
+        };
         Ok(Self {
             public,
             arrival,

@@ -259,6 +259,12 @@ impl Shared {
                 ended(Hop::Ended("no_data", None));
                 return Ok(());
             }
+            Err(setback) if family == Family::RemoteLinks && setback.reason == "forbidden" => {
+                tracing::info!(link.id = %link.id, family = family.as_str(), reason = setback.reason,
+                    "nothing opens this family, so there is no data of ours in it");
+                ended(Hop::Ended("no_data", None));
+                return Ok(());
+            }
             Ok(delivered) => Setback::of_answer(&delivered),
             Err(setback) => setback,
         };
@@ -267,7 +273,7 @@ impl Shared {
         let problem = DeliveryProblem {
             code: setback.reason.to_owned(),
             message: setback.message.clone(),
-            hint: "it is tried again by itself; Jira must be reachable, and the app installed"
+            hint: "it is tried again by itself; Jira must be reachable, and the app installed or the credentials good"
                 .to_owned(),
             at: now,
             id: id.simple().to_string(),

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{Shared, site::Site};
 use crate::{
     clock,
-    domain::{Actor, AuditEntry, JiraCall, SpooledWrite},
+    domain::{Actor, AuditEntry, JiraCall, SpooledWrite, UpstreamKind},
     jira::{
         Delivered, Setback,
         deliver::{Size, deliver},
@@ -160,6 +160,10 @@ impl Shared {
         let now = clock::now();
         let installation = match self.store.installation(&write.client_key) {
             Some(installation) if installation.is_installed() => installation,
+            Some(left) if left.upstream.kind() == UpstreamKind::Oauth => {
+                let message = "the site's credentials were removed";
+                return Fate::GivenUp("uninstalled", message.to_owned());
+            }
             _ => {
                 return Fate::GivenUp(
                     "uninstalled",

@@ -248,7 +248,7 @@ impl From<ParkError> for Reject {
 
 /// Reasons come back from the disk as text, but a label is one of ours.
 fn known_reason(reason: &str) -> &'static str {
-    const KNOWN: [&str; 18] = [
+    const KNOWN: [&str; 19] = [
         "throttled",
         "bad_gateway",
         "unavailable",
@@ -258,6 +258,7 @@ fn known_reason(reason: &str) -> &'static str {
         "answer_timed_out",
         "connection_broken",
         "unauthorized",
+        "forbidden",
         "token_awaited",
         "token_refused",
         "token_unavailable",

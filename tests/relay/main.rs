@@ -43,6 +43,7 @@ mod process;
 mod rest;
 mod secrets;
 mod spool;
+mod stories;
 mod takeover;
 mod toolchain;
 mod trace;

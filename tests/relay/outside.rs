@@ -32,7 +32,7 @@ struct Stage {
 }
 
 /// An operator's browser, as far as it matters.
-struct Session {
+pub struct Session {
     base_url: String,
     cookie: String,
     token: String,
@@ -80,46 +80,16 @@ impl Stage {
 
     /// The ticket of a new invitation.
     async fn invite(&self, client_key: &str) -> String {
-        let path = format!("/api/v1/installations/{client_key}/page");
-        let invitation = self.relay.admin("POST", &path, None, 201).await;
-        let url = invitation["url"].as_str().expect("url").to_owned();
-        let start = format!("{}/page/open?ticket=", self.relay.app_base_url());
-        url.strip_prefix(&start).expect("our address").to_owned()
+        invite(&self.relay, client_key).await
     }
 
     /// Somebody presses the button.
     async fn press(&self, ticket: &str, headers: &[(&str, &str)]) -> Response<Bytes> {
-        let url = format!("{}/page/open", self.relay.app_base_url());
-        let form = form_urlencoded::Serializer::new(String::new())
-            .append_pair("ticket", ticket)
-            .finish();
-        ask("POST", &url, headers, &form).await
+        press(&self.relay, ticket, headers).await
     }
 
     async fn enter(&self, client_key: &str) -> Session {
-        let ticket = self.invite(client_key).await;
-        let opened = self.press(&ticket, SAME_ORIGIN).await;
-        assert_eq!(opened.status(), 303, "{}", text(&opened));
-        assert_eq!(opened.headers()["location"], "/-/jira_connect/page");
-        let cookie = opened.headers()["set-cookie"].to_str().expect("text");
-        let (cookie, attributes) = cookie.split_once(';').expect("attributes");
-        // Without TLS there can be no prefix and no `Secure`.
-        assert_eq!(
-            attributes,
-            " Path=/; Max-Age=28800; HttpOnly; SameSite=Strict"
-        );
-        let mut session = Session {
-            base_url: self.relay.app_base_url(),
-            cookie: cookie.to_owned(),
-            token: String::new(),
-        };
-        let page = session.page().await;
-        assert_eq!(page.status(), 200, "{}", text(&page));
-        let html = text(&page);
-        let (_, rest) = html.split_once("pageToken&quot;:&quot;").expect("a token");
-        let (token, _) = rest.split_once("&quot;").expect("an end");
-        session.token = token.to_owned();
-        session
+        Session::enter(&self.relay, client_key).await
     }
 
     /// The newest entries of the audit trail with this action.
@@ -139,21 +109,48 @@ impl Stage {
         let authorization = format!("JWT {token}");
         ask("GET", &url, &[("authorization", &authorization)], "").await
     }
+}
 
-    /// The account id that the relay put into a token for this link.
-    async fn account(&self, session: &Session, link: &Value) -> String {
+impl Session {
+    /// Invites, opens, and looks at the page.
+    pub async fn enter(relay: &TestRelay, client_key: &str) -> Self {
+        let ticket = invite(relay, client_key).await;
+        let opened = press(relay, &ticket, SAME_ORIGIN).await;
+        assert_eq!(opened.status(), 303, "{}", text(&opened));
+        assert_eq!(opened.headers()["location"], "/-/jira_connect/page");
+        let cookie = opened.headers()["set-cookie"].to_str().expect("text");
+        let (cookie, attributes) = cookie.split_once(';').expect("attributes");
+        // Without TLS there can be no prefix and no `Secure`.
+        assert_eq!(
+            attributes,
+            " Path=/; Max-Age=28800; HttpOnly; SameSite=Strict"
+        );
+        let mut session = Self {
+            base_url: relay.app_base_url(),
+            cookie: cookie.to_owned(),
+            token: String::new(),
+        };
+        let page = session.page().await;
+        assert_eq!(page.status(), 200, "{}", text(&page));
+        let html = text(&page);
+        let (_, rest) = html.split_once("pageToken&quot;:&quot;").expect("a token");
+        let (token, _) = rest.split_once("&quot;").expect("an end");
+        session.token = token.to_owned();
+        session
+    }
+
+    /// The account id that the relay puts into a token for this link.
+    pub async fn account(&self, link: &Value) -> String {
         let path = format!("links/{}/context_token", link["id"].as_str().expect("id"));
-        let minted = session.call("POST", &path, None, 200).await;
+        let minted = self.call("POST", &path, None, 200).await;
         let token = minted["token"].as_str().expect("token");
         let claims = token.split('.').nth(1).expect("claims");
         let claims = base64::Engine::decode(&base64::prelude::BASE64_URL_SAFE_NO_PAD, claims);
         let claims: Value = serde_json::from_slice(&claims.expect("base64")).expect("JSON");
         claims["sub"].as_str().expect("sub").to_owned()
     }
-}
 
-impl Session {
-    async fn page(&self) -> Response<Bytes> {
+    pub async fn page(&self) -> Response<Bytes> {
         let url = format!("{}/page", self.base_url);
         ask("GET", &url, &[("cookie", &self.cookie)], "").await
     }
@@ -171,7 +168,7 @@ impl Session {
     }
 
     /// What the page's script asks.
-    async fn call(&self, method: &str, path: &str, body: Option<Value>, status: u16) -> Value {
+    pub async fn call(&self, method: &str, path: &str, body: Option<Value>, status: u16) -> Value {
         let headers = [
             ("cookie", self.cookie.as_str()),
             ("x-page-token", &self.token),
@@ -189,6 +186,22 @@ impl Session {
 }
 
 const SAME_ORIGIN: &[(&str, &str)] = &[("sec-fetch-site", "same-origin"), ("origin", "null")];
+
+async fn invite(relay: &TestRelay, client_key: &str) -> String {
+    let path = format!("/api/v1/installations/{client_key}/page");
+    let invitation = relay.admin("POST", &path, None, 201).await;
+    let url = invitation["url"].as_str().expect("url").to_owned();
+    let start = format!("{}/page/open?ticket=", relay.app_base_url());
+    url.strip_prefix(&start).expect("our address").to_owned()
+}
+
+async fn press(relay: &TestRelay, ticket: &str, headers: &[(&str, &str)]) -> Response<Bytes> {
+    let url = format!("{}/page/open", relay.app_base_url());
+    let form = form_urlencoded::Serializer::new(String::new())
+        .append_pair("ticket", ticket)
+        .finish();
+    ask("POST", &url, headers, &form).await
+}
 
 async fn ask(method: &str, url: &str, headers: &[(&str, &str)], body: &str) -> Response<Bytes> {
     let mut request = Request::builder().method(method).uri(url);
@@ -440,7 +453,7 @@ async fn an_operator_does_what_an_admin_does_and_it_stands_in_the_audit_trail() 
     session
         .call("POST", &format!("{path}/sign_in"), None, 200)
         .await;
-    let account = stage.account(&session, &link).await;
+    let account = session.account(&link).await;
     assert!(account.starts_with("relay-operator-"), "{account}");
     let groups = session
         .call("GET", &format!("{path}/groups"), None, 200)
@@ -557,7 +570,7 @@ async fn instances_hear_of_an_operator_while_the_page_is_open_and_only_their_own
         links.push(stage.relay.link(site, &instance.url()).await);
     }
     let session = stage.enter("tenant").await;
-    let account = stage.account(&session, &links[0]).await;
+    let account = session.account(&links[0]).await;
     for _ in 0..3 {
         let user = checked(stage.user(&instance, "tenant", &account).await);
         assert_eq!(user.status(), 200, "{}", text(&user));

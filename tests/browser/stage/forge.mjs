@@ -1,5 +1,6 @@
 // Atlassian Forge around the page that `forge init` writes: its CDN with the policy that Atlassian's own @forge/csp
-// makes, Jira's page with the frame, the bridge, and the way of a call to the remote. The page's @forge/bridge is real.
+// makes, Jira's page with the frame, the bridge, and the way of a call to the remote. The page's @forge/bridge is real,
+// and the judge of tests/judges is the platform: it installs the app, signs what calls carry, and is Jira to its tokens.
 //
 // Jira is on 127.0.0.1 and the CDN on 127.0.0.6: other sites than the relay and the instances, as they are.
 
@@ -12,11 +13,13 @@ import { join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { escapeHtml, readText, send, Server } from "./http.mjs";
+import { Judge } from "./judge.mjs";
 
 const { CSPInjectionService } = createRequire(import.meta.url)("@forge/csp");
 
 const JIRA_HOST = "127.0.0.1";
 const CDN_HOST = "127.0.0.6";
+const SITE = "acme";
 
 // As @forge/csp puts it into the policy; the frame's own list may be shorter.
 const SANDBOX =
@@ -37,23 +40,28 @@ export class Forge {
   // Every call of the page's to the relay: {account, method, path, body, status}.
   calls = [];
 
-  // What the relay says first, as long as it has no page/boot of its own; see Forge.#boot.
-  lacks = ["workspace_search", "repository_search", "create_branch"];
+  // Every token that was given out.
+  tokens = [];
 
   // Whom the manifest lets the page call (permissions.external.fetch.client).
   egress = [];
 
-  // How the next calls go: "ok", "refused" (the relay does not believe the token), "silent", "broken".
+  // How the next calls go: "ok", "refused" (signed by a stranger), "silent", "broken".
   invocations = "ok";
 
+  #cloud;
+  #app;
+  #installation;
   #folder;
-  #prove;
   #relay;
   #jira = new Server((request, response) => this.#serveJira(request, response));
   #cdn = new Server((request, response) => this.#serveCdn(request, response));
 
   static async start() {
     const forge = new Forge();
+    forge.#cloud = await Judge.start("atlassian.mjs");
+    await forge.#cloud.ask({ cmd: "site", name: SITE });
+    forge.#app = (await forge.#cloud.ask({ cmd: "app" })).app_id;
     forge.#folder = await mkdtemp(join(tmpdir(), "jira-connect-proxy-forge-"));
     const binary = resolve(root, process.env.JIRA_CONNECT_PROXY_BIN ?? "target/debug/jira-connect-proxy");
     await promisify(execFile)(binary, ["forge", "init", forge.#folder], {
@@ -68,20 +76,29 @@ export class Forge {
   // What the relay must know of the app.
   get settings() {
     return {
-      FORGE__APP_ID: "ari:cloud:ecosystem::app/8db33809-1f32-48bb-8c52-5877dab48107",
+      JIRA__API_URL: this.#cloud.ready.api_url,
+      FORGE__JWKS_URL: this.#cloud.ready.jwks_url,
+      FORGE__APP_ID: this.#app,
       FORGE__PAGE_ORIGINS: JSON.stringify([this.origin]),
     };
   }
 
-  // prove: what an account's calls carry as Authorization.
-  attach({ relay, gitlabs, prove }) {
+  attach({ relay, gitlabs }) {
     this.#relay = relay;
-    this.#prove = prove;
     this.egress = gitlabs.map(({ url }) => new URL(url).origin);
   }
 
+  // The app comes to the site that is known by this address.
+  async install(siteUrl) {
+    await this.#cloud.ask({ cmd: "rename", site: SITE, base_url: siteUrl });
+    await this.#cloud.ask({ cmd: "app", app_id: this.#app, remote: this.#relay.url });
+    const told = await this.#cloud.ask({ cmd: "install", app: this.#app, site: SITE });
+    if (!told.delivered) throw new Error(`the event was answered ${told.status}`);
+    this.#installation = told.installation;
+  }
+
   async stop() {
-    await Promise.all([this.#jira.down(), this.#cdn.down()]);
+    await Promise.all([this.#jira.down(), this.#cdn.down(), this.#cloud.stop()]);
     await rm(this.#folder, { recursive: true, force: true });
   }
 
@@ -159,12 +176,10 @@ export class Forge {
     if (invokeType !== "ui-remote-fetch") return { error: `no such function: ${invokeType}` };
     if (body !== undefined && (typeof body !== "object" || body === null)) return { error: "body must be an object" };
     const url = new URL(path, this.#relay.url);
-    if (this.invocations === "refused") return { error: NOT_VERIFIED };
     if (this.invocations === "broken") return { error: NOT_UNDERSTOOD };
-    if (url.pathname === "/-/jira_connect/page/boot") return this.#boot();
     const answer = await fetch(url, {
       method,
-      headers: { ...headers, Authorization: await this.#prove(account) },
+      headers: { ...headers, ...(await this.#proof(account)) },
       body: body === undefined ? null : JSON.stringify(body),
       redirect: "manual",
     }).catch(() => null);
@@ -182,16 +197,11 @@ export class Forge {
     return { value: answer.ok ? { success: true, payload } : { success: false, error: payload } };
   }
 
-  // The one address that the relay does not have yet.
-  #boot() {
-    const body = {
-      base: "/-/jira_connect",
-      origins: this.egress,
-      proxyUrl: this.#relay.url,
-      redirectUri: `${this.#relay.baseUrl}/oauth_callbacks`,
-      upstream: "forge",
-      lacks: this.lacks,
-    };
-    return { value: { success: true, payload: { status: 200, headers: {}, body } } };
+  async #proof(principal) {
+    const signer = this.invocations === "refused" ? "stranger" : "current";
+    const { token } = await this.#cloud.ask({ cmd: "fit", installation: this.#installation, principal, signer });
+    const system = await this.#cloud.ask({ cmd: "system_token", installation: this.#installation });
+    this.tokens.push(token, system.token);
+    return { Authorization: `Bearer ${token}`, "x-forge-oauth-system": system.token };
   }
 }

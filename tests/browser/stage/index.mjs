@@ -17,7 +17,7 @@ export class Stage {
   #views = [];
 
   // settings: for the relay; addressSpaces: for the browser, a function of the stage.
-  // forge: with Forge around the page too, see openInForge.
+  // forge: the site is reached through a Forge app, and its page can be opened in Forge too, see openInForge.
   static async start({ settings = {}, addressSpaces = () => ({}), installed = true, forge = false } = {}) {
     const stage = new Stage();
     try {
@@ -71,10 +71,18 @@ export class Stage {
     });
   }
 
+  // How the relay reaches the site from now on.
+  async reach(upstream) {
+    const path = `installations/${this.jira.clientKey}/move`;
+    const { status, body } = await this.relay.admin("POST", path, { to: upstream });
+    if (status !== 200 && body?.error?.code !== "already_there") throw new Error(`move was answered ${status}`);
+  }
+
   // No window, nothing wrong, no link: for the next test.
   async reset() {
     await this.closeViews();
     this.forge?.reset();
+    if (this.forge) await this.reach("forge");
     await Promise.all([this.jira.reset(), ...this.gitlabs.map((gitlab) => gitlab.reset())]);
     await this.relay.up();
     const { body: links } = await this.relay.admin("GET", "links");
@@ -100,7 +108,7 @@ export class Stage {
       ...gitlab.oauth.issued,
       ...Object.values(gitlab.installations.known).map(({ sharedSecret }) => sharedSecret),
     ]);
-    return [this.jira.secret, ...this.jira.tokens, ...instances];
+    return [this.jira.secret, ...this.jira.tokens, ...(this.forge?.tokens ?? []), ...instances];
   }
 
   async closeViews() {
@@ -125,13 +133,15 @@ export class Stage {
     this.plain = await this.#keep(Gitlab.start({ host: "127.0.0.3", proxyUrl }));
     this.below = await this.#keep(Gitlab.start({ host: "127.0.0.4", root: "/gitlab", proxyUrl, version: "16.11.3" }));
     this.gitlabs = [this.plain, this.below];
-    const prove = async (account) => `JWT ${await this.jira.contextToken({ account })}`;
-    this.forge?.attach({ relay: this.relay, gitlabs: this.gitlabs, prove });
+    this.forge?.attach({ relay: this.relay, gitlabs: this.gitlabs });
   }
 
   async #install() {
     const { status, body } = await this.jira.install();
     if (![200, 204].includes(status)) throw new Error(`installed was answered ${status}: ${body}`);
+    if (!this.forge) return;
+    await this.forge.install(this.jira.origin);
+    await this.reach("forge");
   }
 
   async #keep(starting) {

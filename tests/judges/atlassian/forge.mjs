@@ -34,9 +34,16 @@ const SCOPES = {
 const ALL_SCOPES = [
   "read:app-system-token",
   "read:jira-user",
-  "read:jira-work",
+  "read:permission:jira",
+  "read:instance-configuration:jira",
   ...Object.values(SCOPES).flatMap((kind) => [`read:${kind}:jira`, `write:${kind}:jira`, `delete:${kind}:jira`]),
 ];
+// By path below the site (Jira REST v3, granular ones where an app need not ask for more).
+const PLATFORM_SCOPES = {
+  "/rest/api/3/user": "read:jira-user",
+  "/rest/api/3/permissions/check": "read:permission:jira",
+  "/rest/api/3/serverInfo": "read:instance-configuration:jira",
+};
 const VERBS = { GET: "read", POST: "write", DELETE: "delete" };
 
 // The module that each kind of invocation comes from.
@@ -110,7 +117,7 @@ class Installation {
 
 function scopeFor(method, path, family) {
   if (family) return `${VERBS[method]}:${SCOPES[family.name]}:jira`;
-  return path === "/rest/api/3/user" ? "read:jira-user" : "read:jira-work";
+  return PLATFORM_SCOPES[path] ?? "read:jira-work";
 }
 
 export class Forge {

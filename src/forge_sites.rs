@@ -1,0 +1,530 @@
+//! Sites that are reached through the operator's Forge app: what invocations tell of them is kept, and those that may
+//! be gone are looked at.
+//!
+//! Forge has no way to ask for a token: each invocation brings one that lives about an hour, and a trigger comes every
+//! hour. So hearing is all that can be done to stay connected, and only what is worth it is written down. Forge says
+//! goodbye once (`preUninstall`) and never again. Whoever missed that has two signs, and neither is proof alone: Jira
+//! refuses a token that is in its time, and no invocation comes any more.
+
+mod standing;
+
+pub use standing::{Standing, is_silent, measure, standing};
+
+use std::{sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use jiff::{SignedDuration, Timestamp};
+
+use crate::{
+    clock,
+    config::ForgeConfig,
+    domain::{
+        Actor, AuditEntry, ClientKey, ForgeInstallationId, Installation, InstancePolicy,
+        JiraBaseUrl, JiraSites, Upstream, UpstreamKind,
+        installation::{InstallationChange, SiteAddress},
+        upstream::Forge,
+    },
+    jira::{
+        Forwarder,
+        server_info::{self, NotTold, ServerInfo},
+    },
+    linking::FollowError,
+    reject::{Reject, RejectKind},
+    sites,
+    spool::Spool,
+    store::{Store, TransactError, Transaction},
+};
+
+/// Triggers come every hour. From here on, some are missing.
+pub const SILENT_AFTER: SignedDuration = SignedDuration::from_hours(3);
+
+/// What was sent before an uninstall may arrive after it, repeats of events up to four minutes late.
+const STRAGGLERS: SignedDuration = SignedDuration::from_mins(5);
+
+/// Near its end, a token is good for a last question, if no better one has come.
+const LAST_QUESTION: SignedDuration = SignedDuration::from_mins(15);
+
+/// One refusal may be a mistake of anybody's.
+const REFUSALS_THAT_COUNT: u32 = 2;
+
+/// Keeps what invocations tell.
+pub struct ForgeSites {
+    /// What is known.
+    pub store: Store,
+    /// Asks Jira.
+    pub forwarder: Arc<Forwarder>,
+    /// Holds what waits for a token.
+    pub spool: Spool,
+    /// Whom a new site is linked to.
+    pub policy: Arc<ArcSwap<InstancePolicy>>,
+    /// Which addresses a site may have.
+    pub sites: JiraSites,
+    /// From one look to the next.
+    pub check_every: Duration,
+    /// After so long a silence a site is gone, if Jira says so too.
+    pub gone_after: SignedDuration,
+    /// While we were not there, nothing could be heard.
+    pub started_at: Timestamp,
+}
+
+/// What an invocation told.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// As it would be noted.
+    pub forge: Forge,
+    /// The site's address, if the token told it.
+    pub site: Option<JiraBaseUrl>,
+    /// When Forge signed it.
+    pub issued_at: Timestamp,
+    /// It is an event: it says that something has happened to the installation.
+    pub is_event: bool,
+}
+
+/// Whose invocation it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heard {
+    /// The site's record.
+    pub client_key: ClientKey,
+    /// What it changed, beside the token.
+    pub change: InstallationChange,
+}
+
+/// Why an invocation could not be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum NotHeard {
+    /// It was sent before the app was uninstalled.
+    #[error("the app was uninstalled on this site")]
+    Left,
+    /// Without a token, nothing is to be done for a site that is not known.
+    #[error("Forge sent no token of the app's own, so that the site can't be called")]
+    TokenMissing,
+    /// The app is on this site from another environment, or was installed anew.
+    #[error("another installation of the app serves this site")]
+    Another,
+    /// Jira says nothing, or no.
+    #[error(transparent)]
+    NotTold(#[from] NotTold),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] TransactError<FollowError>),
+}
+
+impl ForgeSites {
+    /// As configured.
+    pub fn new(
+        config: &ForgeConfig,
+        (store, forwarder, spool): (Store, Arc<Forwarder>, Spool),
+        policy: Arc<ArcSwap<InstancePolicy>>,
+        sites: JiraSites,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            store,
+            forwarder,
+            spool,
+            policy,
+            sites,
+            check_every: config.check_every,
+            gone_after: config.gone_after,
+            started_at: now,
+        }
+    }
+
+    /// The site of an installation of the app.
+    pub fn find(&self, id: &ForgeInstallationId) -> Option<Arc<Installation>> {
+        let mut known = self.store.installations().into_iter();
+        known.find(|known| has(known, id))
+    }
+
+    /// Takes what an invocation told; durable on return. A site that is not known joins: the event that announced it
+    /// may have been lost.
+    pub async fn hear(
+        &self,
+        told: Told,
+        audit: AuditEntry,
+        now: Timestamp,
+    ) -> Result<Heard, NotHeard> {
+        let known = self.find(&told.forge.installation_id);
+        if let Some(known) = known.as_ref().filter(|known| is_open(known)) {
+            return self.note(known, told.forge, now).await;
+        }
+        if let Some(left) = known.as_ref().and_then(|known| known.uninstalled_at)
+            && told.issued_at.duration_since(left) < STRAGGLERS
+        {
+            return Err(NotHeard::Left);
+        }
+        if !told.is_event && self.has_rival(&told.forge, now) {
+            return Err(NotHeard::Another);
+        }
+        let info = self.address(&told, known.is_some()).await?;
+        let auto_link = self.policy.load().auto_link.clone();
+        let forge = told.forge;
+        let joined = self.store.transact(move |transaction| {
+            // Another invocation may have been faster.
+            let id = &forge.installation_id;
+            let all = transaction.installations();
+            if let Some(known) = all.iter().find(|known| has(known, id) && is_open(known)) {
+                return note(transaction, &known.client_key, &forge, false, now);
+            }
+            let display_url = info.display_url.unwrap_or_else(|| {
+                let same = all.iter().find(|known| known.base_url == info.base_url);
+                same.and_then(|known| known.display_url.clone())
+            });
+            let address = SiteAddress {
+                base_url: info.base_url,
+                display_url,
+            };
+            let way = Upstream::Forge(forge);
+            let joined = sites::join(transaction, way, address, &auto_link, audit, now)?;
+            Ok(Heard {
+                client_key: joined.client_key,
+                change: joined.change,
+            })
+        });
+        let heard = joined.await?;
+        self.spool.release(&heard.client_key);
+        Ok(heard)
+    }
+
+    /// The app is about to be uninstalled. Forge does not say it again.
+    pub async fn leave(
+        &self,
+        id: &ForgeInstallationId,
+        audit: AuditEntry,
+        now: Timestamp,
+    ) -> Result<Option<Heard>, TransactError<FollowError>> {
+        let Some(known) = self.find(id) else {
+            return Ok(None);
+        };
+        let client_key = known.client_key.clone();
+        let id = id.clone();
+        let left = self.store.transact(move |transaction| {
+            // Somebody else's, if the app was installed anew meanwhile.
+            match transaction.installation(&client_key) {
+                Some(known) if has(&known, &id) => {}
+                _ => return Ok(InstallationChange::Unchanged),
+            }
+            sites::leave(transaction, &client_key, UpstreamKind::Forge, audit, now)
+        });
+        let change = left.await?;
+        self.spool.release(&known.client_key);
+        Ok(Some(Heard {
+            client_key: known.client_key.clone(),
+            change,
+        }))
+    }
+
+    /// Follows a site that was moved or renamed, with a token that has just come.
+    pub async fn follow(&self, client_key: &ClientKey, now: Timestamp) {
+        if let Some(known) = self.store.installation(client_key) {
+            self.look(&known, now).await;
+        }
+    }
+
+    /// Looks at sites from time to time until `shutdown`.
+    pub async fn run(self: Arc<Self>, shutdown: impl Future<Output = ()>) {
+        let mut shutdown = std::pin::pin!(shutdown);
+        loop {
+            let round = async {
+                tokio::time::sleep(self.check_every).await;
+                self.check(clock::now()).await;
+            };
+            tokio::select! {
+                () = &mut shutdown => return,
+                () = round => {}
+            }
+        }
+    }
+
+    /// Asks Jira about sites whose app may be gone, and leaves those that are.
+    async fn check(&self, now: Timestamp) {
+        for known in self.store.installations() {
+            let Some(forge) = known.forge().filter(|_| is_open(&known)) else {
+                continue;
+            };
+            if self.is_gone(forge, now) {
+                self.leave_gone(&known, forge, now).await;
+            } else if self.is_doubtful(&known, forge, now) {
+                self.look(&known, now).await;
+            }
+        }
+    }
+
+    /// Jira has refused the token more than once, and nothing has come for very long, though we were there to hear it.
+    fn is_gone(&self, forge: &Forge, now: Timestamp) -> bool {
+        let refused = forge.refused.map_or(0, |refused| refused.times);
+        let there = now.duration_since(self.started_at);
+        refused >= REFUSALS_THAT_COUNT
+            && now.duration_since(forge.told_at) >= self.gone_after
+            && there >= SILENT_AFTER.min(self.gone_after)
+    }
+
+    /// A question is worth while: there is a token for it, and either it was refused or it is the last chance.
+    fn is_doubtful(&self, known: &Arc<Installation>, forge: &Forge, now: Timestamp) -> bool {
+        let Some(token) = forge.valid_token(now) else {
+            return false;
+        };
+        self.was_refused(known, forge) || token.expires_at.duration_since(now) < LAST_QUESTION
+    }
+
+    fn was_refused(&self, known: &Arc<Installation>, forge: &Forge) -> bool {
+        let in_use = known.upstream.kind() == UpstreamKind::Forge;
+        forge.refused.is_some() || in_use && self.forwarder.was_refused(known)
+    }
+
+    /// Whether this environment's installation would take the place of another one that is alive.
+    fn has_rival(&self, told: &Forge, now: Timestamp) -> bool {
+        self.store.installations().iter().any(|known| {
+            known.forge().is_some_and(|forge| {
+                is_open(known)
+                    && forge.cloud_id == told.cloud_id
+                    && forge.installation_id != told.installation_id
+                    && !is_silent(forge, now)
+            })
+        })
+    }
+
+    async fn note(
+        &self,
+        known: &Arc<Installation>,
+        forge: Forge,
+        now: Timestamp,
+    ) -> Result<Heard, NotHeard> {
+        let before = known.forge();
+        let doubted = before.is_some_and(|before| self.was_refused(known, before));
+        let client_key = known.client_key.clone();
+        if before.is_none_or(|before| before.after(&forge, doubted, now).is_none()) {
+            return Ok(Heard {
+                client_key,
+                change: InstallationChange::Unchanged,
+            });
+        }
+        let noted = self
+            .store
+            .transact(move |transaction| note(transaction, &client_key, &forge, doubted, now));
+        let heard = noted.await?;
+        self.spool.release(&heard.client_key);
+        Ok(heard)
+    }
+
+    /// A tombstone's site is asked even if the token tells it: whoever lives has a token that Jira takes.
+    async fn address(&self, told: &Told, was_left: bool) -> Result<ServerInfo, NotHeard> {
+        let token = &told.forge.system_token;
+        let token = token.as_ref().ok_or(NotHeard::TokenMissing)?;
+        if let Some(base_url) = told.site.clone().filter(|_| !was_left) {
+            return Ok(ServerInfo {
+                base_url,
+                display_url: None,
+            });
+        }
+        let cloud_id = &told.forge.cloud_id;
+        let asked = server_info::ask(&self.forwarder, cloud_id, &token.token, &self.sites).await;
+        Ok(asked?)
+    }
+
+    /// Asks a site for its address, and takes down what that shows.
+    async fn look(&self, known: &Arc<Installation>, now: Timestamp) {
+        let Some((forge, token)) = known
+            .forge()
+            .and_then(|forge| Some((forge, forge.valid_token(now)?)))
+        else {
+            return;
+        };
+        let cloud_id = &forge.cloud_id;
+        let asked = server_info::ask(&self.forwarder, cloud_id, &token.token, &self.sites).await;
+        let written = match asked {
+            Ok(info) => {
+                self.forwarder.forget_refusal(known);
+                self.found(known, forge, info, now).await
+            }
+            Err(NotTold::Refused { status, told }) => {
+                tracing::warn!(
+                    client.key = %known.client_key, %status,
+                    "Jira refuses the token of the Forge app for {}, which is in its time: {told}", known.base_url
+                );
+                self.write_down(known, forge.refused(now)).await
+            }
+            Err(error) => {
+                tracing::info!(client.key = %known.client_key, "{}: {error}", known.base_url);
+                Ok(())
+            }
+        };
+        if let Err(error) = written {
+            tracing::error!(
+                client.key = %known.client_key,
+                "what was found out about {} could not be kept: {error}", known.base_url
+            );
+        }
+    }
+
+    async fn found(
+        &self,
+        known: &Arc<Installation>,
+        forge: &Forge,
+        info: ServerInfo,
+        now: Timestamp,
+    ) -> Result<(), TransactError<FollowError>> {
+        let ServerInfo {
+            base_url,
+            display_url,
+        } = info;
+        let display_url = display_url.unwrap_or_else(|| known.display_url.clone());
+        let same = known.base_url == base_url && known.display_url == display_url;
+        // Of a way that stands by, the one in use knows better.
+        if same || known.upstream.kind() != UpstreamKind::Forge {
+            if forge.refused.is_none() {
+                return Ok(());
+            }
+            let forge = Forge {
+                refused: None,
+                ..forge.clone()
+            };
+            return self.write_down(known, forge).await;
+        }
+        tracing::info!(
+            client.key = %known.client_key,
+            "{} calls itself {base_url} now", known.base_url
+        );
+        let (client_key, auto_link) = (
+            known.client_key.clone(),
+            self.policy.load().auto_link.clone(),
+        );
+        let audit = AuditEntry::new(now, Actor::Relay, "");
+        let note = format!("from {} to {base_url}", known.base_url);
+        let address = SiteAddress {
+            base_url,
+            display_url,
+        };
+        let audit = AuditEntry {
+            note: Some(note),
+            ..audit
+        };
+        let followed = self.store.transact(move |transaction| {
+            // With the newest token, whatever came meanwhile.
+            let known = transaction.installation(&client_key);
+            let known = known.filter(|known| is_open(known));
+            if let Some(way) = known.and_then(|known| known.forge().cloned()) {
+                let way = Upstream::Forge(Forge {
+                    refused: None,
+                    ..way
+                });
+                sites::join(transaction, way, address, &auto_link, audit, now)?;
+            }
+            Ok(())
+        });
+        followed.await?;
+        self.spool.release(&known.client_key);
+        Ok(())
+    }
+
+    /// Notes something about a token, if it is still the one.
+    async fn write_down(
+        &self,
+        known: &Arc<Installation>,
+        forge: Forge,
+    ) -> Result<(), TransactError<FollowError>> {
+        let client_key = known.client_key.clone();
+        self.store
+            .transact(move |transaction| {
+                let known = transaction.installation(&client_key);
+                let current = known.and_then(|known| known.forge()?.system_token.clone());
+                if current == forge.system_token {
+                    sites::told(transaction, &client_key, forge)?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    async fn leave_gone(&self, known: &Arc<Installation>, forge: &Forge, now: Timestamp) {
+        let (site, told_at) = (&known.base_url, forge.told_at);
+        let note = format!(
+            "Jira refused the token, and Forge has sent nothing since {told_at:.0}: taken for uninstalled"
+        );
+        let audit = AuditEntry {
+            note: Some(note),
+            ..AuditEntry::new(now, Actor::Relay, "")
+        };
+        match self.leave(&forge.installation_id, audit, now).await {
+            Ok(_) => tracing::warn!(
+                client.key = %known.client_key,
+                "the Forge app is gone from {site}: Jira refused its token, and nothing came since {told_at:.0}"
+            ),
+            Err(error) => tracing::error!(
+                client.key = %known.client_key,
+                "{site} could not be left: {error}"
+            ),
+        }
+    }
+}
+
+/// Keeps the better of what is known and what was told.
+fn note(
+    transaction: &mut Transaction<'_>,
+    client_key: &ClientKey,
+    forge: &Forge,
+    doubted: bool,
+    now: Timestamp,
+) -> Result<Heard, FollowError> {
+    let known = transaction.installation(client_key);
+    let before = known.as_ref().and_then(|known| known.forge());
+    let before = before.filter(|before| before.installation_id == forge.installation_id);
+    if let Some(next) = before.and_then(|before| before.after(forge, doubted, now)) {
+        sites::told(transaction, client_key, next)?;
+    }
+    Ok(Heard {
+        client_key: client_key.clone(),
+        change: InstallationChange::Unchanged,
+    })
+}
+
+fn has(known: &Installation, id: &ForgeInstallationId) -> bool {
+    known
+        .forge()
+        .is_some_and(|forge| forge.installation_id == *id)
+}
+
+/// Whether the way through Forge is: one that stands by always is.
+fn is_open(known: &Installation) -> bool {
+    known.is_installed() || known.upstream.kind() != UpstreamKind::Forge
+}
+
+impl From<NotHeard> for Reject {
+    fn from(error: NotHeard) -> Self {
+        let message = error.to_string();
+        let (kind, code, hint) = match error {
+            NotHeard::Store(error) => return error.into(),
+            NotHeard::Left => (
+                RejectKind::Conflict,
+                "installation_uninstalled",
+                "install the app in Jira again; its links come back by themselves",
+            ),
+            NotHeard::TokenMissing => (
+                RejectKind::Unprocessable,
+                "system_token_missing",
+                "the app needs the scope read:app-system-token, and its endpoints auth.appSystemToken; `jira-connect-proxy forge init` writes both",
+            ),
+            NotHeard::Another => (
+                RejectKind::Conflict,
+                "another_installation",
+                "one environment of the app serves a site: uninstall the other, or leave its environment out of forge.environments",
+            ),
+            NotHeard::NotTold(NotTold::Unserved(_)) => (
+                RejectKind::Forbidden,
+                "site_not_allowed",
+                "the operator can list the site in jira.extra_sites",
+            ),
+            NotHeard::NotTold(NotTold::Unscoped(_)) => (
+                RejectKind::Unprocessable,
+                "scope_missing",
+                "the app needs the scope read:instance-configuration:jira; `jira-connect-proxy forge upgrade` writes it",
+            ),
+            NotHeard::NotTold(NotTold::Refused { .. } | NotTold::Silent(_)) => (
+                RejectKind::Unavailable,
+                "jira_unavailable",
+                "try again; look whether the relay reaches jira.api_url",
+            ),
+        };
+        Self::new(kind, code, message, hint)
+    }
+}

@@ -1,0 +1,773 @@
+//! A site with the operator's Forge app, from its first event to its last, and what the app's page may do. Forge, its
+//! tokens and Jira are the judges'.
+
+use std::time::{Duration, Instant};
+
+use http::Request;
+use http_body_util::Full;
+use serde_json::{Value, json};
+
+use super::Scene;
+use crate::{
+    cloud::{Cloud, Installed},
+    fakes::{
+        FakeJira,
+        http::{client, send},
+    },
+    harness::{PATIENCE, RelayProcess, SECRET, Settings, admin, checked},
+    stage::{APP_KEY, CLIENT_KEY, linked},
+};
+
+const SERVER_INFO: &str = "/rest/api/3/serverInfo";
+
+impl Scene {
+    /// How often the site was asked what it is.
+    fn questions(&self) -> usize {
+        let requests = self.cloud.requests("api");
+        let asked = |request: &&Value| {
+            let path = request["path"].as_str();
+            path.is_some_and(|path| path.ends_with(SERVER_INFO))
+        };
+        requests.iter().filter(asked).count()
+    }
+
+    async fn until_questions(&self, more: usize) {
+        let (deadline, wanted) = (Instant::now() + PATIENCE, self.questions() + more);
+        while self.questions() < wanted {
+            assert!(Instant::now() < deadline, "Jira was not asked");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn until_state(&self, state: &str) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let installation = self.installation().await;
+            if installation["state"] == state {
+                return installation;
+            }
+            assert!(Instant::now() < deadline, "never {state}: {installation:#}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// A call of the page's, which Forge must hand to it.
+    fn page(&self, installed: &Installed, call: Value) -> (u64, Value) {
+        let answer = self.cloud.with(installed, "invoke", call.clone());
+        assert_eq!(answer["swallowed"], Value::Null, "{call}: {answer:#}");
+        let body = answer["body"].as_str().unwrap_or_default();
+        let body = serde_json::from_str(body).unwrap_or_default();
+        (answer["status"].as_u64().expect("status"), body)
+    }
+}
+
+fn status(told: &Value) -> Option<u64> {
+    told["status"].as_u64()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_story_of_a_forge_app() {
+    let scene = Scene::set().await;
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    assert_eq!(installed.told["delivered"], true, "{}", installed.told);
+    let installation = scene.installation().await;
+    assert_eq!(installation["upstream"], "forge");
+    assert_eq!(installation["base_url"], scene.acme.url);
+    let client_key = installation["client_key"].as_str().expect("key");
+
+    let (gitlabs, links) = linked(&scene.relay, client_key, 2).await;
+    scene
+        .both_push(&installed.provider, &gitlabs, &links, 1)
+        .await;
+    // The site's own account is asked about through Forge.
+    let user = gitlabs[0].send("user", json!({})).await;
+    assert_eq!(
+        (&user["status"], &user["gitlab_ok"]),
+        (&json!(200), &json!(true))
+    );
+    scene.an_outage(&installed.provider, &gitlabs, &links).await;
+
+    // There is no token any more: writes wait until the next invocation brings one.
+    scene.cloud.with(&installed, "expire", json!({}));
+    for gitlab in &gitlabs {
+        gitlab.sends("builds", json!({"build_number": 60})).await;
+    }
+    let spool = scene.relay.spool().await;
+    assert_eq!(spool["waiting"], 2, "{spool:#}");
+    let told = scene.cloud.with(&installed, "scheduled", json!({}));
+    assert_eq!(told["delivered"], true, "{told}");
+    scene.relay.until_drained().await;
+    scene.built(&installed.provider, &links, 60);
+
+    let told = scene.cloud.with(&installed, "uninstall", json!({}));
+    assert_eq!(told["delivered"], true, "{told}");
+    scene.everybody_knows_the_end(&gitlabs).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_wait_for_a_token_over_a_restart() {
+    // Silence alone is no goodbye, however long.
+    let mut scene = Scene::set_with(|settings| {
+        settings.set("FORGE__CHECK_EVERY_SECS", "1");
+        settings.set("FORGE__GONE_AFTER_SECS", "1");
+    })
+    .await;
+    scene
+        .cloud
+        .ask("system_tokens", json!({"lifetime_secs": 2}));
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    let client_key = scene.installation().await["client_key"].clone();
+    let client_key = client_key.as_str().expect("key");
+    let (gitlabs, links) = linked(&scene.relay, client_key, 1).await;
+    let deadline = Instant::now() + PATIENCE;
+    let mut number = 1;
+    while scene.relay.spool().await["waiting"] == 0 {
+        assert!(Instant::now() < deadline, "the token did not end");
+        gitlabs[0]
+            .sends("builds", json!({"build_number": number}))
+            .await;
+        number += 1;
+    }
+    let spool = scene.relay.spool().await;
+    assert!(spool.to_string().contains("token_awaited"), "{spool:#}");
+    assert_eq!(
+        scene
+            .relay
+            .metric("jira_connect_proxy_forge_installations", "missing")
+            .await,
+        1.0
+    );
+
+    for command in ["installations", "status", "doctor"] {
+        let output = scene.relay.command_line(&[command]).await;
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(told.contains("writes wait for the next one"), "{told}");
+        assert!(told.contains("Forge sends one every hour"), "{told}");
+    }
+
+    scene.relay.restart().await;
+    scene.relay.new_client();
+    gitlabs[0]
+        .sends("builds", json!({"build_number": number}))
+        .await;
+    assert!(scene.relay.spool().await["waiting"].as_u64() >= Some(1));
+    scene
+        .cloud
+        .ask("system_tokens", json!({"lifetime_secs": 3300}));
+    let told = scene.cloud.with(&installed, "scheduled", json!({}));
+    assert_eq!(told["delivered"], true, "{told}");
+    scene.relay.until_drained().await;
+    for number in 1..=number {
+        scene.built(&installed.provider, &links, number);
+    }
+    assert_eq!(
+        scene
+            .relay
+            .metric("jira_connect_proxy_forge_installations", "valid")
+            .await,
+        1.0
+    );
+    assert_eq!(scene.cloud.violations(), json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_is_repeated_until_jira_says_where_the_site_is() {
+    let scene = Scene::set().await;
+    scene
+        .cloud
+        .fault("api", json!({"mode": "status", "status": 503, "times": 2}));
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    let statuses = |told: &Value| {
+        let attempts = told["attempts"].as_array().expect("attempts");
+        let statuses = attempts.iter().map(|attempt| attempt["status"].as_u64());
+        statuses.collect::<Vec<_>>()
+    };
+    assert_eq!(statuses(&installed.told), [Some(503), Some(503), Some(204)]);
+    assert_eq!(scene.installations().await.len(), 1);
+
+    // One whose token is not new is good again after a failure of ours, and only then.
+    let anew = scene.cloud.site("anew");
+    let silent = json!({"silent": true});
+    let again = scene.cloud.install(&scene.app, &anew, silent);
+    let fit = scene.cloud.with(&again, "fit", json!({"kind": "event"}));
+    let how = json!({"token": fit["token"], "retries": 2});
+    let down = json!({"mode": "status", "status": 500, "times": 1});
+    scene.cloud.fault("api", down);
+    let told = scene.cloud.with(&again, "upgrade", how);
+    assert_eq!(
+        statuses(&told),
+        [Some(503), Some(403), Some(401)],
+        "its address is none of ours"
+    );
+
+    // Never: nothing is kept of it. The hourly trigger makes up for it.
+    let other = scene.cloud.site("unlisted");
+    scene
+        .cloud
+        .fault("api", json!({"mode": "status", "status": 500}));
+    let lost = scene.cloud.install(&scene.app, &other, json!({}));
+    assert_eq!(statuses(&lost.told), [Some(503); 5]);
+    assert_eq!(scene.installations().await.len(), 1);
+    scene.cloud.heal("api");
+    // A site that nobody listed has an address that is not taken.
+    let told = scene.cloud.with(&lost, "scheduled", json!({}));
+    assert_eq!(status(&told), Some(403), "{told}");
+    assert_eq!(scene.installations().await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_calls_first_brings_a_site_whose_event_was_lost() {
+    let scene = Scene::set().await;
+    let installed = scene
+        .cloud
+        .install(&scene.app, &scene.acme, json!({"silent": true}));
+    let without = json!({"system_token": false});
+    let told = scene.cloud.with(&installed, "scheduled", without.clone());
+    assert_eq!(
+        status(&told),
+        Some(422),
+        "there is nothing to ask with: {told}"
+    );
+    assert_eq!(scene.installations().await.len(), 0);
+    let boot = json!({"path": "/-/jira_connect/page/boot"});
+    let (status, _) = scene.page(&installed, boot.clone());
+    assert_eq!(status, 200);
+    assert_eq!(
+        scene.questions(),
+        0,
+        "the page's token says where the site is"
+    );
+    let site = scene.installation().await;
+    assert_eq!(
+        (&site["upstream"], &site["base_url"]),
+        (&json!("forge"), &json!(scene.acme.url))
+    );
+    // Known now, so the way to it need not be shown again.
+    let told = scene.cloud.with(&installed, "scheduled", without);
+    assert_eq!(told["delivered"], true, "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_changes_the_version_and_only_a_better_token_is_kept() {
+    let mut scene = Scene::set().await;
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    let before = scene.installation().await["forge"].clone();
+    assert_eq!(before["app_version"], "1.0.0");
+    assert_eq!(before["installation_id"], installed.id);
+    assert!(before["token_expires_at"].is_string(), "{before:#}");
+    let trail = scene.audit("installation_created").await;
+    assert_eq!(trail.len(), 1);
+
+    // One that ends sooner, in an event that came late.
+    scene
+        .cloud
+        .ask("system_tokens", json!({"lifetime_secs": 600}));
+    let told = scene
+        .cloud
+        .with(&installed, "upgrade", json!({"version": "2.1.0"}));
+    assert_eq!(told["delivered"], true, "{told}");
+    let after = scene.installation().await["forge"].clone();
+    assert_eq!(after["app_version"], "2.1.0");
+    assert_eq!(after["token_expires_at"], before["token_expires_at"]);
+
+    // One that lives longer, and does not say so.
+    scene
+        .cloud
+        .ask("system_tokens", json!({"lifetime_secs": 7200}));
+    scene.cloud.with(&installed, "scheduled", json!({}));
+    let longer = scene.installation().await["forge"].clone();
+    assert!(longer["token_expires_at"].as_str() > after["token_expires_at"].as_str());
+    let told = scene.cloud.with(
+        &installed,
+        "invoke",
+        json!({"path": "/-/jira_connect/links"}),
+    );
+    assert_eq!(told["status"], 200);
+    assert_eq!(
+        scene.installation().await["forge"],
+        longer,
+        "a page writes nothing"
+    );
+    scene.relay.restart().await;
+    scene.relay.new_client();
+    assert_eq!(scene.installation().await["forge"], longer);
+    assert_eq!(scene.audit("installation_created").await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_uninstall_is_the_end_of_an_installation_and_not_of_the_site() {
+    let scene = Scene::set().await;
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    let client_key = scene.installation().await["client_key"].clone();
+    // An operator need not, as long as Forge can say it.
+    let path = format!(
+        "/api/v1/installations/{}",
+        client_key.as_str().expect("key")
+    );
+    let refused = scene.relay.admin("DELETE", &path, None, 409).await;
+    assert_eq!(refused["error"]["code"], "installation_has_app");
+    let told = scene.cloud.with(&installed, "uninstall", json!({}));
+    assert_eq!(status(&told), Some(204));
+    assert_eq!(scene.installation().await["state"], "uninstalled");
+    // A repeat of an event that was sent before, and a call of a page that is still open.
+    let told = scene
+        .cloud
+        .with(&installed, "upgrade", json!({"retries": 0}));
+    assert_eq!(status(&told), Some(204), "there is nothing to repeat");
+    let (status_of_page, body) = scene.page(&installed, json!({"path": "/-/jira_connect/links"}));
+    assert_eq!(
+        (status_of_page, &body["error"]["code"]),
+        (409, &json!("installation_uninstalled"))
+    );
+    assert_eq!(scene.installation().await["state"], "uninstalled");
+    let told = scene.cloud.with(&installed, "uninstall", json!({}));
+    assert_eq!(status(&told), Some(204));
+
+    // Installed anew it has another name, and the record is the same.
+    let again = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    assert_eq!(again.told["delivered"], true);
+    let site = scene.installation().await;
+    assert_eq!(
+        (&site["state"], &site["client_key"]),
+        (&json!("installed"), &client_key)
+    );
+    // Nobody can say goodbye in its name.
+    let told = scene.cloud.with(&installed, "uninstall", json!({}));
+    assert_eq!(status(&told), Some(204), "a stranger's goodbye");
+    assert_eq!(scene.installation().await["state"], "installed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_tokens_change_nothing_and_are_answered_401() {
+    let scene = Scene::set_with(|settings| {
+        settings.set("LIMITS__REQUESTS_PER_ADDRESS_PER_SEC", "0");
+    })
+    .await;
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    let before = scene.installation().await;
+    let forged = "ari:cloud:ecosystem::app/00000000-0000-4000-8000-000000000000";
+    let past = 1_700_000_000;
+    for (what, how) in [
+        ("another app's", json!({"claims": {"aud": forged}})),
+        ("for nobody", json!({"claims": {"aud": null}})),
+        (
+            "another issuer",
+            json!({"claims": {"iss": "forge/invocation-token/"}}),
+        ),
+        (
+            "HS256 with the public key",
+            json!({"signer": "hs256_public"}),
+        ),
+        ("unsigned", json!({"signer": "none"})),
+        (
+            "a stranger's key under a known name",
+            json!({"signer": "stranger"}),
+        ),
+        (
+            "an unknown key",
+            json!({"header": {"kid": "forge/invocation-token/wf-0"}}),
+        ),
+        (
+            "a hostile key id",
+            json!({"header": {"kid": "../../../etc/passwd"}}),
+        ),
+        ("no key id", json!({"header": {"kid": null}})),
+        (
+            "keys of its own",
+            json!({"signer": "stranger", "header": {"jku": format!("{}/evil", scene.acme.url)}}),
+        ),
+        (
+            "expired",
+            json!({"claims": {"exp": past + 25, "iat": past, "nbf": past}}),
+        ),
+        (
+            "another environment",
+            json!({"claims": {"app.environment.type": "STAGING"}}),
+        ),
+        (
+            "a gateway of its own",
+            json!({"claims": {"app.apiBaseUrl": format!("https://evil.tld/ex/jira/{}", scene.acme.cloud_id)}}),
+        ),
+        ("no token id", json!({"claims": {"jti": null}})),
+    ] {
+        for command in ["upgrade", "scheduled", "uninstall"] {
+            let mut how = how.clone();
+            how["retries"] = 0.into();
+            how["version"] = "6.6.6".into();
+            // The sites' end is its own business, so its tokens go on.
+            if command == "uninstall" {
+                how["status"] = Value::Null;
+            }
+            let told = scene.cloud.with(&installed, command, how);
+            assert_eq!(status(&told), Some(401), "{what}, {command}: {told:#}");
+        }
+        let mut how = how.clone();
+        how["path"] = "/-/jira_connect/links".into();
+        let told = scene.cloud.with(&installed, "invoke", how);
+        assert_eq!(status(&told), Some(401), "{what}: {told:#}");
+        assert_eq!(told["swallowed"], "INVALID_FORGE_INVOCATION_TOKEN");
+        assert_eq!(scene.installation().await, before, "{what}");
+    }
+    let evil = scene.cloud.requests("acme");
+    assert!(evil.is_empty(), "nobody asked where a token said: {evil:?}");
+
+    // Each is good for one request.
+    let fit = scene
+        .cloud
+        .with(&installed, "fit", json!({"kind": "scheduled"}));
+    let how = json!({"token": fit["token"]});
+    let told = scene.cloud.with(&installed, "scheduled", how.clone());
+    assert_eq!(status(&told), Some(204));
+    for command in ["scheduled", "uninstall"] {
+        let told = scene.cloud.with(
+            &installed,
+            command,
+            json!({"token": fit["token"], "status": null}),
+        );
+        assert_eq!(status(&told), Some(401), "{told:#}");
+    }
+    assert_eq!(scene.installation().await["state"], "installed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_installation_speaks_for_itself_only() {
+    let scene = Scene::set().await;
+    let acme = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    let other = scene.cloud.site("unlisted");
+    let other = scene
+        .cloud
+        .install(&scene.app, &other, json!({"silent": true}));
+    let bare = acme.id.rsplit('/').next().expect("id");
+    // Whatever a body says, it is the token that counts.
+    for command in ["upgrade", "scheduled", "uninstall"] {
+        let body = json!({
+            "id": bare, "installationId": acme.id, "context": {"cloudId": scene.acme.cloud_id},
+            "version": "6.6.6",
+        });
+        let how = json!({"body": body, "retries": 0, "system_token": false});
+        scene.cloud.with(&other, command, how);
+    }
+    let site = scene.installation().await;
+    assert_eq!(site["state"], "installed");
+    assert_eq!(site["forge"]["app_version"], "1.0.0");
+    assert_eq!(site["forge"]["installation_id"], acme.id);
+    // What is no body of Forge's is no body, and one that is too large is not read.
+    for (body, expected) in [
+        (Vec::new(), 204),
+        (b"rubbish\xff".to_vec(), 204),
+        (vec![b' '; 2 << 20], 413),
+    ] {
+        let fit = scene.cloud.with(&acme, "fit", json!({"kind": "scheduled"}));
+        let token = fit["token"].as_str().expect("token");
+        let url = format!("{}/forge/scheduled", scene.relay.app_base_url());
+        let request = Request::post(url).header("authorization", format!("Bearer {token}"));
+        let answer = send(&client(), request.body(Full::from(body)).expect("request")).await;
+        assert_eq!(checked(answer).status(), expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_in_forge_does_for_admins_what_the_one_in_jira_does() {
+    let scene = Scene::set().await;
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    let client_key = scene.installation().await["client_key"].clone();
+    let (gitlabs, links) = linked(&scene.relay, client_key.as_str().expect("key"), 1).await;
+    let id = links[0]["id"].as_str().expect("id");
+
+    let (status, boot) = scene.page(&installed, json!({"path": "/-/jira_connect/page/boot"}));
+    assert_eq!(status, 200);
+    assert_eq!(boot["base"], "/-/jira_connect");
+    assert_eq!(boot["proxyUrl"], scene.relay.url());
+    assert_eq!(boot["origins"], json!([gitlabs[0].url]));
+    let redirect = format!("{}/oauth_callbacks", scene.relay.app_base_url());
+    assert_eq!(boot["redirectUri"], redirect);
+    assert_eq!(boot["pageToken"], Value::Null);
+
+    let list = json!({"path": "/-/jira_connect/links"});
+    let (status, page) = scene.page(&installed, list.clone());
+    assert_eq!(
+        (status, &page["may_change"], &page["site"]),
+        (200, &json!(true), &json!(scene.acme.url))
+    );
+    assert_eq!(page["links"][0]["id"], id);
+    let asks =
+        json!({"method": "POST", "path": format!("/-/jira_connect/links/{id}/context_token")});
+    let (status, token) = scene.page(&installed, asks.clone());
+    assert_eq!((status, token["token"].is_string()), (200, true));
+
+    // Somebody who is no administrator may look.
+    let as_member = |mut call: Value| {
+        call["principal"] = "member".into();
+        scene.page(&installed, call)
+    };
+    let (status, page) = as_member(list.clone());
+    assert_eq!((status, &page["may_change"]), (200, &json!(false)));
+    assert_eq!(page["reason"]["code"], "not_jira_admin");
+    let removal =
+        json!({"method": "DELETE", "path": format!("/-/jira_connect/links/{id}?purge=true")});
+    for call in [asks, removal.clone()] {
+        let (status, body) = as_member(call);
+        assert_eq!(
+            (status, &body["error"]["code"]),
+            (403, &json!("not_jira_admin"))
+        );
+    }
+    let wish = json!({"method": "POST", "path": "/-/jira_connect/links", "body": {"instance_url": "https://gitlab.example.com"}});
+    let (status, _) = as_member(wish);
+    assert_eq!(status, 403);
+    // Nobody is nobody.
+    let nobody = json!({"path": "/-/jira_connect/links", "claims": {"principal": null}});
+    let (status, body) = scene.page(&installed, nobody);
+    assert_eq!(
+        (status, &body["error"]["code"]),
+        (403, &json!("user_missing"))
+    );
+    // Another site's links are not there.
+    let other = json!({"path": "/-/jira_connect/links/00000000-0000-4000-8000-000000000000"});
+    let (status, body) = scene.page(&installed, other);
+    assert_eq!(
+        (status, &body["error"]["code"]),
+        (404, &json!("link_unknown"))
+    );
+
+    let (status, _) = scene.page(&installed, removal);
+    assert_eq!(status, 202);
+    let trail = scene.audit("link_purge_requested").await;
+    assert_eq!((trail.len(), &trail[0]["account_id"]), (1, &json!("admin")));
+    assert_eq!(scene.cloud.violations(), json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_works_while_forge_stands_by_and_says_when_nothing_else_is_left() {
+    let scene = Scene::set().await;
+    scene.cloud.connect(&scene.acme, APP_KEY, &[SECRET]);
+    let base = scene.relay.app_base_url();
+    assert_eq!(scene.jira.installed(&base, SECRET).await.status(), 204);
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    assert_eq!(installed.told["delivered"], true, "{}", installed.told);
+    let site = scene.installation().await;
+    assert_eq!(
+        (&site["upstream"], &site["standby"]),
+        (&json!("connect"), &json!(["forge"]))
+    );
+    let list = json!({"path": "/-/jira_connect/links"});
+    let (status, page) = scene.page(&installed, list.clone());
+    assert_eq!(
+        (status, &page["may_change"]),
+        (200, &json!(true)),
+        "as Connect says"
+    );
+
+    assert_eq!(scene.jira.uninstalled(&base).await.status(), 204);
+    let (status, body) = scene.page(&installed, list.clone());
+    assert_eq!(
+        (status, &body["error"]["code"]),
+        (409, &json!("installation_not_moved"))
+    );
+    let path = format!("/api/v1/installations/{CLIENT_KEY}/move");
+    scene
+        .relay
+        .admin("POST", &path, Some(json!({"to": "forge"})), 200)
+        .await;
+    let (status, page) = scene.page(&installed, list);
+    assert_eq!(
+        (status, &page["may_change"]),
+        (200, &json!(true)),
+        "as Forge says"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_that_was_renamed_is_followed_at_the_next_trigger() {
+    let scene = Scene::set().await;
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    let name = "https://acme-new.atlassian.net";
+    scene
+        .cloud
+        .ask("rename", json!({"site": "acme", "base_url": name}));
+    let told = scene.cloud.with(&installed, "scheduled", json!({}));
+    assert_eq!(told["delivered"], true, "{told}");
+    assert_eq!(scene.installation().await["base_url"], name);
+    let trail = scene.audit("installation_renamed").await;
+    assert_eq!((trail.len(), &trail[0]["actor"]), (1, &json!("relay")));
+    scene.cloud.with(&installed, "scheduled", json!({}));
+    assert_eq!(scene.audit("installation_renamed").await.len(), 1, "once");
+    // An address that is none changes nothing.
+    scene.cloud.ask(
+        "rename",
+        json!({"site": "acme", "base_url": "https://evil.tld"}),
+    );
+    scene.cloud.with(&installed, "scheduled", json!({}));
+    assert_eq!(scene.installation().await["base_url"], name);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_is_gone_when_jira_says_so_again_and_nothing_comes() {
+    let scene = Scene::set_with(|settings| {
+        settings.set("FORGE__CHECK_EVERY_SECS", "1");
+        settings.set("FORGE__GONE_AFTER_SECS", "1");
+    })
+    .await;
+    // Near its end, a token is good for a last question.
+    scene
+        .cloud
+        .ask("system_tokens", json!({"lifetime_secs": 600}));
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    let client_key = scene.installation().await["client_key"].clone();
+    let (gitlabs, _links) = linked(&scene.relay, client_key.as_str().expect("key"), 1).await;
+
+    // Silent for longer than it may be, but Jira takes the token; or nobody knows; or it said no once.
+    scene.until_questions(2).await;
+    scene
+        .cloud
+        .fault("api", json!({"mode": "status", "status": 503, "times": 2}));
+    scene.until_questions(2).await;
+    scene
+        .cloud
+        .fault("api", json!({"mode": "reset", "times": 2}));
+    scene.until_questions(2).await;
+    scene
+        .cloud
+        .fault("api", json!({"mode": "status", "status": 401, "times": 1}));
+    scene.until_questions(3).await;
+    assert_eq!(scene.installation().await["state"], "installed");
+    gitlabs[0].sends("builds", json!({})).await;
+
+    // Gone without a word.
+    scene
+        .cloud
+        .with(&installed, "uninstall", json!({"silent": true}));
+    gitlabs[0]
+        .sends("builds", json!({"build_number": 70}))
+        .await;
+    scene.until_state("uninstalled").await;
+    scene.everybody_knows_the_end(&gitlabs).await;
+    let trail = scene.audit("installation_uninstalled").await;
+    assert_eq!((trail.len(), &trail[0]["actor"]), (1, &json!("relay")));
+    assert!(
+        trail[0]["note"]
+            .as_str()
+            .is_some_and(|note| note.contains("refused"))
+    );
+    scene.relay.until_drained().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_environment_of_the_app_serves_a_site() {
+    let scene = Scene::set_with(|settings| {
+        settings.set("FORGE__ENVIRONMENTS", "PRODUCTION,STAGING");
+    })
+    .await;
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    let staging = json!({"environment": "STAGING", "silent": true});
+    let staging = scene.cloud.install(&scene.app, &scene.acme, staging);
+    let told = scene.cloud.with(&staging, "scheduled", json!({}));
+    assert_eq!(status(&told), Some(409), "{told:#}");
+    let (status, body) = scene.page(&staging, json!({"path": "/-/jira_connect/links"}));
+    assert_eq!(
+        (status, &body["error"]["code"]),
+        (409, &json!("another_installation"))
+    );
+    let site = scene.installation().await;
+    assert_eq!(site["forge"]["installation_id"], installed.id);
+    // An event is another matter: the one before may have gone without a word.
+    let told = scene.cloud.with(&staging, "upgrade", json!({}));
+    assert_eq!(told["delivered"], true, "{told}");
+    let site = scene.installation().await;
+    assert_eq!(site["forge"]["installation_id"], staging.id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forge_calls_for_many_and_strangers_for_themselves() {
+    let scene = Scene::set_with(|settings| {
+        settings.set("LIMITS__REQUESTS_PER_ADDRESS_PER_SEC", "1");
+        settings.set("LIMITS__REQUESTS_PER_ADDRESS_BURST", "3");
+    })
+    .await;
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    for _ in 0..10 {
+        let (status, _) = scene.page(&installed, json!({"path": "/-/jira_connect/links"}));
+        assert_eq!(status, 200);
+    }
+    let strangers = (0..10).map(|_| {
+        let call = json!({"path": "/-/jira_connect/links", "signer": "stranger"});
+        status(&scene.cloud.with(&installed, "invoke", call))
+    });
+    let last = strangers.last().flatten();
+    assert_eq!(last, Some(429));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_forge_told_outlives_kill_9() {
+    let cloud = Cloud::start();
+    let acme = cloud.site("acme");
+    let app = cloud.ask("app", json!({}))["app_id"].clone();
+    let app = app.as_str().expect("app").to_owned();
+    let jira = FakeJira::start(CLIENT_KEY).await;
+    let folder = tempfile::tempdir().expect("folder");
+    let mut settings = Settings::new(folder.path(), &jira);
+    cloud.aim(&mut settings, &app, &[&acme]);
+    cloud.ask("app", json!({"app_id": app, "remote": settings.url()}));
+    let client = client();
+    let relay = RelayProcess::start(&settings, &client).await;
+    let token = settings.know_secrets();
+    cloud.ask("system_tokens", json!({"lifetime_secs": 600}));
+    let installed = cloud.install(&app, &acme, json!({}));
+    assert_eq!(installed.told["delivered"], true, "{}", installed.told);
+    relay.kill();
+    // While nobody is there, nothing is lost that the next hour would not bring.
+    let told = cloud.with(&installed, "scheduled", json!({}));
+    assert_eq!(told["delivered"], false);
+    let relay = RelayProcess::start(&settings, &client).await;
+    let (admin_url, path) = (settings.admin_url(), "/api/v1/installations");
+    let rows = async || {
+        let answer = admin(&client, &admin_url, &token, "GET", path, None).await;
+        let rows = serde_json::from_slice::<Value>(checked(answer.expect("answer")).body());
+        rows.expect("JSON")
+    };
+    let before = rows().await;
+    assert_eq!(before[0]["forge"]["installation_id"], installed.id);
+    assert_eq!(before[0]["problem"], Value::Null);
+    cloud.ask("system_tokens", json!({"lifetime_secs": 3300}));
+    cloud.with(&installed, "scheduled", json!({}));
+    let after = rows().await;
+    let end = |rows: &Value| {
+        rows[0]["forge"]["token_expires_at"]
+            .as_str()
+            .map(str::to_owned)
+    };
+    assert!(end(&after) > end(&before), "{after:#}");
+    relay.kill();
+    let relay = RelayProcess::start(&settings, &client).await;
+    assert_eq!(end(&rows().await), end(&after), "durable before the answer");
+    drop(relay);
+    assert_eq!(cloud.violations(), json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_an_app_nothing_of_forge_is_there() {
+    let scene = Scene::set_with(|settings| settings.set("FORGE__APP_ID", "")).await;
+    let how = json!({"retries": 0});
+    let installed = scene.cloud.install(&scene.app, &scene.acme, how);
+    assert_eq!(status(&installed.told), Some(404), "{}", installed.told);
+    let (status, body) = scene.page(&installed, json!({"path": "/-/jira_connect/links"}));
+    assert_eq!((status, &body["error"]["code"]), (404, &json!("forge_off")));
+    assert_eq!(scene.installations().await.len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forge_calls_from_atlassians_addresses_only_if_they_are_listed() {
+    let scene = Scene::set_with(|settings| settings.set("ACCESS__JIRA", "192.0.2.0/24")).await;
+    let installed = scene
+        .cloud
+        .install(&scene.app, &scene.acme, json!({"retries": 0}));
+    assert_eq!(status(&installed.told), Some(403), "{}", installed.told);
+    for path in ["page/boot", "links"] {
+        let path = format!("/-/jira_connect/{path}");
+        let (status, body) = scene.page(&installed, json!({"path": path}));
+        assert_eq!(
+            (status, &body["error"]["code"]),
+            (403, &json!("address_not_allowed"))
+        );
+    }
+}
