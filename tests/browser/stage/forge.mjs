@@ -1,4 +1,4 @@
-// Atlassian Forge around the page that `forge init` writes and `npm run build` bundles: its CDN with the policy that Atlassian's own @forge/csp
+// Atlassian Forge around the page that `forge init` writes: its CDN with the policy that Atlassian's own @forge/csp
 // makes, Jira's page with the frame, the bridge, and the way of a call to the remote. The page's @forge/bridge is real.
 //
 // Jira is on 127.0.0.1 and the CDN on 127.0.0.6: other sites than the relay and the instances, as they are.
@@ -61,6 +61,7 @@ export class Forge {
       cwd: tmpdir(),
       env: { JIRA_CONNECT_PROXY__PUBLIC__URL: "https://relay.example.org" },
     });
+    // Puts the page and the real @forge/bridge together.
     await build(forge.#folder);
     forge.jiraOrigin = await forge.#jira.listen(JIRA_HOST);
     forge.origin = await forge.#cdn.listen(CDN_HOST);
