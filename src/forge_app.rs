@@ -2,7 +2,10 @@
 //!
 //! The manifest follows Atlassian's manifest reference (<https://developer.atlassian.com/platform/forge/manifest-reference/>)
 //! and is checked by Atlassian's own `@forge/manifest` in the tests. No code of the app runs at Atlassian: the relay is
-//! its remote, and the page is the same as inside Jira, built for Forge's frame.
+//! its remote, and the page is the same as inside Jira, made for Forge's frame.
+//!
+//! The page reaches its frame by npm `@forge/bridge`, which is under the Atlassian Developer Terms and not ours to pass
+//! on. So what is written names it, and the operator's `npm run build` puts the two together.
 
 mod egress;
 mod folder;
@@ -16,8 +19,11 @@ use rust_embed::RustEmbed;
 
 use crate::config::{Config, PLACEHOLDER_URL};
 
-/// Where the page is, from the manifest on.
-const PAGE_FOLDER: &str = "static/page";
+/// The page as we give it, from the manifest on.
+const PAGE_FOLDER: &str = "page";
+
+/// The page that is deployed, which `npm run build` makes. Not there, `forge lint` and `forge deploy` refuse the manifest.
+const BUILT_PAGE_FOLDER: &str = "static/page";
 
 /// What the page's document has in place of the relay's base path.
 const BASE_PATH_MARK: &str = "%BASE_PATH%";
@@ -26,6 +32,20 @@ const BASE_PATH_MARK: &str = "%BASE_PATH%";
 const UNREGISTERED: &str = "ari:cloud:ecosystem::app/00000000-0000-0000-0000-000000000000";
 
 const MANUAL: &str = include_str!("forge_app/README.md");
+
+/// What the operator's npm needs. The lock names no registry.
+const NPM_FILES: [(&str, &str); 4] = [
+    (
+        "package.json",
+        include_str!("../web/forge-app/package.json"),
+    ),
+    (
+        "package-lock.json",
+        include_str!("../web/forge-app/package-lock.json"),
+    ),
+    (".npmrc", include_str!("../web/forge-app/.npmrc")),
+    (".gitignore", include_str!("../web/forge-app/.gitignore")),
+];
 
 #[derive(RustEmbed)]
 #[folder = "web/dist-forge/"]
@@ -90,9 +110,9 @@ fn files(config: &Config, connect_key: Option<&str>) -> Result<Vec<AppFile>, Not
     let mut files = vec![
         file("manifest.yml", manifest::manifest(config, connect_key)?),
         file("README.md", manual(config)),
-        file("package.json", package()),
     ];
-    for name in ["index.html", "page.css", "page.js"] {
+    files.extend(NPM_FILES.map(|(path, text)| file(path, text.to_owned())));
+    for name in ["index.html", "licenses.txt", "page.css", "page.js"] {
         let found = Page::get(name).ok_or(NotPossible::NoPage)?;
         let text =
             String::from_utf8_lossy(&found.data).replace(BASE_PATH_MARK, &config.public.base_path);
@@ -105,11 +125,6 @@ fn manual(config: &Config) -> String {
     MANUAL
         .replace("%PUBLIC_URL%", config.public.url.as_str())
         .replace("%APP_NAME%", &config.app.name)
-}
-
-/// Forge's tools look for one. The app has no packages.
-fn package() -> String {
-    "{\n  \"name\": \"jira-connect-proxy-forge-app\",\n  \"version\": \"0.0.0\",\n  \"private\": true\n}\n".to_owned()
 }
 
 #[cfg(test)]

@@ -1,6 +1,10 @@
 // Builds the page into dist/ and dist-forge/, which the relay embeds: `node build.mjs`.
 // `node build.mjs --check` builds in memory and fails when dist/ is stale or the first load is too
 // heavy. The same source gives the same bytes: no paths, no times, hashes of the content as names.
+//
+// Both hold our own code and the packages of BUNDLED, nothing else. npm @forge/bridge is under the
+// Atlassian Developer Terms, which let nobody pass it on: the page for Forge names it, and whoever
+// deploys the app bundles it from their own registry (forge-app/package.json, `npm run build`).
 
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -11,16 +15,23 @@ import { build, transform } from "esbuild";
 const FOLDERS = ["dist", "dist-forge"];
 const FIRST_LOAD_MAX_BYTES = 60 * 1024;
 const TARGET = ["chrome111", "edge111", "firefox115", "safari16.4"];
+// Packages that may be passed on, with their licences. What is in the output is compared with it.
+const BUNDLED = {
+  preact: "MIT",
+  "@atlaskit/css-reset": "Apache-2.0",
+  "@atlaskit/tokens": "Apache-2.0",
+};
+// Left to be bundled by whoever deploys the app.
+const FORGE_BRIDGE = "@forge/bridge";
 const SCRIPT_NOTICE = "/*! Includes Preact, (c) 2015-present Jason Miller, MIT licence */";
-const FORGE_NOTICE = `${SCRIPT_NOTICE}
-/*! Includes @forge/bridge, (c) Atlassian, under the Atlassian Developer Terms; iframe-resizer, (c) David J.
-Bradshaw, MIT licence; tslib, (c) Microsoft Corporation, 0BSD licence */`;
 const STYLE_NOTICE =
   "/*! Includes @atlaskit/tokens and @atlaskit/css-reset, (c) Atlassian Pty Ltd, Apache-2.0 */";
 
 const here = (path) => new URL(path, import.meta.url);
 const require = createRequire(import.meta.url);
 
+// Of the packages that came into an output.
+const bundled = new Set();
 const assets = {
   "page.js": await script("src/main.tsx", SCRIPT_NOTICE),
   "page.css": await style("src/style/page.css"),
@@ -30,8 +41,9 @@ const assets = {
 // The page in Forge lives in a folder of its own on Atlassian's CDN, so its names need no hash.
 const forge = {
   "index.html": readFileSync(here("src/forge.html"), "utf8"),
-  "page.js": await script("src/forge.tsx", FORGE_NOTICE),
+  "page.js": await script("src/forge.tsx", SCRIPT_NOTICE, [FORGE_BRIDGE]),
   "page.css": assets["page.css"],
+  "licenses.txt": licenses(),
 };
 const files = { ...inFolder("dist", hashed(assets)), ...inFolder("dist-forge", forge) };
 
@@ -110,8 +122,8 @@ function hashed(contents) {
   return named;
 }
 
-function script(entry, notice) {
-  return bundle(entry, { format: "esm", banner: notice ? { js: notice } : {} });
+function script(entry, notice, external = []) {
+  return bundle(entry, { format: "esm", banner: notice ? { js: notice } : {}, external });
 }
 
 async function style(entry) {
@@ -131,6 +143,7 @@ async function bundle(entry, options) {
     entryPoints: [entry],
     bundle: true,
     write: false,
+    metafile: true,
     minify: true,
     charset: "utf8",
     target: TARGET,
@@ -140,7 +153,40 @@ async function bundle(entry, options) {
     logLevel: "warning",
     ...options,
   });
+  for (const path of Object.keys(result.metafile.inputs)) {
+    const name = path.match(/.*node_modules\/((?:@[^/]+\/)?[^/]+)/)?.[1];
+    if (name !== undefined) {
+      mayBePassedOn(name);
+    }
+  }
   return result.outputFiles[0].text;
+}
+
+function mayBePassedOn(name) {
+  const { license } = JSON.parse(readFileSync(here(`node_modules/${name}/package.json`), "utf8"));
+  if (BUNDLED[name] !== license) {
+    fail(`${name} (${license}) would be in the bundle, and is not on the list of what may be.`);
+  }
+  bundled.add(name);
+}
+
+// For people who get the bundle.
+function licenses() {
+  const named = Object.keys(BUNDLED);
+  const unused = named.filter((name) => !bundled.has(name));
+  if (unused.length > 0) {
+    fail(`Not in the bundle, so not to be named there: ${unused.join(", ")}`);
+  }
+  const parts = named.map((name) => {
+    const text = readFileSync(here(`node_modules/${name}/LICENSE`), "utf8");
+    return `${name}: ${BUNDLED[name]}\n\n${text}`;
+  });
+  // TypeScript is under the same licence and has the whole text of it, which the packages only name.
+  parts.push(readFileSync(here("node_modules/typescript/LICENSE.txt"), "utf8"));
+  const rule = `\n${"-".repeat(80)}\n\n`;
+  return `The page includes parts of the following packages.\n${rule}${parts
+    .map((part) => `${part.replaceAll("\r\n", "\n").trim()}\n`)
+    .join(rule)}`;
 }
 
 // Jira's theme arrives as attributes on <html>, set by AP.js, which then asks Atlassian's CDN for the
@@ -176,6 +222,7 @@ function tokens(css) {
 }
 
 function theme(name) {
+  mayBePassedOn("@atlaskit/tokens");
   const css = require(`@atlaskit/tokens/dist/cjs/artifacts/themes/atlassian-${name}`).default;
   return Object.fromEntries(
     [...css.matchAll(/(--ds-[\w-]+):\s*([^;]+);/g)].map(([, token, value]) => [token, value]),

@@ -16,7 +16,8 @@ pub(crate) enum Command {
     /// Write a Forge app for this relay into a new folder.
     ///
     /// Everything in it comes from the configuration: the relay's address, the app's texts, which instances may be called.
-    /// The README.md in the folder tells what to do with it, step by step. No relay needs to run.
+    /// The README.md in the folder tells what to do with it, step by step: build, register, deploy, install. No relay needs
+    /// to run.
     #[command(after_help = "Examples:
   jira-connect-proxy forge init forge-app
   jira-connect-proxy forge init forge-app --config /etc/jira-connect-proxy/proxy.toml
@@ -76,7 +77,9 @@ pub(super) fn run(command: Command, config: &Config, json: bool) -> anyhow::Resu
         .iter()
         .any(|change| matches!(change.done, Done::Updated | Done::Merged | Done::Removed));
     if deploys && !dry_run {
-        print::line("\nDeploy it: forge deploy --environment production")?;
+        print::line(
+            "\nBuild and deploy it: npm ci && npm run build && forge deploy --environment production",
+        )?;
     }
     Ok(merged)
 }

@@ -17,7 +17,8 @@ use crate::{config::Config, digest::sha256_hex};
 
 const MEMORY: &str = ".jira-connect-proxy.json";
 
-/// Texts that people edit are remembered whole, so that news can be merged; of the page's scripts a digest is enough.
+/// Texts that people edit are remembered whole, so that news can be merged; of the page's scripts and of npm's lock
+/// a digest is enough: they are not merged line by line.
 const REMEMBERED_MAX_BYTES: usize = 20_000;
 
 /// Why the folder was left as it is.

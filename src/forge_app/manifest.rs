@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{NotPossible, PAGE_FOLDER, UNREGISTERED, egress::Egress, yaml};
+use super::{BUILT_PAGE_FOLDER, NotPossible, UNREGISTERED, egress::Egress, yaml};
 use crate::{
     config::Config,
     domain::{CONNECT_PATH, InstanceUrl},
@@ -260,10 +260,11 @@ modules:
     }
     text += &format!(
         "
-# The page's files: the relay's own page, built for Forge.
+# The relay's page, as \"npm ci\" and \"npm run build\" make it out of page/. Without
+# them there is no such folder, and Forge refuses to deploy.
 resources:
   - key: page
-    path: {PAGE_FOLDER}
+    path: {BUILT_PAGE_FOLDER}
 "
     );
     Ok(text)

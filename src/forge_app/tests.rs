@@ -99,7 +99,7 @@ fn the_manifest_leads_to_this_relay() {
         assert!(manifest.contains(line), "{line} in {manifest}");
     }
     assert!(!manifest.contains("connectModules"));
-    let page = app.read("static/page/index.html");
+    let page = app.read("page/index.html");
     assert!(
         page.contains(r#"data-base="/gitlab/-/jira_connect""#),
         "{page}"
@@ -218,7 +218,7 @@ fn what_was_edited_gets_only_the_news() {
     // What nobody edited is simply replaced.
     let moved = [URL, ("PUBLIC__BASE_PATH", "/gitlab/-/jira_connect")];
     let changes = app.upgrade(&config(&moved));
-    let page = ("static/page/index.html".to_owned(), Done::Updated);
+    let page = ("page/index.html".to_owned(), Done::Updated);
     assert!(changes.contains(&page), "{changes:#?}");
 }
 
@@ -254,7 +254,7 @@ fn where_edits_and_news_meet_both_are_kept() {
     assert!(!app.folder.join("manifest.yml.new").exists());
 
     // A script of the page can't be merged line by line.
-    app.write("static/page/page.js", "mine");
+    app.write("page/page.js", "mine");
     let memory = app.read(".jira-connect-proxy.json");
     let page = app.everything();
     let other = memory.replace(
@@ -262,11 +262,8 @@ fn where_edits_and_news_meet_both_are_kept() {
         &crate::digest::sha256_hex(b"older"),
     );
     app.write(".jira-connect-proxy.json", &other);
-    assert_eq!(
-        app.upgrade_of(&again, "static/page/page.js"),
-        Done::Conflict
-    );
-    assert_eq!(app.read("static/page/page.js"), "mine");
+    assert_eq!(app.upgrade_of(&again, "page/page.js"), Done::Conflict);
+    assert_eq!(app.read("page/page.js"), "mine");
     assert_eq!(app.everything().len(), page.len() + 1);
 }
 

@@ -338,3 +338,47 @@ impl From<ForwardError> for Setback {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(call: &JiraCall, status: u16, body: &'static str) -> Option<(&'static str, Scope)> {
+        let delivered = Delivered {
+            status: StatusCode::from_u16(status).expect("status"),
+            body: Bytes::from_static(body.as_bytes()),
+            content_type: None,
+            throttle: None,
+        };
+        let setback = Setback::of_refusal(call, &delivered)?;
+        Some((setback.reason, setback.throttle.scope))
+    }
+
+    #[test]
+    fn a_refused_token_holds_the_site_and_a_missing_permission_its_family() {
+        let builds = JiraCall::Submit(Family::Builds);
+        let over = r#"{"code":401,"message":"Unauthorized"}"#;
+        let scope = r#"{"code":401,"message":"Unauthorized; scope does not match"}"#;
+        for (status, body, expected) in [
+            (401, over, ("unauthorized", Scope::Installation)),
+            (401, "", ("unauthorized", Scope::Installation)),
+            (401, scope, ("forbidden", Scope::Endpoint)),
+            (403, "[]", ("forbidden", Scope::Endpoint)),
+            (404, "", ("jira_error", Scope::Installation)),
+        ] {
+            assert_eq!(
+                refusal(&builds, status, body),
+                Some(expected),
+                "{status} {body}"
+            );
+        }
+        // What is not there need not be deleted, and other refusals are the write's own.
+        let branch = JiraCall::DeleteBranch {
+            repository: "1".to_owned(),
+            branch: "2".to_owned(),
+        };
+        assert_eq!(refusal(&branch, 404, ""), None);
+        assert_eq!(refusal(&builds, 400, ""), None);
+        assert_eq!(refusal(&builds, 413, ""), None);
+    }
+}

@@ -808,7 +808,7 @@ describe("the session in Jira", () => {
       const admin = await Admin.open(stage, { ownClock: true, waitUntil: "commit" });
       await admin.see("Connecting to Jira…");
       await admin.view.passTime(A_WHILE_MS);
-      await admin.see("Jira did not answer", "an ad blocker");
+      await admin.see("Jira did not answer", `from ${new URL(stage.jira.origin).host}, did not load`, "an ad blocker");
       // What still loads can't be painted.
       if (how === "missing") await admin.view.look("all-js-missing");
       stage.jira.allJs = "ok";
@@ -920,7 +920,8 @@ describe("a browser that guards the local network", () => {
       await admin.view.look("local-network");
       const popup = await admin.openSignIn();
       await popup.getByRole("button", { name: "Authorize" }).click();
-      await admin.see(`Your browser does not reach ${addressOf(stage.plain)}`, "LocalNetworkAccessAllowedForUrls");
+      const allowed = `your Jira site and ${stage.relay.url} to LocalNetworkAccessAllowedForUrls`;
+      await admin.see(`Your browser does not reach ${addressOf(stage.plain)}`, allowed);
       await admin.view.look("local-network-refused");
     },
     { except: [DENIED_BY_BROWSER] },

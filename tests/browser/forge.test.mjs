@@ -219,3 +219,22 @@ describe("the page in Forge", () => {
     await view.page.getByText("This page works only inside Jira").waitFor();
   });
 });
+
+describe("a browser that guards the local network, in Forge", () => {
+  const addressSpaces = ({ forge, relay, plain }) => ({
+    [forge.jiraOrigin]: "public",
+    [forge.origin]: "public",
+    [relay.url]: "public",
+    [plain.origin]: "local",
+  });
+  const scene = scenes({ forge: true, addressSpaces });
+
+  // The browser's policy goes by the page's origin, and that is Atlassian's CDN.
+  scene("whom the browser's administrator must allow is the page, not the relay", async (stage) => {
+    await stage.link(stage.plain);
+    const admin = await open(stage);
+    await admin.goToSignIn(stage.plain);
+    const allowed = `your Jira site and ${stage.forge.origin} to LocalNetworkAccessAllowedForUrls`;
+    await admin.see("This instance is in a private network", "Jira does not pass the permission", allowed);
+  });
+});

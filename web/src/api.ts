@@ -176,7 +176,11 @@ export function causeOf(error: unknown): Cause {
     return explained({ ...error, message: error.message });
   }
   if (error instanceof HostError) {
-    return { code: error.failure, ...texts.hostFailures[error.failure], id: null };
+    return {
+      code: error.failure,
+      ...texts.hostFailures(error.scriptHost)[error.failure],
+      id: null,
+    };
   }
   return { code: "page_failed", ...texts.pageFailed(String(error)), id: null };
 }

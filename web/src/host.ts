@@ -40,7 +40,11 @@ export type FindHost = (again: boolean) => Promise<Host>;
 export type HostFailure = "script_missing" | "not_framed" | "token_missing";
 
 export class HostError extends Error {
-  constructor(readonly failure: HostFailure) {
+  constructor(
+    readonly failure: HostFailure,
+    /** Whose script it is that is missing. */
+    readonly scriptHost = "",
+  ) {
     super(failure);
   }
 }

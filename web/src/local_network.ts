@@ -4,6 +4,7 @@
 // instance that is down.
 
 import { useEffect, useState } from "preact/hooks";
+import { texts } from "./texts.ts";
 
 export type LocalNetworkAccess = "granted" | "denied" | "prompt" | "not_delegated" | "unknown";
 
@@ -22,6 +23,11 @@ export function useLocalNetworkAccess(known: LocalNetworkAccess | null = null) {
     localNetworkAccess().then(setAccess);
   }, []);
   return access;
+}
+
+/** What to do about it, for this page. */
+export function localNetworkAdvice(access: LocalNetworkAccess): string {
+  return texts.localNetwork(window.location.origin)[access];
 }
 
 async function localNetworkAccess(): Promise<LocalNetworkAccess> {

@@ -36,10 +36,10 @@ export const texts = {
   // The page as a whole
 
   connecting: "Connecting to Jira…",
-  hostFailures: {
+  hostFailures: (scriptHost: string): Record<HostFailure, Explanation> => ({
     script_missing: {
       message: "Jira did not answer",
-      hint: "The script that connects this page to Jira, from connect-cdn.atl-paas.net, did not load. Check your connection, and whether an ad blocker, a browser extension or your company's network blocks that address. Then try again.",
+      hint: `The script that connects this page to Jira, from ${scriptHost}, did not load. Check your connection, and whether an ad blocker, a browser extension or your company's network blocks that address. Then try again.`,
     },
     not_framed: {
       message: "This page works only inside Jira",
@@ -49,7 +49,7 @@ export const texts = {
       message: "Jira did not confirm who you are",
       hint: "Your session in Jira has probably ended. Reload the page and log in to Jira again.",
     },
-  } satisfies Record<HostFailure, Explanation>,
+  }),
   sessionExpiredTitle: "Your session has expired",
   sessionExpired:
     "Nothing that was already saved is lost. Reload the page to continue; Jira may ask you to log in.",
@@ -380,18 +380,16 @@ export const texts = {
   causeCors:
     "A proxy or firewall in front of the instance removes the CORS headers of /api/ and /oauth/token that GitLab sends.",
   openInstance: "Open the instance in a new tab",
-  localNetwork: {
+  /** `page`: the origin that asks, which in Forge is not the relay's. */
+  localNetwork: (page: string): Record<LocalNetworkAccess, string> => ({
     granted:
       "Your browser allows this page to reach your local network, so look at the other causes.",
-    denied:
-      "Your browser denies this page access to your local network. Select the icon beside the address bar, allow “Local network access” for this page and reload. If you cannot, your company manages it: its browser administrator can add the relay's address to the policy LocalNetworkAccessAllowedForUrls.",
-    prompt:
-      "Your browser will ask whether this page may access your local network. Choose Allow. If no question appears, your browser's administrator can add the relay's address to the policy LocalNetworkAccessAllowedForUrls.",
-    not_delegated:
-      "Jira does not pass the permission for your local network on to this page, so you cannot allow it yourself. Your browser's administrator can enable the policy LocalNetworkAccessPermissionsPolicyDefaultEnabled (Chrome and Edge 146 or later), and add the addresses of your Jira site and of the relay to LocalNetworkAccessAllowedForUrls. Until then, another browser may work.",
+    denied: `Your browser denies this page access to your local network. Select the icon beside the address bar, allow “Local network access” for this page and reload. If you cannot, your company manages it: its browser administrator can add ${page} to the policy LocalNetworkAccessAllowedForUrls.`,
+    prompt: `Your browser will ask whether this page may access your local network. Choose Allow. If no question appears, your browser's administrator can add ${page} to the policy LocalNetworkAccessAllowedForUrls.`,
+    not_delegated: `Jira does not pass the permission for your local network on to this page, so you cannot allow it yourself. Your browser's administrator can enable the policy LocalNetworkAccessPermissionsPolicyDefaultEnabled (Chrome and Edge 146 or later), and add the address of your Jira site and ${page} to LocalNetworkAccessAllowedForUrls. Until then, another browser may work.`,
     unknown:
       "This browser does not say whether it guards your local network. If it asks whether this page may access it, choose Allow.",
-  } satisfies Record<LocalNetworkAccess, string>,
+  }),
   privateNetworkAllowed: "Your browser allows this page to reach your local network.",
   ifSigningInFails: (help: string) => `If signing in fails: ${help}`,
   privateNetworkTitle: "This instance is in a private network",

@@ -12,6 +12,7 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
+import { build } from "../../forge/build.mjs";
 import { escapeHtml, readText, send, Server } from "./http.mjs";
 import { Judge } from "./judge.mjs";
 
@@ -68,6 +69,8 @@ export class Forge {
       cwd: tmpdir(),
       env: { JIRA_CONNECT_PROXY__PUBLIC__URL: "https://relay.example.org" },
     });
+    // Puts the page and the real @forge/bridge together.
+    await build(forge.#folder);
     forge.jiraOrigin = await forge.#jira.listen(JIRA_HOST);
     forge.origin = await forge.#cdn.listen(CDN_HOST);
     return forge;

@@ -1,11 +1,16 @@
 //! Sites that are reached with OAuth client credentials.
 
+use std::{
+    io::Write as _,
+    process::{Command, Stdio},
+};
+
 use serde_json::{Value, json};
 
 use super::Scene;
 use crate::{
     cloud::{CloudSite, Credential, FAMILIES},
-    harness::{SECRET, free_port, printed},
+    harness::{SECRET, free_port, hear_output, printed},
     outside::Session,
     stage::{APP_KEY, CLIENT_KEY, GitLab, linked},
 };
@@ -21,6 +26,35 @@ fn wish(site: &CloudSite, credential: &Credential) -> Value {
         "upstream": "oauth", "site_url": site.url,
         "client_id": credential.client_id, "client_secret": credential.client_secret,
     })
+}
+
+/// The command, with the secret on its standard input.
+async fn add_by_standard_input(scene: &Scene, credential: &Credential) -> String {
+    let settings = &scene.relay.settings;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_jira-connect-proxy"));
+    command
+        .env_clear()
+        .env("JIRA_CONNECT_PROXY_ADMIN_URL", settings.admin_url())
+        .env("JIRA_CONNECT_PROXY_ADMIN_TOKEN_FILE", "admin-token")
+        .current_dir(&settings.folder)
+        .args(["installations", "add-oauth", "--site", &scene.acme.url])
+        .args(["--client-id", &credential.client_id])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let secret = format!("{}\n", credential.client_secret);
+    let ran = tokio::task::spawn_blocking(move || {
+        let mut child = command.spawn().expect("it runs");
+        let mut input = child.stdin.take().expect("standard input");
+        input.write_all(secret.as_bytes()).expect("it reads");
+        drop(input);
+        child.wait_with_output().expect("it ends")
+    });
+    let output = ran.await.expect("task");
+    hear_output(&output);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 impl Scene {
@@ -358,9 +392,8 @@ async fn what_waits_for_good_credentials_goes_when_they_come() {
     }
 
     let new = cloud.credential(&scene.acme, &FAMILIES);
-    relay
-        .admin("POST", PATH, Some(wish(&scene.acme, &new)), 200)
-        .await;
+    let added = add_by_standard_input(&scene, &new).await;
+    assert!(added.contains("are good"), "{added}");
     relay.until_drained().await;
     let ns = links[0]["namespace"].as_str().expect("namespace");
     let keys = cloud.keys(&scene.acme, &new.provider, "builds");

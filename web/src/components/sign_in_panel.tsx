@@ -3,7 +3,7 @@ import { addressOf } from "../address.ts";
 import { type Api, type Cause, causeOf, type Link, type SignIn } from "../api.ts";
 import { exchangeCode, GitlabError, type GitlabSession, openSession } from "../gitlab.ts";
 import type { Host } from "../host.ts";
-import type { LocalNetworkAccess } from "../local_network.ts";
+import { type LocalNetworkAccess, localNetworkAdvice } from "../local_network.ts";
 import {
   type Attempt,
   type Authorization,
@@ -99,7 +99,7 @@ export function SignInPanel({ api, host, link, localNetwork, onSignedIn }: SignI
       {privateNetwork && problem !== "unreachable" && (
         <SectionMessage appearance="information" title={texts.privateNetworkTitle}>
           <p>{texts.privateNetworkText}</p>
-          <p>{localNetworkAdvice(localNetwork)}</p>
+          <p>{adviceBefore(localNetwork)}</p>
         </SectionMessage>
       )}
       {problem === "unreachable" && (
@@ -158,16 +158,16 @@ export function SignInPanel({ api, host, link, localNetwork, onSignedIn }: SignI
 }
 
 // For who has not tried yet.
-function localNetworkAdvice(access: LocalNetworkAccess): string {
+function adviceBefore(access: LocalNetworkAccess): string {
   switch (access) {
     case "granted":
       return texts.privateNetworkAllowed;
     case "denied":
     case "not_delegated":
-      return texts.ifSigningInFails(texts.localNetwork[access]);
+      return texts.ifSigningInFails(localNetworkAdvice(access));
     case "prompt":
     case "unknown":
-      return texts.localNetwork[access];
+      return localNetworkAdvice(access);
   }
 }
 

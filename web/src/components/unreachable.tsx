@@ -1,6 +1,10 @@
 import type { ComponentChildren } from "preact";
 import { addressOf } from "../address.ts";
-import { type LocalNetworkAccess, useLocalNetworkAccess } from "../local_network.ts";
+import {
+  type LocalNetworkAccess,
+  localNetworkAdvice,
+  useLocalNetworkAccess,
+} from "../local_network.ts";
 import { texts } from "../texts.ts";
 import { SectionMessage } from "./section_message.tsx";
 
@@ -18,7 +22,7 @@ export function Unreachable({ instanceUrl, privateNetwork, access, actions }: Un
   const mixed = window.location.protocol === "https:" && instanceUrl.startsWith("http:");
   const localNetwork = (
     <li key="local_network">
-      {texts.causeLocalNetwork} {accessNow && texts.localNetwork[accessNow]}
+      {texts.causeLocalNetwork} {accessNow && localNetworkAdvice(accessNow)}
     </li>
   );
   return (

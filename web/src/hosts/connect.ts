@@ -31,7 +31,7 @@ export async function connectHost(boot: Boot, again: boolean): Promise<Host> {
   const deadline = Date.now() + CONNECT_MAX_MS;
   while (!window.AP?.context) {
     if (Date.now() > deadline) {
-      throw new HostError(window.AP ? "not_framed" : "script_missing");
+      throw window.AP ? new HostError("not_framed") : new HostError("script_missing", scriptHost());
     }
     await new Promise((resolve) => setTimeout(resolve, POLL_MS));
   }
@@ -52,6 +52,11 @@ export async function connectHost(boot: Boot, again: boolean): Promise<Host> {
     openElsewhere: null,
     reload: () => (ap.navigator ? ap.navigator.reload() : window.location.reload()),
   };
+}
+
+function scriptHost(): string {
+  const script = document.getElementById(SCRIPT_ID);
+  return script instanceof HTMLScriptElement ? new URL(script.src).host : "";
 }
 
 /** Asks for AP.js again: a script element runs once, so a new one takes the old one's place. */
