@@ -306,9 +306,9 @@ mod tests {
         let told = |token, now: i64| known.after(&forge(Some(token), now), false, at(now));
         let kept = |forge: Option<Forge>| forge.and_then(|forge| forge.system_token);
         assert_eq!(told(("known", 155), 101), None);
-        assert_eq!(told(("same age", 155), 101), None);
+        assert_eq!(told(("same-age", 155), 101), None);
         assert_eq!(
-            told(("hardly younger", 159), 104),
+            told(("hardly-younger", 159), 104),
             None,
             "not worth a write"
         );
