@@ -79,9 +79,11 @@ async fn look(
 }
 
 fn is_over(installation: &Installation, keep_uninstalled: SignedDuration, now: Timestamp) -> bool {
-    installation
-        .uninstalled_at
-        .is_some_and(|at| now.duration_since(at) >= keep_uninstalled)
+    // While another way is open, the site can still be moved to it.
+    installation.standby.is_empty()
+        && installation
+            .uninstalled_at
+            .is_some_and(|at| now.duration_since(at) >= keep_uninstalled)
 }
 
 /// Only once all its instances were told.

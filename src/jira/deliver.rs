@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     client::{SendError, read_answer},
-    domain::{Family, Installation, JiraCall},
+    domain::{Family, Installation, JiraCall, UpstreamKind},
 };
 
 /// A success lists what was taken, up to a thousand entities.
@@ -254,6 +254,19 @@ impl Setback {
                 scope: Scope::Write,
                 at_least: Some(Duration::ZERO),
             },
+        }
+    }
+
+    /// The way in use is shut, and another is open.
+    pub fn move_awaited(others: impl Iterator<Item = UpstreamKind>) -> Self {
+        let others: Vec<_> = others.map(UpstreamKind::as_str).collect();
+        let others = others.join(" or ");
+        Self {
+            reason: "move_awaited",
+            message: format!(
+                "the way to the site is shut; it can be moved: `jira-connect-proxy installations move` to {others}"
+            ),
+            throttle: Throttle::of_installation(),
         }
     }
 

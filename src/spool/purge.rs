@@ -148,6 +148,21 @@ impl Purges {
     }
 }
 
+/// The installation once for each way to its site that is open, with that way in use.
+fn open_ways(installation: &Installation) -> Vec<Arc<Installation>> {
+    let in_use = installation
+        .is_installed()
+        .then_some(&installation.upstream);
+    let ways = in_use.into_iter().chain(&installation.standby);
+    ways.map(|way| {
+        Arc::new(Installation {
+            upstream: way.clone(),
+            ..installation.clone()
+        })
+    })
+    .collect()
+}
+
 impl Shared {
     /// The change wakes whoever deletes.
     async fn begin_purge(&self, id: LinkId) -> Result<(), Setback> {
@@ -189,14 +204,15 @@ impl Shared {
             )
             .await;
         }
-        if let Some(installation) = self.store.installation(&link.client_key)
-            && installation.is_installed()
-        {
-            self.delete_all_marked(link, &installation).await?;
+        // Jira keeps data by who sent it, and before a move that was another.
+        let ways = self.store.installation(&link.client_key);
+        let ways = ways.map_or_else(Vec::new, |installation| open_ways(&installation));
+        if !ways.is_empty() {
+            self.delete_all_marked(link, &ways).await?;
             // Jira takes writes and deletions in its own time, and a write that we gave up waiting for may still be
             // on its way: what came in between goes with a second round.
             tokio::time::sleep(self.forwarder.timeout()).await;
-            self.delete_all_marked(link, &installation).await?;
+            self.delete_all_marked(link, &ways).await?;
         }
         self.purged(link).await
     }
@@ -204,10 +220,12 @@ impl Shared {
     async fn delete_all_marked(
         &self,
         link: &Link,
-        installation: &Arc<Installation>,
+        ways: &[Arc<Installation>],
     ) -> Result<(), Setback> {
-        for family in Family::ALL {
-            self.delete_marked(link, installation, family).await?;
+        for way in ways {
+            for family in Family::ALL {
+                self.delete_marked(link, way, family).await?;
+            }
         }
         Ok(())
     }
@@ -268,8 +286,12 @@ impl Shared {
             Ok(delivered) => Setback::of_answer(&delivered),
             Err(setback) => setback,
         };
-        let site = self.site(&link.client_key);
-        self.set_back(&site, call.endpoint(), &[], &setback, now);
+        // What is wrong with a way that stands by is no reason to pause the one in use.
+        let in_use = self.store.installation(&link.client_key);
+        if in_use.is_some_and(|used| used.upstream.kind() == installation.upstream.kind()) {
+            let site = self.site(&link.client_key);
+            self.set_back(&site, call.endpoint(), &[], &setback, now);
+        }
         let problem = DeliveryProblem {
             code: setback.reason.to_owned(),
             message: setback.message.clone(),

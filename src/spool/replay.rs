@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{Shared, site::Site};
 use crate::{
     clock,
-    domain::{Actor, AuditEntry, JiraCall, SpooledWrite, UpstreamKind},
+    domain::{Actor, AuditEntry, JiraCall, SpooledWrite, Upstream, UpstreamKind},
     jira::{
         Delivered, Setback,
         deliver::{Size, deliver},
@@ -160,6 +160,15 @@ impl Shared {
         let now = clock::now();
         let installation = match self.store.installation(&write.client_key) {
             Some(installation) if installation.is_installed() => installation,
+            // What is thrown away now could not go the other way after a move.
+            Some(left)
+                if !left.standby.is_empty()
+                    && now.duration_since(write.received_at) < self.settings.max_age =>
+            {
+                return Fate::Later(Setback::move_awaited(
+                    left.standby.iter().map(Upstream::kind),
+                ));
+            }
             Some(left) if left.upstream.kind() == UpstreamKind::Oauth => {
                 let message = "the site's credentials were removed";
                 return Fate::GivenUp("uninstalled", message.to_owned());

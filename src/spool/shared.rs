@@ -248,7 +248,7 @@ impl From<ParkError> for Reject {
 
 /// Reasons come back from the disk as text, but a label is one of ours.
 fn known_reason(reason: &str) -> &'static str {
-    const KNOWN: [&str; 19] = [
+    const KNOWN: [&str; 20] = [
         "throttled",
         "bad_gateway",
         "unavailable",
@@ -259,6 +259,7 @@ fn known_reason(reason: &str) -> &'static str {
         "connection_broken",
         "unauthorized",
         "forbidden",
+        "move_awaited",
         "token_awaited",
         "token_refused",
         "token_unavailable",

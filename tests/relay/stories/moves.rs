@@ -1,0 +1,276 @@
+//! A site moves from one way of reaching it to another, with its links, their namespaces and what waits.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::Scene;
+use crate::{
+    cloud::{FAMILIES, Installed},
+    harness::{SECRET, code, printed},
+    stage::{APP_KEY, CLIENT_KEY, GitLab, linked},
+};
+
+const MOVE: &str = "/api/v1/installations/judged-tenant/move";
+
+/// The site has the Connect app.
+async fn with_connect() -> Scene {
+    let scene = Scene::set().await;
+    scene.cloud.connect(&scene.acme, APP_KEY, &[SECRET]);
+    let relay = scene.relay.app_base_url();
+    assert_eq!(scene.jira.installed(&relay, SECRET).await.status(), 204);
+    scene
+}
+
+/// ... and the Forge app beside it.
+async fn install_forge(scene: &Scene) -> Installed {
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    assert_eq!(installed.told["delivered"], true, "{}", installed.told);
+    let site = scene.installation().await;
+    assert_eq!(site["upstream"], "connect", "not yet: {site}");
+    assert_eq!(site["standby"], json!(["forge"]));
+    installed
+}
+
+async fn refused(scene: &Scene, to: &str, with: &str) {
+    let wish = json!({"to": to, "dry_run": false});
+    let answer = scene.relay.try_admin("POST", MOVE, Some(wish)).await;
+    assert_eq!(code(&answer), with);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_moves_from_connect_to_forge_in_mid_traffic() {
+    let mut scene = with_connect().await;
+    let (gitlabs, links) = linked(&scene.relay, CLIENT_KEY, 2).await;
+    let forge = install_forge(&scene).await;
+    let (pushed, mut seen) = watch::channel(0_u64);
+    let stop = AtomicBool::new(false);
+    let push = async |gitlab: &GitLab| {
+        let mut acknowledged = Vec::new();
+        for number in 100_u64.. {
+            if stop.load(Ordering::SeqCst) {
+                break;
+            }
+            let build = json!({"build_number": number});
+            gitlab.sends("builds", build).await;
+            acknowledged.push(number);
+            pushed.send_modify(|pushed| *pushed += 1);
+        }
+        acknowledged
+    };
+    let moving = async {
+        let mut more = async |more: u64| {
+            let wanted = *seen.borrow() + more;
+            seen.wait_for(|pushed| *pushed >= wanted)
+                .await
+                .expect("open");
+        };
+        more(10).await;
+        // What the Connect app could not send when the site moved waits, and goes the new way.
+        scene
+            .cloud
+            .fault("acme", json!({"mode": "status", "status": 503}));
+        more(10).await;
+        for dry_run in [true, false] {
+            let wish = json!({"to": "forge", "dry_run": dry_run});
+            let moved = scene.relay.admin("POST", MOVE, Some(wish), 200).await;
+            assert_eq!(moved["links"], 2);
+            assert_eq!(moved["applied"], !dry_run);
+            assert!(moved["waiting_writes"].as_u64() > Some(0), "{moved:#}");
+            let now = if dry_run { "connect" } else { "forge" };
+            assert_eq!(scene.installation().await["upstream"], now);
+        }
+        more(10).await;
+        stop.store(true, Ordering::SeqCst);
+    };
+    let (first, second, ()) = tokio::join!(push(&gitlabs[0]), push(&gitlabs[1]), moving);
+    scene.relay.until_drained().await;
+
+    let before = scene.cloud.keys(&scene.acme, "connect", "builds");
+    let after = scene.cloud.keys(&scene.acme, &forge.provider, "builds");
+    assert!(!before.is_empty() && !after.is_empty());
+    let now = scene.relay.links().await;
+    for (link, acknowledged) in links.iter().zip([first, second]) {
+        let same = now.iter().find(|same| same["id"] == link["id"]);
+        let same = same.expect("the same link");
+        assert_eq!(same["namespace"], link["namespace"]);
+        assert_eq!(same["state"], "connected");
+        let ns = link["namespace"].as_str().expect("namespace");
+        for number in acknowledged {
+            let key = format!("{ns}-700/{number}");
+            let places = [&before, &after].map(|keys| keys.contains(&key));
+            assert!(
+                places[0] != places[1],
+                "{key}: with one of the two, never both"
+            );
+        }
+    }
+    assert_eq!(scene.audit("installation_moved").await.len(), 1);
+
+    // The instances were told nothing, and hear nothing of the old app's end.
+    let relay = scene.relay.app_base_url();
+    assert_eq!(scene.jira.uninstalled(&relay).await.status(), 204);
+    let site = scene.installation().await;
+    assert_eq!(
+        (&site["state"], &site["standby"]),
+        (&json!("installed"), &json!([]))
+    );
+    scene.relay.restart().await;
+    scene.both_push(&forge.provider, &gitlabs, &links, 7).await;
+    refused(&scene, "connect", "upstream_unknown").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_moves_back_and_on_from_the_command_line() {
+    let scene = with_connect().await;
+    let (gitlabs, links) = linked(&scene.relay, CLIENT_KEY, 1).await;
+    refused(&scene, "connect", "already_there").await;
+    refused(&scene, "forge", "upstream_unknown").await;
+    refused(&scene, "oauth", "upstream_unknown").await;
+    let forge = install_forge(&scene).await;
+    let run = async |arguments: &[&str], code| {
+        let arguments = [&["installations", "move", CLIENT_KEY, "--to"], arguments].concat();
+        printed(&scene.relay, &arguments, code).await
+    };
+
+    // A way that does not work now is none.
+    let away = json!({"mode": "status", "status": 503});
+    scene.cloud.fault("api", away);
+    let said = run(&["forge", "--dry-run"], 1).await;
+    let cause = "can't be reached through forge now";
+    assert!(said.contains(cause), "{said}");
+    scene.cloud.heal("api");
+
+    let said = run(&["forge", "--dry-run"], 0).await;
+    assert!(
+        said.contains("would be reached through forge instead of connect"),
+        "{said}"
+    );
+    assert!(said.contains("nothing was changed"), "{said}");
+    let said = run(&["forge"], 0).await;
+    assert!(
+        said.contains("is reached through forge instead of connect"),
+        "{said}"
+    );
+    scene.both_push(&forge.provider, &gitlabs, &links, 1).await;
+    run(&["connect"], 0).await;
+    scene.both_push("connect", &gitlabs, &links, 2).await;
+
+    let credential = scene.cloud.credential(&scene.acme, &FAMILIES);
+    let wish = json!({
+        "upstream": "oauth", "site_url": scene.acme.url,
+        "client_id": credential.client_id, "client_secret": credential.client_secret,
+    });
+    let path = "/api/v1/installations";
+    scene.relay.admin("POST", path, Some(wish), 201).await;
+    run(&["oauth"], 0).await;
+    scene
+        .both_push(&credential.provider, &gitlabs, &links, 3)
+        .await;
+    let site = scene.installation().await;
+    assert_eq!(site["client_key"], CLIENT_KEY, "what the instances know");
+    assert_eq!(site["standby"], json!(["forge", "connect"]));
+    assert_eq!(scene.cloud.violations(), json!([]));
+}
+
+/// Jira's own secret is no secret between the relay and an instance once the site is reached another way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_direct_link_gets_a_secret_of_its_own() {
+    let scene = with_connect().await;
+    let gitlab = GitLab::start(&scene.relay, "", &[]);
+    let wish = json!({"client_key": CLIENT_KEY, "instance_url": gitlab.url, "mode": "direct"});
+    let link = scene
+        .relay
+        .admin("POST", "/api/v1/links", Some(wish), 201)
+        .await;
+    let secret = async || -> Value {
+        gitlab.state().await["installations"][CLIENT_KEY]["shared_secret"].clone()
+    };
+    assert_eq!(secret().await, SECRET);
+    install_forge(&scene).await;
+    let wish = json!({"to": "forge"});
+    let moved = scene.relay.admin("POST", MOVE, Some(wish), 200).await;
+    assert_eq!(moved["no_longer_direct"], json!([link["id"]]));
+    let told = |links: &[Value]| links[0]["mode"] == "relay" && links[0]["state"] == "connected";
+    scene.relay.until_links("told anew", told).await;
+    assert_ne!(secret().await, SECRET);
+}
+
+/// Jira keeps data by who sent it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_data_of_a_link_is_deleted_wherever_it_was_sent() {
+    let scene = with_connect().await;
+    let (gitlabs, links) = linked(&scene.relay, CLIENT_KEY, 2).await;
+    let forge = install_forge(&scene).await;
+    scene.both_push("connect", &gitlabs, &links, 1).await;
+    let wish = json!({"to": "forge"});
+    scene.relay.admin("POST", MOVE, Some(wish), 200).await;
+    scene.both_push(&forge.provider, &gitlabs, &links, 2).await;
+    let path = format!(
+        "/api/v1/links/{}?purge=true",
+        links[0]["id"].as_str().expect("id")
+    );
+    scene.relay.admin("DELETE", &path, None, 202).await;
+    refused(&scene, "connect", "link_being_purged").await;
+    scene
+        .relay
+        .until_links("purged", |links| links.len() == 1)
+        .await;
+    for provider in ["connect", &forge.provider] {
+        for (link, left) in links.iter().zip([0, 1]) {
+            let ns = link["namespace"].as_str().expect("namespace");
+            let keys = scene.cloud.keys(&scene.acme, provider, "builds");
+            let of_link = keys.iter().filter(|key| key.starts_with(ns)).count();
+            assert_eq!(of_link, left, "{provider}: {keys:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_outlives_the_old_app_if_another_way_is_open() {
+    let scene = with_connect().await;
+    let (gitlabs, links) = linked(&scene.relay, CLIENT_KEY, 1).await;
+    let forge = install_forge(&scene).await;
+    scene
+        .cloud
+        .fault("acme", json!({"mode": "status", "status": 503}));
+    gitlabs[0].sends("builds", json!({"build_number": 9})).await;
+    let relay = scene.relay.app_base_url();
+    assert_eq!(scene.jira.uninstalled(&relay).await.status(), 204);
+    scene
+        .relay
+        .admin("POST", "/api/v1/spool/retry", None, 202)
+        .await;
+    let awaited = |spool: &Value| spool.to_string().contains("move_awaited");
+    scene
+        .relay
+        .until_spool("it waits for a move", awaited)
+        .await;
+    let wish = json!({"to": "forge"});
+    scene.relay.admin("POST", MOVE, Some(wish), 200).await;
+    scene.relay.until_drained().await;
+    scene.built(&forge.provider, &links, 9);
+    let told = |links: &[Value]| links[0]["state"] == "connected";
+    scene.relay.until_links("told anew", told).await;
+}
+
+/// A Forge app that carries a Connect app is installed as both, and tells of the Forge part first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connect_app_and_the_forge_app_that_carries_it_are_one_installation() {
+    let scene = Scene::set().await;
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    assert_eq!(installed.told["delivered"], true, "{}", installed.told);
+    assert_eq!(scene.installation().await["upstream"], "forge");
+    scene.cloud.connect(&scene.acme, APP_KEY, &[SECRET]);
+    let relay = scene.relay.app_base_url();
+    assert_eq!(scene.jira.installed(&relay, SECRET).await.status(), 204);
+    let site = scene.installation().await;
+    assert_eq!(site["client_key"], CLIENT_KEY);
+    assert_eq!(site["upstream"], "connect");
+    assert_eq!(site["standby"], json!(["forge"]));
+    // The next trigger finds the same record.
+    let told = scene.cloud.with(&installed, "scheduled", json!({}));
+    assert_eq!(told["delivered"], true, "{told}");
+    assert_eq!(scene.installation().await["client_key"], CLIENT_KEY);
+}
