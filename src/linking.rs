@@ -4,15 +4,15 @@ mod linker;
 
 pub use linker::Linker;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     domain::{
-        Actor, AuditEntry, ClientKey, InstanceUrl, LifecycleEventKind, Link, LinkId, LinkMode,
-        SharedSecret, UpstreamKind, installation::InstallationChange, link::Purge,
-        secret::NoRandomness,
+        Actor, AuditEntry, ClientKey, Installation, InstanceUrl, JiraBaseUrl, LifecycleEventKind,
+        Link, LinkId, LinkMode, SharedSecret, UpstreamKind, installation::InstallationChange,
+        link::Purge, secret::NoRandomness,
     },
     reject::{Reject, RejectKind},
     store::{StoreFull, Transaction},
@@ -176,13 +176,19 @@ pub fn add(
     now: Timestamp,
 ) -> Result<Link, LinkRefusal> {
     let links = transaction.links_of(&client_key);
+    let known = transaction.installation(&client_key);
+    let connected = known.is_some_and(|known| known.upstream.as_connect().is_some());
     let leaving = links
         .iter()
         .find(|link| link.remove && link.instance_url == instance_url);
     let wish = NewLink {
         client_key,
         instance_url,
-        mode: leaving.map_or(LinkMode::Relay, |link| link.mode),
+        // It was direct when the site was reached another way, perhaps.
+        mode: leaving.map_or(LinkMode::Relay, |link| match link.mode {
+            LinkMode::Direct if connected => LinkMode::Direct,
+            _ => LinkMode::Relay,
+        }),
         keep_ids: leaving.is_some_and(|link| link.keep_ids),
     };
     create(transaction, wish, audit, now)
@@ -361,6 +367,18 @@ pub enum FollowError {
     /// No secret could be made.
     #[error(transparent)]
     NoRandomness(#[from] NoRandomness),
+}
+
+/// The record of a site that was joined without a Connect app, which its Connect app does not know of: Jira's client key
+/// came only with that.
+pub fn without_connect(
+    transaction: &mut Transaction<'_>,
+    base_url: &JiraBaseUrl,
+) -> Option<Arc<Installation>> {
+    let joined = transaction.installations().into_iter().filter(|known| {
+        known.is_installed() && known.base_url == *base_url && known.connect().is_none()
+    });
+    joined.max_by_key(|known| known.installed_at)
 }
 
 /// Has a site's links follow what happened to it.

@@ -4,6 +4,8 @@
 //! A site that opens another way than the one in use keeps both until an operator moves it: what was sent stays with
 //! the provider that it was sent as, so nobody but a person can know when that is wanted.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -81,8 +83,8 @@ pub enum MoveRefusal {
 
 /// A site has opened a way to it, or says anew what it is. The audit entry gets site and name of the change.
 ///
-/// The site's record is the one with this way, else one of the same cloud id, else one of the same address: of
-/// several the one that is installed, then the newest (two rows may share an address after a site import).
+/// The site's record is the one with this way, else one of the same cloud id, else one that is installed and has the
+/// same address: of several the newest (two rows may share an address after a site import).
 pub fn join(
     transaction: &mut Transaction<'_>,
     way: Upstream,
@@ -124,7 +126,11 @@ fn likeness(known: &Installation, way: &Upstream, address: &SiteAddress) -> Opti
     match (cloud_ids.peek(), way.cloud_id()) {
         // An address may be given to another site; an id is not.
         (Some(_), Some(cloud_id)) => cloud_ids.any(|other| other == cloud_id).then_some(1),
-        _ => (known.base_url == address.base_url).then_some(0),
+        // Nor is a site that left surely the one that is there now, unless an operator says so with its credentials.
+        _ => {
+            let sure = known.is_installed() || way.kind() == UpstreamKind::Oauth;
+            (sure && known.base_url == address.base_url).then_some(0)
+        }
     }
 }
 
@@ -191,10 +197,11 @@ pub fn move_to(
     if from == to {
         return Err(MoveRefusal::AlreadyThere(to));
     }
-    if known.imported.is_some_and(|imported| imported.leaving) {
+    let links = transaction.links_of(client_key);
+    let leaving = known.imported.is_some_and(|imported| imported.leaving);
+    if leaving || links.iter().any(|link| link.hand_back) {
         return Err(MoveRefusal::BeingHandedBack);
     }
-    let links = transaction.links_of(client_key);
     let purge_waits = |link: &Link| {
         link.purge
             .as_ref()
@@ -206,7 +213,7 @@ pub fn move_to(
     let (installation, change) = known
         .move_to(to, now)
         .map_err(|_| MoveRefusal::NoSuchWay(to))?;
-    let direct = |link: &&std::sync::Arc<Link>| link.mode == LinkMode::Direct && !link.remove;
+    let direct = |link: &&Arc<Link>| link.mode == LinkMode::Direct;
     let mut moved = Moved {
         client_key: client_key.clone(),
         base_url: known.base_url.to_string(),
@@ -214,7 +221,12 @@ pub fn move_to(
         to,
         can_go_back: known.is_installed(),
         links: links.iter().filter(|link| !link.remove).count(),
-        no_longer_direct: links.iter().filter(direct).map(|link| link.id).collect(),
+        no_longer_direct: links
+            .iter()
+            .filter(direct)
+            .filter(|link| !link.remove)
+            .map(|link| link.id)
+            .collect(),
         applied: false,
     };
     if !apply {
@@ -224,7 +236,10 @@ pub fn move_to(
     for link in links.iter().filter(direct) {
         let mut link = Link::clone(link);
         link.mode = LinkMode::Relay;
-        link.want_installed(Some(SharedSecret::generate()?), now);
+        // One that is leaving may be taken back, and is then told.
+        if !link.remove {
+            link.want_installed(Some(SharedSecret::generate()?), now);
+        }
         transaction.put_link(link)?;
     }
     linking::follow(transaction, client_key, change, &[], now)?;

@@ -160,6 +160,14 @@ fn take(
     let client_key = site.client_key;
     match transaction.installation(&client_key).as_deref() {
         None => {
+            if let Some(twin) = linking::without_connect(transaction, &site.facts.base_url) {
+                let reason = format!(
+                    "the relay serves this site already, as {} through {}: have its Connect app's next lifecycle call bring it",
+                    twin.client_key,
+                    twin.upstream.kind().as_str()
+                );
+                return Ok(row.refused("site_known", reason));
+            }
             let new = Installation::import(client_key.clone(), site.facts, by, now);
             transaction.put_installation(new)?;
             row.installation = Fate::New;
@@ -308,15 +316,26 @@ fn give_up(
         code: None,
         reason: None,
     };
-    if !others.is_empty() {
+    let since = if !others.is_empty() {
+        Some((
+            "linked_since",
+            "instances were linked to this site since: the relay has to go on serving it, or remove those links first",
+        ))
+    } else if installation.ways().any(|way| way.as_connect().is_none()) {
+        Some((
+            "joined_since",
+            "the site can be reached another way since, which the other proxy can't take over",
+        ))
+    } else {
+        None
+    };
+    if let Some((code, reason)) = since {
         let kept = links.iter().map(|link| row(Some(link), Fate::Kept));
         let mut rows: Vec<Row> = kept.collect();
         if rows.is_empty() {
             rows.push(row(None, Fate::None));
         }
-        let because = |row: Row| {
-            row.because("linked_since", "instances were linked to this site since: the relay has to go on serving it, or remove those links first")
-        };
+        let because = |row: Row| row.because(code, reason);
         return Ok(rows.into_iter().map(because).collect());
     }
     let mut rows = Vec::new();

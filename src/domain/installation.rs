@@ -162,18 +162,17 @@ impl Installation {
         address: SiteAddress,
         now: Timestamp,
     ) -> (Self, InstallationChange) {
-        let renamed = self.base_url != address.base_url;
-        let mut next = Self {
-            base_url: address.base_url,
-            display_url: address.display_url,
-            ..self.clone()
-        };
+        let mut next = self.clone();
         if way.kind() != self.upstream.kind() {
+            // Whoever is given the site's address follows the way in use, so that one tells it.
             next.standby.retain(|known| known.kind() != way.kind());
             next.standby.push(way);
             return (next, InstallationChange::Standby);
         }
+        let renamed = self.base_url != address.base_url;
         let secret = !way.opens_like(&self.upstream);
+        next.base_url = address.base_url;
+        next.display_url = address.display_url;
         next.upstream = way;
         next.state = InstallationState::Installed;
         next.uninstalled_at = None;

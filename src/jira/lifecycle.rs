@@ -201,7 +201,7 @@ pub fn apply(
 ) -> Result<InstallationChange, EventRefusal> {
     let client_key = &event.client_key;
     let known = transaction.installation(client_key);
-    let (installation, change) = match (&event.change, &known) {
+    let (mut installation, change) = match (&event.change, &known) {
         (LifecycleChange::Installed(site), known) => Installation::install(
             known.as_deref(),
             client_key,
@@ -217,18 +217,57 @@ pub fn apply(
     if change == InstallationChange::Unchanged {
         return Ok(change);
     }
+    let twin = (change == InstallationChange::Created)
+        .then(|| linking::without_connect(transaction, &installation.base_url))
+        .flatten();
+    let note = twin.as_ref().map(|twin| {
+        let way = twin.upstream.kind().as_str();
+        format!(
+            "the site was joined before as {} through {way}",
+            twin.client_key
+        )
+    });
+    let absorbed = twin
+        .as_ref()
+        .is_some_and(|twin| absorb(transaction, twin, &mut installation));
     transaction.put_installation(installation)?;
     if change == InstallationChange::Repeated {
         return Ok(InstallationChange::Unchanged);
     }
-    linking::follow(transaction, client_key, change, &rules.auto_link, now)?;
+    // Instances that the other record's links told must not be linked twice.
+    let auto_link: &[InstanceUrl] = match twin {
+        Some(_) if !absorbed => &[],
+        _ => &rules.auto_link,
+    };
+    linking::follow(transaction, client_key, change, auto_link, now)?;
     transaction.audit(AuditEntry {
         client_key: Some(client_key.clone()),
+        note,
         request_id: Some(request_id.to_owned()),
         peer: Some(peer),
         ..AuditEntry::new(now, Actor::Jira, change.name())
     });
     Ok(change)
+}
+
+/// A Forge app that carries a Connect app is installed as both at once, and tells of the Forge part in its own time: while
+/// no instance was told of that record it goes, and its way stands by. Instances are to know Jira's client key, which
+/// they keep when the Forge part ends.
+fn absorb(
+    transaction: &mut Transaction<'_>,
+    twin: &Installation,
+    installation: &mut Installation,
+) -> bool {
+    let links = transaction.links_of(&twin.client_key);
+    if links.iter().any(|link| link.reached) {
+        return false;
+    }
+    for link in links {
+        transaction.remove_link(link.id);
+    }
+    transaction.remove_installation(&twin.client_key);
+    installation.standby = twin.ways().cloned().collect();
+    true
 }
 
 /// `displayUrl` is for people only, so a strange one is dropped rather than refused. Where it says the same as

@@ -305,7 +305,13 @@ async fn write(
         call, body, size, ..
     } = prepared;
     let now = clock::now();
-    let (ticket, why) = match public.spool.admit(&link, &call, &body, now) {
+    let admission = public.spool.admit(&link, &call, &body, now);
+    // The body took its time, in which the site may have been moved or renamed.
+    let installation = public
+        .store
+        .installation(&link.client_key)
+        .unwrap_or(installation);
+    let (ticket, why) = match admission {
         Admission::Removed => return Err(VerifyError::LinkRemoved.into()),
         Admission::Wait(ticket, reason) => (ticket, Why::Behind(reason)),
         // GitLab would drop it after a 429; from the spool it goes in its turn.
