@@ -305,13 +305,18 @@ impl TestRelay {
 
     /// Waits until nothing waits for Jira.
     pub async fn until_drained(&self) {
+        let drained = |spool: &Value| spool["waiting"] == 0;
+        self.until_spool("drained", drained).await;
+    }
+
+    pub async fn until_spool(&self, what: &str, wanted: impl Fn(&Value) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let spool = self.spool().await;
-            if spool["waiting"] == 0 {
+            if wanted(&spool) {
                 return;
             }
-            assert!(Instant::now() < deadline, "never drained: {spool:#}");
+            assert!(Instant::now() < deadline, "never {what}: {spool:#}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

@@ -2,6 +2,7 @@
 //! ids, out of reach, out of tokens, left.
 
 mod forge;
+mod moves;
 mod oauth;
 
 use serde_json::{Value, json};
