@@ -12,6 +12,7 @@ use http_body_util::Full;
 use jiff::{SignedDuration, Timestamp};
 use quick_cache::sync::Cache;
 use serde::Deserialize;
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::rate_limit::retry_after as retry_after_of;
@@ -50,7 +51,7 @@ struct Site {
     /// What it was got with; other credentials make another.
     oauth: Oauth,
     token: ArcSwapOption<Token>,
-    /// One fetch at a time; holds how the last one failed, and when.
+    /// One fetch at a time; holds how the last one failed, and when it did.
     fetching: tokio::sync::Mutex<Option<(Timestamp, TokenError)>>,
     /// The same for whoever only looks, from the first failure on.
     trouble: ArcSwapOption<TokenTrouble>,
@@ -146,7 +147,10 @@ impl Tokens {
                 Ok(failed) => failed,
                 Err(_) => return Ok(Arc::clone(token)),
             },
-            None => site.fetching.lock().await,
+            // Who asks before them may hang up, and then so may the next one.
+            None => tokio::time::timeout(self.timeout, site.fetching.lock())
+                .await
+                .map_err(|_| TokenError::Silent(SendError::TimedOut(self.timeout).to_string()))?,
         };
         if let Some(token) = fresh() {
             return Ok(token);
@@ -156,6 +160,7 @@ impl Tokens {
         {
             return known.ok_or_else(|| error.clone());
         }
+        let started = Instant::now();
         match self.fetch(oauth, now).await {
             Ok(token) => {
                 let token = Arc::new(token);
@@ -165,7 +170,9 @@ impl Tokens {
                 Ok(token)
             }
             Err(error) => {
-                *failed = Some((now, error.clone()));
+                // From its end on: whoever waited meanwhile would wait as long once more, one behind the other.
+                let lasted = SignedDuration::try_from(started.elapsed()).unwrap_or_default();
+                *failed = Some((now.saturating_add(lasted).unwrap_or(now), error.clone()));
                 if known.is_none() {
                     site.note_trouble(&error, now);
                 }
