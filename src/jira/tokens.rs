@@ -11,7 +11,7 @@ use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::Full;
 use jiff::{SignedDuration, Timestamp};
 use quick_cache::sync::Cache;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
@@ -95,6 +95,15 @@ pub enum TokenError {
     /// No answer, or none that makes sense.
     #[error("Atlassian's token endpoint did not answer: {0}")]
     Silent(String),
+}
+
+/// RFC 6749 section 4.4.2, in Atlassian's JSON.
+#[derive(Serialize)]
+struct Question<'a> {
+    audience: &'a str,
+    grant_type: &'a str,
+    client_id: &'a str,
+    client_secret: &'a str,
 }
 
 /// RFC 6749 section 5.2.
@@ -237,21 +246,15 @@ impl Tokens {
 
     async fn ask(&self, oauth: &Oauth, now: Timestamp) -> Result<Token, TokenError> {
         let silent = |error: &dyn std::fmt::Display| TokenError::Silent(error.to_string());
-        let question = Zeroizing::new(
-            serde_json::json!({
-                "audience": "api.atlassian.com",
-                "grant_type": "client_credentials",
-                "client_id": oauth.client_id,
-                "client_secret": oauth.client_secret.expose(),
-            })
-            .to_string(),
-        );
+        let question = Question::about(oauth);
+        let question = question.to_json().map_err(|error| silent(&error))?;
         let request = Request::builder()
             .method(Method::POST)
             .uri(&self.url)
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::ACCEPT, "application/json")
-            .body(Full::new(Bytes::copy_from_slice(question.as_bytes())))
+            // hyper copies it into its buffer of what is to be written; that copy is not ours to wipe.
+            .body(Full::new(Bytes::from_owner(question)))
             .map_err(|error| silent(&error))?;
         let answer = self
             .client
@@ -294,6 +297,26 @@ impl Tokens {
             // Counted from before the question, so that it ends here first.
             expires_at: now.saturating_add(life).unwrap_or(now),
         })
+    }
+}
+
+impl<'a> Question<'a> {
+    fn about(oauth: &'a Oauth) -> Self {
+        Self {
+            audience: "api.atlassian.com",
+            grant_type: "client_credentials",
+            client_id: &oauth.client_id,
+            client_secret: oauth.client_secret.expose(),
+        }
+    }
+
+    /// Wiped on drop. It gets its room at once: a buffer that grows leaves what it held behind.
+    fn to_json(&self) -> serde_json::Result<Zeroizing<Vec<u8>>> {
+        // JSON writes a byte as six at the most.
+        let room = 256 + 6 * (self.client_id.len() + self.client_secret.len());
+        let mut json = Zeroizing::new(Vec::with_capacity(room));
+        serde_json::to_writer(&mut *json, self)?;
+        Ok(json)
     }
 }
 

@@ -171,6 +171,19 @@ async fn a_token_is_asked_for_as_the_documents_say_and_replaced_ahead_of_its_end
     assert_eq!(stage.asked(), 3);
 }
 
+#[test]
+fn the_question_stays_in_one_buffer_whatever_is_in_it() {
+    let mut oauth = oauth(&"\"".repeat(Credential::MAX_BYTES));
+    oauth.client_id = "\u{1}".repeat(300);
+    let question = Question::about(&oauth);
+    let room = 256 + 6 * (300 + Credential::MAX_BYTES);
+    let json = question.to_json().expect("JSON");
+    assert!(json.len() <= room, "it need not grow");
+    let read: serde_json::Value = serde_json::from_slice(&json).expect("JSON");
+    assert_eq!(read["client_secret"], oauth.client_secret.expose());
+    assert_eq!(read["client_id"], oauth.client_id.as_str());
+}
+
 /// Has a hundred callers wait for the one that asks.
 async fn hundred(stage: &Stage) -> Vec<Result<String, &'static str>> {
     stage.endpoint.answers.forget_permits(1000);
