@@ -39,6 +39,7 @@ use crate::{
     reject::{Reject, RejectKind},
     rotation::KeyRotation,
     rounds::Rounds,
+    server::Turning,
     sessions::Sessions,
     spool::Spool,
     store::Store,
@@ -84,6 +85,8 @@ pub struct AdminParts {
     pub rounds: Arc<Rounds>,
     /// What it says of itself.
     pub standing: Standing,
+    /// Whether the threads that serve connections still turn.
+    pub workers: Turning,
     /// How much, how long.
     pub limits: LimitsConfig,
     /// Shown, and counted in.
@@ -215,7 +218,7 @@ impl AdminParts {
             return store::backup(self, arrival).await;
         }
         let answer = match (route, method) {
-            (Route::Health, &Method::GET) => typed(StatusCode::OK, "text/plain", "ok\n"),
+            (Route::Health, &Method::GET) => self.health().await,
             (Route::Ready, &Method::GET) => self.ready(arrival).await,
             (Route::Metrics, &Method::GET) => self.metrics(),
             (Route::Installations, &Method::GET) => installations::list(self),
@@ -279,6 +282,12 @@ impl AdminParts {
             "the admin API wants its token",
             "send `Authorization: Bearer <token>` with what stood in admin.token_file when the relay was started or got SIGHUP",
         ))
+    }
+
+    /// This runs on another runtime than what is served to Jira and instances, so that one is asked too.
+    async fn health(&self) -> Result<Response<Full<Bytes>>, Reject> {
+        self.workers.check().await?;
+        typed(StatusCode::OK, "text/plain", "ok\n")
     }
 
     async fn ready(&self, arrival: &Arrival) -> Result<Response<Full<Bytes>>, Reject> {

@@ -132,7 +132,7 @@ async fn serve(config: Config, file: Option<PathBuf>) -> anyhow::Result<()> {
     let pulse = match (socket, encrypted) {
         (Some(path), _) => Pulse::Unix(path),
         (None, false) => Pulse::Plain(relay.addresses().admin),
-        (None, true) => Pulse::Encrypted(relay.addresses().admin),
+        (None, true) => Pulse::Encrypted(relay.addresses().admin, relay.turning()),
     };
     let watchdog = tokio::spawn(supervisor::watchdog(pulse));
     supervisor::ready();

@@ -41,7 +41,7 @@ use crate::{
     rounds::Rounds,
     routes::{self, Public, PublicParts},
     secret_file::{self, SecretFileError},
-    server::{Door, PerAddress, Server, UnixDoor, Workers},
+    server::{Door, PerAddress, Server, Turning, UnixDoor, Workers},
     sessions::Sessions,
     sightings::{self, Sighting, Sightings},
     spool::{Spool, SpoolWorker},
@@ -85,6 +85,7 @@ pub struct Relay {
     acme: Option<Acme>,
     reload: Reload,
     addresses: Addresses,
+    turning: Turning,
 }
 
 /// Where a relay listens.
@@ -388,6 +389,8 @@ impl Relay {
             traces: Arc::clone(&traces),
         };
         let public = Public::new(&config, public).map_err(internal)?;
+        let workers = Workers::start().map_err(internal)?;
+        let turning = workers.turning();
         let admin = Admin::new(AdminParts {
             token: Arc::clone(&token),
             store: store.clone(),
@@ -407,6 +410,7 @@ impl Relay {
                 admin_listen: addresses.admin.to_string(),
                 store_path: config.store.path.display().to_string(),
             },
+            workers: turning.clone(),
             limits: config.limits,
             metrics: Arc::clone(&metrics),
             traces,
@@ -437,7 +441,7 @@ impl Relay {
                         max,
                         exempt: config.public.trusted_proxies.clone(),
                     }),
-                workers: Some(Workers::start().map_err(internal)?),
+                workers: Some(workers),
                 metrics: Arc::clone(&metrics),
             },
             admin_server: Server {
@@ -490,12 +494,18 @@ impl Relay {
             ranges,
             tls,
             addresses,
+            turning,
         })
     }
 
     /// Where it listens.
     pub fn addresses(&self) -> Addresses {
         self.addresses
+    }
+
+    /// For whoever watches it.
+    pub fn turning(&self) -> Turning {
+        self.turning.clone()
     }
 
     /// For whoever hears SIGHUP.

@@ -25,7 +25,7 @@ pub use crowd::PerAddress;
 use crowd::{Crowd, Place};
 use door::Settled;
 pub use door::{Door, UnixDoor};
-pub use workers::Workers;
+pub use workers::{Stuck, Turning, Workers};
 
 use crate::{
     body::Body,

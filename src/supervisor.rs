@@ -3,6 +3,7 @@
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
+use jira_connect_proxy::server::Turning;
 use sd_notify::NotifyState;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -15,8 +16,9 @@ pub(crate) enum Pulse {
     Plain(SocketAddr),
     /// Its socket.
     Unix(PathBuf),
-    /// The admin listener speaks TLS, maybe with those only who show a certificate.
-    Encrypted(SocketAddr),
+    /// The admin listener speaks TLS, maybe with those only who show a certificate; so what `/healthz` would have looked
+    /// at is looked at from here.
+    Encrypted(SocketAddr, Turning),
 }
 
 /// The relay is up.
@@ -37,8 +39,8 @@ pub(crate) fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
-/// Pings while the admin listener answers `/healthz`, if the service manager wants pings. A relay whose threads are
-/// stuck does not answer, and is started anew.
+/// Pings while the admin listener answers `/healthz` with 200, if the service manager wants pings. A relay of which a
+/// thread is stuck does not, and is started anew.
 pub(crate) async fn watchdog(admin: Pulse) {
     let Some(limit) = sd_notify::watchdog_enabled() else {
         return;
@@ -72,12 +74,12 @@ async fn answers(admin: &Pulse) -> io::Result<()> {
     match admin {
         Pulse::Plain(address) => ask(TcpStream::connect(address).await?).await,
         Pulse::Unix(path) => ask(UnixStream::connect(path).await?).await,
-        Pulse::Encrypted(address) => {
+        Pulse::Encrypted(address, turning) => {
             // It takes this for a broken handshake and says so, or hangs up: a sign of life.
             let refused = ask(TcpStream::connect(address).await?).await;
             match refused {
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(error),
-                _ => Ok(()),
+                _ => turning.check().await.map_err(io::Error::other),
             }
         }
     }

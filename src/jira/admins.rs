@@ -14,7 +14,7 @@ use quick_cache::sync::Cache;
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::Forwarder;
+use super::{Forwarder, forward::ForwardError};
 use crate::{
     client::read_answer,
     domain::{ClientKey, Installation, JiraCall},
@@ -47,6 +47,12 @@ pub enum NotProven {
     /// Jira says no.
     #[error("you are not an administrator of this Jira site")]
     NoAdmin,
+    /// Jira can't be asked, also not later: the site is reached without an app (any more), while the page of a Connect
+    /// app from before still opens in it.
+    #[error(
+        "this Jira site is reached without an app, so Jira can't be asked whether you are an administrator"
+    )]
+    Unaskable,
     /// Jira says nothing.
     #[error("Jira could not be asked whether you are an administrator")]
     Unknown(String),
@@ -85,8 +91,7 @@ impl Admins {
         let is_admin = match known {
             Some((is_admin, _)) => is_admin,
             None => {
-                let asked = self.ask(installation, account_id, now).await;
-                let is_admin = asked.map_err(NotProven::Unknown)?;
+                let is_admin = self.ask(installation, account_id, now).await?;
                 self.known.insert(user, (is_admin, Instant::now()));
                 is_admin
             }
@@ -103,8 +108,8 @@ impl Admins {
         installation: &Arc<Installation>,
         account_id: &str,
         now: Timestamp,
-    ) -> Result<bool, String> {
-        let unknown = |error: &dyn std::fmt::Display| error.to_string();
+    ) -> Result<bool, NotProven> {
+        let unknown = |error: &dyn std::fmt::Display| NotProven::Unknown(error.to_string());
         let question = serde_json::json!({
             "accountId": account_id,
             "globalPermissions": ["ADMINISTER"],
@@ -118,7 +123,10 @@ impl Admins {
                 now,
             )
             .await
-            .map_err(|error| unknown(&error))?;
+            .map_err(|error| match error {
+                ForwardError::Lacking(_) => NotProven::Unaskable,
+                error => unknown(&error),
+            })?;
         match answer.status() {
             StatusCode::OK => {}
             // There is no such user on this site.
@@ -146,6 +154,12 @@ impl From<NotProven> for Reject {
                 "not_jira_admin",
                 message,
                 "ask somebody with the global permission \"Administer Jira\"",
+            ),
+            NotProven::Unaskable => Self::new(
+                RejectKind::Forbidden,
+                "admins_unknown",
+                message,
+                "who runs the relay can open this page outside Jira: `jira-connect-proxy page`",
             ),
             NotProven::Unknown(cause) => Self {
                 internal: Some(cause),

@@ -11,7 +11,8 @@ use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::Full;
 use jiff::{SignedDuration, Timestamp};
 use quick_cache::sync::Cache;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::rate_limit::retry_after as retry_after_of;
@@ -50,7 +51,7 @@ struct Site {
     /// What it was got with; other credentials make another.
     oauth: Oauth,
     token: ArcSwapOption<Token>,
-    /// One fetch at a time; holds how the last one failed, and when.
+    /// One fetch at a time; holds how the last one failed, and when it did.
     fetching: tokio::sync::Mutex<Option<(Timestamp, TokenError)>>,
     /// The same for whoever only looks, from the first failure on.
     trouble: ArcSwapOption<TokenTrouble>,
@@ -94,6 +95,15 @@ pub enum TokenError {
     /// No answer, or none that makes sense.
     #[error("Atlassian's token endpoint did not answer: {0}")]
     Silent(String),
+}
+
+/// RFC 6749 section 4.4.2, in Atlassian's JSON.
+#[derive(Serialize)]
+struct Question<'a> {
+    audience: &'a str,
+    grant_type: &'a str,
+    client_id: &'a str,
+    client_secret: &'a str,
 }
 
 /// RFC 6749 section 5.2.
@@ -146,7 +156,10 @@ impl Tokens {
                 Ok(failed) => failed,
                 Err(_) => return Ok(Arc::clone(token)),
             },
-            None => site.fetching.lock().await,
+            // Who asks before them may hang up, and then so may the next one.
+            None => tokio::time::timeout(self.timeout, site.fetching.lock())
+                .await
+                .map_err(|_| TokenError::Silent(SendError::TimedOut(self.timeout).to_string()))?,
         };
         if let Some(token) = fresh() {
             return Ok(token);
@@ -156,6 +169,7 @@ impl Tokens {
         {
             return known.ok_or_else(|| error.clone());
         }
+        let started = Instant::now();
         match self.fetch(oauth, now).await {
             Ok(token) => {
                 let token = Arc::new(token);
@@ -165,7 +179,9 @@ impl Tokens {
                 Ok(token)
             }
             Err(error) => {
-                *failed = Some((now, error.clone()));
+                // From its end on: whoever waited meanwhile would wait as long once more, one behind the other.
+                let lasted = SignedDuration::try_from(started.elapsed()).unwrap_or_default();
+                *failed = Some((now.saturating_add(lasted).unwrap_or(now), error.clone()));
                 if known.is_none() {
                     site.note_trouble(&error, now);
                 }
@@ -230,21 +246,15 @@ impl Tokens {
 
     async fn ask(&self, oauth: &Oauth, now: Timestamp) -> Result<Token, TokenError> {
         let silent = |error: &dyn std::fmt::Display| TokenError::Silent(error.to_string());
-        let question = Zeroizing::new(
-            serde_json::json!({
-                "audience": "api.atlassian.com",
-                "grant_type": "client_credentials",
-                "client_id": oauth.client_id,
-                "client_secret": oauth.client_secret.expose(),
-            })
-            .to_string(),
-        );
+        let question = Question::about(oauth);
+        let question = question.to_json().map_err(|error| silent(&error))?;
         let request = Request::builder()
             .method(Method::POST)
             .uri(&self.url)
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::ACCEPT, "application/json")
-            .body(Full::new(Bytes::copy_from_slice(question.as_bytes())))
+            // hyper copies it into its buffer of what is to be written; that copy is not ours to wipe.
+            .body(Full::new(Bytes::from_owner(question)))
             .map_err(|error| silent(&error))?;
         let answer = self
             .client
@@ -287,6 +297,26 @@ impl Tokens {
             // Counted from before the question, so that it ends here first.
             expires_at: now.saturating_add(life).unwrap_or(now),
         })
+    }
+}
+
+impl<'a> Question<'a> {
+    fn about(oauth: &'a Oauth) -> Self {
+        Self {
+            audience: "api.atlassian.com",
+            grant_type: "client_credentials",
+            client_id: &oauth.client_id,
+            client_secret: oauth.client_secret.expose(),
+        }
+    }
+
+    /// Wiped on drop. It gets its room at once: a buffer that grows leaves what it held behind.
+    fn to_json(&self) -> serde_json::Result<Zeroizing<Vec<u8>>> {
+        // JSON writes a byte as six at the most.
+        let room = 256 + 6 * (self.client_id.len() + self.client_secret.len());
+        let mut json = Zeroizing::new(Vec::with_capacity(room));
+        serde_json::to_writer(&mut *json, self)?;
+        Ok(json)
     }
 }
 

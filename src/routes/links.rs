@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     client::is_private,
-    domain::{Actor, AuditEntry, InstanceUrl, Link, LinkId},
+    domain::{Actor, AuditEntry, InstanceUrl, Link, LinkId, LinkMode},
     exchange::{Arrival, json, parse_json, read_small_body},
     gitlab::{
         groups::{GroupsError, context_token},
@@ -364,7 +364,7 @@ impl<'a> Visit<'a> {
 
     async fn unlink_group(&self, id: &str, group: &str) -> Result<Response<Full<Bytes>>, Reject> {
         let link = self.link(id)?;
-        let account_id = self.admin().await?;
+        let account_id = self.groups_admin(&link).await?;
         let group: u64 = group
             .parse()
             .map_err(|_| self.refused(&GroupsError::Unknown))?;
@@ -393,7 +393,7 @@ impl<'a> Visit<'a> {
 
     async fn sign_in(&self, id: &str) -> Result<Response<Full<Bytes>>, Reject> {
         let link = self.link(id)?;
-        self.admin().await?;
+        self.groups_admin(&link).await?;
         let application_id = self
             .public
             .asker
@@ -420,7 +420,7 @@ impl<'a> Visit<'a> {
 
     async fn context_token(&self, id: &str) -> Result<Response<Full<Bytes>>, Reject> {
         let link = self.link(id)?;
-        let account_id = self.admin().await?;
+        let account_id = self.groups_admin(&link).await?;
         let now = self.arrival.now;
         let expires_at = now.saturating_add(SignedDuration::from_secs(TOKEN_LIFE_SECS));
         json(
@@ -443,6 +443,21 @@ impl<'a> Visit<'a> {
                 .await?;
         }
         Ok(account_id.unwrap_or_default())
+    }
+
+    /// The caller's account, if the instance will hear that it may link groups. An instance that asks Jira itself hears
+    /// there that nobody knows an operator.
+    async fn groups_admin(&self, link: &Link) -> Result<&str, Reject> {
+        let account_id = self.admin().await?;
+        if self.caller.session.is_some() && link.mode == LinkMode::Direct {
+            return Err(Reject::new(
+                RejectKind::Conflict,
+                "link_direct",
+                "this instance asks Jira itself who may link groups, and Jira knows no operators of the relay",
+                "a Jira administrator links and unlinks its groups, on the page inside Jira",
+            ));
+        }
+        Ok(account_id)
     }
 
     fn links(&self) -> Vec<Arc<Link>> {

@@ -20,6 +20,7 @@ mod acme;
 mod admin_doors;
 mod chaos;
 mod cli;
+mod codes;
 mod crash;
 mod doctor;
 mod faults;

@@ -497,6 +497,35 @@ async fn an_operator_does_what_an_admin_does_and_it_stands_in_the_audit_trail() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_operator_links_no_groups_of_an_instance_that_asks_jira_itself() {
+    let stage = Stage::start().await;
+    let instance = FakeInstance::start(&stage.relay.url(), "/gitlab").await;
+    let wish = json!({
+        "client_key": "tenant", "instance_url": instance.url(), "mode": "direct",
+    });
+    let link = stage
+        .relay
+        .admin("POST", "/api/v1/links", Some(wish), 201)
+        .await;
+    assert_eq!(link["state"], "connected", "{link:#}");
+    let session = stage.enter("tenant").await;
+    let path = format!("links/{}", link["id"].as_str().expect("id"));
+    for (method, what) in [
+        ("POST", "sign_in"),
+        ("POST", "context_token"),
+        ("DELETE", "groups/7"),
+    ] {
+        let path = format!("{path}/{what}");
+        let refused = session.call(method, &path, None, 409).await;
+        assert_eq!(refused["error"]["code"], "link_direct", "{what}");
+    }
+    // All else is the relay's to do.
+    session
+        .call("POST", &format!("{path}/resend"), None, 200)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_session_is_for_one_site_and_sees_no_other() {
     let stage = Stage::start().await;
     let instance = FakeInstance::start(&stage.relay.url(), "").await;

@@ -183,12 +183,12 @@ impl Stage {
     }
 }
 
-fn context_claims(issuer: &str) -> Value {
+pub fn context_claims(issuer: &str) -> Value {
     let now = now().as_second();
     json!({"iss": issuer, "iat": now, "exp": now + 180, "qsh": "context-qsh"})
 }
 
-fn sign(claims: &Value, secret: &str) -> String {
+pub fn sign(claims: &Value, secret: &str) -> String {
     let key = EncodingKey::from_secret(secret.as_bytes());
     let token = jsonwebtoken::encode(&Header::new(Algorithm::HS256), claims, &key).expect("sign");
     secrets::know_token("a token that Jira signed", &token);

@@ -90,6 +90,10 @@ export const texts = {
       message: "Only Jira administrators can change this",
       hint: "To change the instances or their groups, ask a Jira administrator of this site.",
     },
+    admins_unknown: {
+      message: "Nothing can be changed in Jira any more",
+      hint: "The relay reaches this Jira site without an app now, so it can't ask Jira who its administrators are. The people who run the relay can open this page outside Jira with the command jira-connect-proxy page.",
+    },
     instance_not_allowed: {
       message: "The relay is not allowed to connect to this address",
       hint: "The people who run the relay have limited which GitLab instances may be linked. Ask them to allow this one.",
@@ -131,8 +135,8 @@ export const texts = {
       hint: "Remove one that nobody needs.",
     },
     installation_uninstalled: {
-      message: "The app is not installed on this Jira site any more",
-      hint: "Install it again; its instances come back.",
+      message: "This Jira site is not connected to the relay any more",
+      hint: "Install the app again or, if the site was reached with OAuth credentials, have the people who run the relay add them again. Its instances come back.",
     },
     store_full: {
       message: "The relay has no room for another instance",

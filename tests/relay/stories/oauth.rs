@@ -5,13 +5,17 @@ use std::{
     process::{Command, Stdio},
 };
 
+use http::Request;
+use http_body_util::Full;
 use serde_json::{Value, json};
 
 use super::Scene;
 use crate::{
     cloud::{CloudSite, Credential, FAMILIES},
-    harness::{SECRET, free_port, hear_output, printed},
+    fakes::http::{client, send},
+    harness::{SECRET, checked, free_port, hear_output, printed},
     outside::Session,
+    page::{context_claims, sign},
     stage::{APP_KEY, CLIENT_KEY, GitLab, linked},
 };
 
@@ -479,6 +483,45 @@ async fn a_missing_permission_holds_its_family_alone() {
     );
     assert_eq!(scene.diagnosis().await["verdict"], "ok");
     assert_eq!(scene.cloud.violations(), json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_connect_apps_page_says_who_can_change_something_after_a_move() {
+    let scene = Scene::set().await;
+    let (cloud, relay) = (&scene.cloud, &scene.relay);
+    cloud.connect(&scene.acme, APP_KEY, &[SECRET]);
+    let answer = scene.jira.installed(&relay.app_base_url(), SECRET).await;
+    assert_eq!(answer.status(), 204);
+    let credential = cloud.credential(&scene.acme, &FAMILIES);
+    relay
+        .admin("POST", PATH, Some(wish(&scene.acme, &credential)), 200)
+        .await;
+    let path = format!("{PATH}/{CLIENT_KEY}/move");
+    relay
+        .admin("POST", &path, Some(json!({"to": "oauth"})), 200)
+        .await;
+
+    let mut claims = context_claims(CLIENT_KEY);
+    claims["sub"] = "admin".into();
+    let authorization = format!("JWT {}", sign(&claims, SECRET));
+    let call = async |method: &str, body: &str| {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{}/links", relay.app_base_url()))
+            .header("authorization", &authorization)
+            .body(Full::from(body.to_owned()))
+            .expect("request");
+        let answer = checked(send(&client(), request).await);
+        let body: Value = serde_json::from_slice(answer.body()).expect("JSON");
+        (answer.status().as_u16(), body)
+    };
+    let (status, list) = call("GET", "").await;
+    assert_eq!((status, &list["may_change"]), (200, &json!(false)));
+    assert_eq!(list["reason"]["code"], "admins_unknown");
+    let hint = list["reason"]["hint"].as_str().expect("hint");
+    assert!(hint.contains("jira-connect-proxy page"), "{hint}");
+    let (status, refused) = call("POST", r#"{"instance_url": "https://gitlab.example"}"#).await;
+    assert_eq!((status, code(&refused)), (403, "admins_unknown"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

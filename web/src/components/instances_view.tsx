@@ -102,7 +102,7 @@ export function InstancesView({
 
 function ReadOnly({ reason, onRefresh }: { reason: Cause; onRefresh: () => void }) {
   // A rule, not a failure: there is nothing to look up in a log.
-  if (reason.code === "not_jira_admin") {
+  if (reason.code === "not_jira_admin" || reason.code === "admins_unknown") {
     return (
       <SectionMessage appearance="information" title={reason.message}>
         <p>{reason.hint}</p>
