@@ -1,34 +1,37 @@
 //! One relay: builds every part once, in the order of dependence, binds both listeners, runs until told to stop.
 
-use std::{
-    io,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+mod files;
+mod reload;
+mod start_error;
+
+pub use files::{check_files, load_roots, load_tls};
+pub use reload::Reload;
+pub use start_error::StartError;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::SignedDuration;
-use ring::rand::{SecureRandom, SystemRandom};
-use rustls::RootCertStore;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
-use tokio_rustls::TlsAcceptor;
-use zeroize::Zeroizing;
 
+#[cfg(feature = "otlp")]
+use files::exporter;
+use files::{admin_token, dial_settings, load_admin_tls, open_ranges};
+use start_error::internal;
+
+#[cfg(feature = "otlp")]
+use crate::otlp::Exporter;
 use crate::{
-    access::{self, Access, AtlassianRanges, RangesError},
-    acme::{self, Acme},
+    access::{Access, AtlassianRanges},
+    acme::Acme,
     admin::{Admin, AdminParts, Standing},
-    client::{Client, DialSettings, certificates, root_certificates},
+    client::Client,
     clock,
-    config::{Config, RangesSource},
-    doctor::{self, Doctor},
-    domain::{InstancePolicy, InstanceUrl},
+    config::Config,
+    doctor::Doctor,
     forge_sites::ForgeSites,
     forget,
-    gitlab::{Asker, KeyFetches, Patience, Prober, deliver::Courier, probe::Verdict},
+    gitlab::{Asker, KeyFetches, Patience, Prober, deliver::Courier},
     jira::{Admins, Forwarder, Recogniser},
     jwt::{
         InstallKeys, InvocationVerifier, KeySet, Signer, crypto, install_keys::KeyNews,
@@ -37,22 +40,16 @@ use crate::{
     linking::Linker,
     metrics::Metrics,
     reconcile::{Reconciler, realign},
-    rotation::{KeyRotation, RotateError},
+    rotation::KeyRotation,
     rounds::Rounds,
     routes::{self, Public, PublicParts},
-    secret_file::{self, SecretFileError},
     server::{Door, PerAddress, Server, Turning, UnixDoor, Workers},
     sessions::Sessions,
     sightings::{self, Sighting, Sightings},
     spool::{Spool, SpoolWorker},
-    store::{OpenError, Store, StoreError, StoreOwner},
-    tls::{TlsError, TlsFiles},
+    store::{Store, StoreOwner},
+    tls::TlsFiles,
     trace::Traces,
-};
-#[cfg(feature = "otlp")]
-use crate::{
-    otlp::{self, Exporter, OtlpError},
-    trace::Export,
 };
 
 /// How often changed TLS files are looked for.
@@ -95,102 +92,6 @@ pub struct Addresses {
     pub public: SocketAddr,
     /// For operators.
     pub admin: SocketAddr,
-}
-
-/// Takes a changed configuration in while the relay runs: `[instances]`, and the content of the TLS files.
-#[derive(Clone)]
-pub struct Reload {
-    token: Arc<ArcSwap<Zeroizing<String>>>,
-    token_file: PathBuf,
-    store: Store,
-    policy: Arc<ArcSwap<InstancePolicy>>,
-    patience: Arc<ArcSwap<Patience>>,
-    client: Client,
-    public_url: Arc<str>,
-    ranges: Option<Arc<AtlassianRanges>>,
-    tls: Option<Arc<TlsFiles>>,
-    admin_tls: Option<Arc<TlsFiles>>,
-}
-
-/// Why a relay does not start. Each is one sentence for an operator.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The store.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    /// The store, later.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The signing key.
-    #[error("no signing key could be made: {0}")]
-    Key(#[from] RotateError),
-    /// The admin token.
-    #[error("the admin token can't be used: {0}")]
-    Token(#[from] SecretFileError),
-    /// The admin token is unusable.
-    #[error(
-        "the admin token in {0} is shorter than 16 characters: remove the file to have one made"
-    )]
-    ShortToken(PathBuf),
-    /// A port.
-    #[error("can't listen on {address} ({key}): {cause}")]
-    Bind {
-        /// Where.
-        address: SocketAddr,
-        /// Set by this key.
-        key: &'static str,
-        /// What the operating system said.
-        cause: io::Error,
-    },
-    /// The admin listener's socket.
-    #[error("can't listen on {path} (admin.socket): {cause}", path = .path.display())]
-    BindSocket {
-        /// Where.
-        path: PathBuf,
-        /// Why not.
-        cause: io::Error,
-    },
-    /// Who may connect to the admin listener.
-    #[error("admin.client_ca_file {path} can't be used: {cause}", path = .path.display())]
-    ClientCa {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong with it.
-        cause: String,
-    },
-    /// A listener's certificate.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The collector of traces.
-    #[cfg(feature = "otlp")]
-    #[error(transparent)]
-    Otlp(#[from] OtlpError),
-    /// Atlassian's ranges in a file.
-    #[error(transparent)]
-    Ranges(#[from] RangesError),
-    /// Certificate authorities.
-    #[error("instances.extra_ca_file {path} can't be used: {cause}")]
-    ExtraCa {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong with it.
-        cause: io::Error,
-    },
-    /// A mistake of ours.
-    #[error("the relay can't be put together: {0}")]
-    Internal(String),
-}
-
-impl StartError {
-    /// Whether a setting, or a file that one names, is wrong.
-    pub fn is_configuration(&self) -> bool {
-        match self {
-            Self::Tls(_) | Self::Ranges(_) | Self::ExtraCa { .. } | Self::ClientCa { .. } => true,
-            #[cfg(feature = "otlp")]
-            Self::Otlp(_) => true,
-            _ => false,
-        }
-    }
 }
 
 /// A part of the relay ended by itself; the log says which and why.
@@ -625,37 +526,6 @@ impl Relay {
     }
 }
 
-impl Reload {
-    /// Takes over what can change in a running relay.
-    pub async fn apply(&self, config: &Config) {
-        match dial_settings(config) {
-            Ok(settings) => self.client.reconfigure(&settings),
-            Err(error) => tracing::error!("{error}; the old authorities stay in use"),
-        }
-        let policy = config.instances.policy.clone();
-        let auto_link: Vec<InstanceUrl> = policy.auto_link.clone();
-        self.policy.store(Arc::new(policy));
-        self.patience
-            .store(Arc::new(Patience::from(&config.instances)));
-        if let Err(error) = realign(&self.store, &self.public_url, auto_link, clock::now()).await {
-            tracing::error!("the links could not be put in line with [instances]: {error}");
-        }
-        for tls in [&self.tls, &self.admin_tls].into_iter().flatten() {
-            tls.reload();
-        }
-        if let Some(ranges) = &self.ranges {
-            ranges.refresh_now();
-        }
-        match admin_token(&self.token_file) {
-            Ok(token) => self.token.store(Arc::new(token)),
-            Err(error) => tracing::error!("{error}; the old admin token stays in use"),
-        }
-        tracing::info!(
-            "[instances], the TLS files, Atlassian's ranges and the admin token were read again; other settings need a restart"
-        );
-    }
-}
-
 /// Keeps Atlassian's keys over a restart.
 async fn keep_install_keys(
     store: Store,
@@ -694,120 +564,6 @@ async fn watch_tls(tls: Arc<TlsFiles>, stopped: impl Future<Output = ()>) {
     }
 }
 
-/// Reads what a start would read besides the configuration, and tells what is odd about it.
-pub fn check_files(config: &Config) -> Result<Vec<String>, StartError> {
-    load_roots(config)?;
-    if let Some(RangesSource::File(path)) = &config.access.ranges {
-        access::read_file(path)?;
-    }
-    load_admin_tls(config)?;
-    #[cfg(feature = "otlp")]
-    if let Some(path) = config
-        .telemetry
-        .otlp
-        .as_ref()
-        .and_then(|otlp| otlp.headers_file.as_ref())
-    {
-        otlp::read_headers(path)?;
-    }
-    let Some(tls) = load_tls(config)? else {
-        return Ok(Vec::new());
-    };
-    let mut odd = Vec::new();
-    // What is still to be got is nothing odd.
-    if config.public.acme.is_none() || tls.expires_at().is_some() {
-        let certificate = doctor::certificate(tls.expires_at(), clock::now());
-        if certificate.verdict != Verdict::Ok {
-            odd.push(certificate.message);
-        }
-    }
-    odd.extend(tls.ocsp_fault());
-    Ok(odd)
-}
-
-/// Reads the public listener's certificate and key, if there are any.
-pub fn load_tls(config: &Config) -> Result<Option<TlsFiles>, StartError> {
-    if let Some(acme) = &config.public.acme {
-        return Ok(Some(acme::open(acme, config.public.url.host())));
-    }
-    let files = config.public.tls.as_ref();
-    Ok(files
-        .map(|files| TlsFiles::load(&files.cert, &files.key, files.ocsp.as_deref()))
-        .transpose()?)
-}
-
-/// Reads the admin listener's certificate and key, if there are any, and whose certificates let in.
-fn load_admin_tls(config: &Config) -> Result<Option<(TlsFiles, TlsAcceptor)>, StartError> {
-    let Some(files) = &config.admin.tls else {
-        return Ok(None);
-    };
-    let tls = TlsFiles::load(&files.cert, &files.key, None)?;
-    let Some(path) = &config.admin.client_ca_file else {
-        let acceptor = tls.acceptor();
-        return Ok(Some((tls, acceptor)));
-    };
-    let unusable = |cause: String| StartError::ClientCa {
-        path: path.clone(),
-        cause,
-    };
-    let pem = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
-    let authorities = certificates(&pem).map_err(|error| unusable(error.to_string()))?;
-    let acceptor = tls
-        .acceptor_for(authorities)
-        .map_err(|error| unusable(error.to_string()))?;
-    Ok(Some((tls, acceptor)))
-}
-
-fn open_ranges(
-    config: &Config,
-    client: &Client,
-    metrics: &Arc<Metrics>,
-) -> Result<Option<Arc<AtlassianRanges>>, RangesError> {
-    let Some(source) = &config.access.ranges else {
-        return Ok(None);
-    };
-    let kept = config.store.path.with_file_name("atlassian-ranges.json");
-    let (client, metrics) = (client.clone(), Arc::clone(metrics));
-    let ranges = AtlassianRanges::open(source, &config.access, kept, client, metrics)?;
-    Ok(Some(Arc::new(ranges)))
-}
-
-/// Reads the certificate authorities that instances are judged by.
-pub fn load_roots(config: &Config) -> Result<RootCertStore, StartError> {
-    let Some(path) = &config.instances.extra_ca_file else {
-        return root_certificates(None).map_err(internal);
-    };
-    std::fs::read(path)
-        .and_then(|pem| root_certificates(Some(&pem)))
-        .map_err(|cause| StartError::ExtraCa {
-            path: path.clone(),
-            cause,
-        })
-}
-
-/// What sends traces to the collector, if there is one.
-#[cfg(feature = "otlp")]
-fn exporter(
-    config: &Config,
-    client: &Client,
-    metrics: &Arc<Metrics>,
-) -> Result<Option<(Export, Exporter)>, StartError> {
-    let otlp = config.telemetry.otlp.as_ref();
-    let exporter = otlp.map(|otlp| {
-        let (client, metrics) = (client.clone(), Arc::clone(metrics));
-        Exporter::new(otlp, config.public.url.as_str(), client, metrics)
-    });
-    Ok(exporter.transpose()?)
-}
-
-fn dial_settings(config: &Config) -> Result<DialSettings, StartError> {
-    Ok(DialSettings {
-        roots: Arc::new(load_roots(config)?),
-        connect_timeout: config.instances.connect_timeout,
-        allow_private: config.instances.policy.allow_private_addresses,
-    })
-}
-
 async fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, StartError> {
     TcpListener::bind(address)
         .await
@@ -818,31 +574,8 @@ async fn listen(address: SocketAddr, key: &'static str) -> Result<TcpListener, S
         })
 }
 
-/// Reads the admin token, or makes one.
-fn admin_token(path: &Path) -> Result<Zeroizing<String>, StartError> {
-    if let Some(content) = secret_file::read(path)? {
-        let token = String::from_utf8_lossy(&content).trim().to_owned();
-        return if token.len() < 16 {
-            Err(StartError::ShortToken(path.to_owned()))
-        } else {
-            Ok(Zeroizing::new(token))
-        };
-    }
-    let mut bytes = Zeroizing::new([0_u8; 32]);
-    SystemRandom::new()
-        .fill(&mut *bytes)
-        .map_err(|_| StartError::Internal("no random bytes".to_owned()))?;
-    let token = Zeroizing::new(URL_SAFE_NO_PAD.encode(*bytes));
-    secret_file::create(path, token.as_bytes())?;
-    Ok(token)
-}
-
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, StartError> {
     tokio::task::spawn_blocking(work).await.map_err(internal)
-}
-
-fn internal(error: impl ToString) -> StartError {
-    StartError::Internal(error.to_string())
 }
