@@ -689,12 +689,12 @@ async fn forge_calls_for_many_and_strangers_for_themselves() {
         let (status, _) = scene.page(&installed, json!({"path": "/-/jira_connect/links"}));
         assert_eq!(status, 200);
     }
-    let strangers = (0..10).map(|_| {
+    // One a second comes back, so a slow machine needs more of them to see it.
+    let mut strangers = (0..100).map(|_| {
         let call = json!({"path": "/-/jira_connect/links", "signer": "stranger"});
         status(&scene.cloud.with(&installed, "invoke", call))
     });
-    let last = strangers.last().flatten();
-    assert_eq!(last, Some(429));
+    assert!(strangers.any(|status| status == Some(429)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
