@@ -202,12 +202,7 @@ pub fn move_to(
     if leaving || links.iter().any(|link| link.hand_back) {
         return Err(MoveRefusal::BeingHandedBack);
     }
-    let purge_waits = |link: &Link| {
-        link.purge
-            .as_ref()
-            .is_some_and(|purge| purge.done_at.is_none())
-    };
-    if let Some(link) = links.iter().find(|link| purge_waits(link)) {
+    if let Some(link) = links.iter().find(|link| link.is_purging()) {
         return Err(MoveRefusal::BeingPurged(link.id));
     }
     let (installation, change) = known

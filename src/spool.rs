@@ -48,7 +48,7 @@ use crate::{
 };
 pub use shared::ParkError;
 use shared::{Parcel, Shared};
-use site::Waiting;
+use site::{Hold, Waiting};
 pub use ticket::Ticket;
 pub use view::SpoolView;
 
@@ -303,16 +303,17 @@ impl Spool {
 
     /// The site has spoken (a new secret, another address): what waited for that waits no more.
     pub fn release(&self, client_key: &ClientKey) {
-        if let Some(site) = self.shared.sites.get(client_key) {
-            lock(&site).release(|hold| hold.reason != "throttled");
-        }
-        self.shared.wake.notify_one();
+        self.release_if(client_key, |hold| hold.reason != "throttled");
     }
 
     /// The site is reached another way, to which no pause of the way so far applies.
     pub fn moved(&self, client_key: &ClientKey) {
+        self.release_if(client_key, |_| true);
+    }
+
+    fn release_if(&self, client_key: &ClientKey, which: impl Fn(&Hold) -> bool) {
         if let Some(site) = self.shared.sites.get(client_key) {
-            lock(&site).release(|_| true);
+            lock(&site).release(which);
         }
         self.shared.wake.notify_one();
     }

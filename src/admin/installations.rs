@@ -222,11 +222,7 @@ pub(super) async fn remove(
             return Err(Refusal::HasApp(kind).into());
         }
         let links = admin.store.links_of(&client_key);
-        let purged = links.iter().find(|link| {
-            let purge = link.purge.as_ref();
-            purge.is_some_and(|purge| purge.done_at.is_none())
-        });
-        if let Some(link) = purged {
+        if let Some(link) = links.iter().find(|link| link.is_purging()) {
             return Err(Refusal::BeingPurged(link.id).into());
         }
     }

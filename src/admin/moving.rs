@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::AdminParts;
+use super::{AdminParts, installations};
 use crate::{
     domain::{Family, Installation, JiraCall, UpstreamKind},
     exchange::{Arrival, json, parse_json, read_small_body},
@@ -42,15 +42,13 @@ pub(super) async fn move_to(
     request: Request<Incoming>,
     arrival: &Arrival,
 ) -> Result<Response<Full<Bytes>>, Reject> {
-    let client_key = AdminParts::client_key(client_key)?;
+    let known = installations::find(admin, client_key, arrival)?;
+    let client_key = known.client_key.clone();
     let (head, body) = request.into_parts();
     let Wish { to, dry_run } =
         parse_json(&read_small_body(body, &head.headers, &admin.limits).await?)?;
-    let _ = arrival.notes.client_key.set(client_key.clone());
     let now = arrival.now;
-    if let Some(known) = admin.store.installation(&client_key)
-        && let Ok((next, _)) = known.move_to(to, now)
-    {
+    if let Ok((next, _)) = known.move_to(to, now) {
         works(admin, next, now).await?;
     }
     let waiting = admin.store.spooled();

@@ -43,6 +43,8 @@ pub enum JiraApiUrlError {
 #[serde(transparent)]
 pub struct ApiBaseUrl(String);
 
+const API_PATH: &str = "/ex/jira/";
+
 impl CloudId {
     /// Parses an id that someone else named.
     pub fn parse(text: &str) -> Result<Self, CloudIdError> {
@@ -54,6 +56,11 @@ impl CloudId {
     /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Below this path the gateway has the site's REST API for tokens of Forge (Forge's `apiBaseUrl`).
+    pub fn api_path(&self) -> String {
+        format!("{API_PATH}{}", self.0)
     }
 }
 
@@ -75,14 +82,14 @@ impl JiraApiUrl {
 
     /// Where the API of this Jira site is.
     pub fn of(&self, cloud_id: &CloudId) -> ApiBaseUrl {
-        ApiBaseUrl(format!("{}/ex/jira/{cloud_id}", self.0))
+        ApiBaseUrl(format!("{}{}", self.0, cloud_id.api_path()))
     }
 
     /// Takes an address that somebody else named for a Jira site apart: its cloud id, if it is what [`JiraApiUrl::of`]
     /// makes of it. One trailing slash is forgiven.
     pub fn cloud_id_of(&self, api_base_url: &str) -> Option<CloudId> {
         let path = api_base_url.strip_prefix(&self.0)?;
-        let cloud_id = path.strip_prefix("/ex/jira/")?;
+        let cloud_id = path.strip_prefix(API_PATH)?;
         CloudId::parse(cloud_id.strip_suffix('/').unwrap_or(cloud_id)).ok()
     }
 }

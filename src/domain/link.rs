@@ -333,11 +333,13 @@ impl Link {
     /// Told that it is over, the operator wants no trace, and none is left in Jira if that was wanted: the record
     /// may go.
     pub fn is_finished(&self) -> bool {
-        let purging = self
-            .purge
-            .as_ref()
-            .is_some_and(|purge| purge.done_at.is_none());
-        self.remove && !purging && self.is_settled() && self.is_leaving()
+        self.remove && !self.is_purging() && self.is_settled() && self.is_leaving()
+    }
+
+    /// What it wrote is to be deleted from Jira, and is not yet.
+    pub fn is_purging(&self) -> bool {
+        let purge = self.purge.as_ref();
+        purge.is_some_and(|purge| purge.done_at.is_none())
     }
 
     /// What it wants now is its end.

@@ -1,9 +1,9 @@
 //! Where each call goes. The same families of Jira's API have other addresses for each way to a site.
 
 use super::forward::ForwardError;
-use crate::{
-    domain::{CloudId, Family, JiraApiUrl, JiraBaseUrl, JiraCall, Upstream},
-    domain::{UpstreamKind, jira_call::NAMESPACE_PROPERTY},
+use crate::domain::{
+    Family, JiraApiUrl, JiraBaseUrl, JiraCall, Upstream, UpstreamKind,
+    jira_call::NAMESPACE_PROPERTY,
 };
 
 /// Jira REST v3, "Get Jira instance info".
@@ -34,7 +34,7 @@ pub(super) fn origin<'a>(
 pub(super) fn address(upstream: &Upstream, call: &JiraCall) -> Result<Address, ForwardError> {
     let family = |family: Family| match upstream {
         Upstream::Connect(_) => family.base_path().to_owned(),
-        Upstream::Forge(forge) => format!("{}{}", gateway(&forge.cloud_id), family.base_path()),
+        Upstream::Forge(forge) => format!("{}{}", forge.cloud_id.api_path(), family.base_path()),
         Upstream::Oauth(oauth) => format!(
             "/jira/{}/0.1/cloud/{}",
             oauth_family(family),
@@ -43,7 +43,7 @@ pub(super) fn address(upstream: &Upstream, call: &JiraCall) -> Result<Address, F
     };
     let platform = |path: &str| match upstream {
         Upstream::Connect(_) => Ok(path.to_owned()),
-        Upstream::Forge(forge) => Ok(format!("{}{path}", gateway(&forge.cloud_id))),
+        Upstream::Forge(forge) => Ok(format!("{}{path}", forge.cloud_id.api_path())),
         // The credentials open the development tools' APIs only.
         Upstream::Oauth(_) => Err(ForwardError::Lacking(UpstreamKind::Oauth)),
     };
@@ -76,11 +76,6 @@ pub(super) fn address(upstream: &Upstream, call: &JiraCall) -> Result<Address, F
         JiraCall::ServerInfo => (platform(SERVER_INFO)?, vec![]),
     };
     Ok(Address { path, parameters })
-}
-
-/// Atlassian's gateway to a site, for tokens of Forge (Forge's `apiBaseUrl`).
-pub(super) fn gateway(cloud_id: &CloudId) -> String {
-    format!("/ex/jira/{cloud_id}")
 }
 
 /// The families' names in addresses for OAuth client credentials (Atlassian's "Integrate Jira Software Cloud with

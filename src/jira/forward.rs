@@ -22,7 +22,7 @@ use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
 use super::{
-    addresses::{SERVER_INFO, address, gateway, origin},
+    addresses::{SERVER_INFO, address, origin},
     tokens::{TokenError, TokenTrouble, Tokens, bearer},
 };
 use crate::{
@@ -215,7 +215,7 @@ impl Forwarder {
         token: &Credential,
     ) -> Result<Response<Incoming>, ForwardError> {
         let call = JiraCall::ServerInfo;
-        let path = format!("{}{SERVER_INFO}", gateway(cloud_id));
+        let path = format!("{}{SERVER_INFO}", cloud_id.api_path());
         let target = Target::new(&method(&call), &path, &[])?;
         let authorization = bearer(token).ok_or_else(|| unsendable("the token fits no header"))?;
         let gateway: Uri = self.api_url.as_str().parse().map_err(unsendable)?;

@@ -38,7 +38,7 @@ impl Purges {
         self.setbacks
             .retain(|link, _| shared.store.link(*link).is_some());
         let links = shared.store.links().into_iter();
-        let wanted = links.filter(|link| link.purge.as_ref().is_some_and(|p| p.done_at.is_none()));
+        let wanted = links.filter(|link| link.is_purging());
         self.wanted = wanted.map(|link| link.id).collect();
     }
 
