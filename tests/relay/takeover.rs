@@ -448,7 +448,12 @@ async fn a_row_that_cannot_be_taken_stops_all_and_says_why() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rollback_leaves_what_has_changed_since() {
     let jira = FakeJira::start("touched").await;
-    let relay = TestRelay::start(&jira).await;
+    // An attempt under way counts as told, so who is down must not be tried just when the rollback comes.
+    let relay = TestRelay::start_with(&jira, |settings| {
+        settings.set("INSTANCES__RETRY_MIN_MS", "60000");
+        settings.set("INSTANCES__RETRY_MAX_MS", "60000");
+    })
+    .await;
     let instance = FakeInstance::start(&relay.url(), "/gitlab").await;
     let mut down = FakeInstance::start(&relay.url(), "").await;
     let down_url = down.url();
