@@ -8,6 +8,8 @@
 //!
 //! What a request looks like is `jira`'s; this knows what waits, in which order, and when next.
 
+mod lane;
+mod pauses;
 mod purge;
 mod replay;
 mod shared;
@@ -46,9 +48,10 @@ use crate::{
     store::Store,
     trace::Traces,
 };
+use lane::Waiting;
+use pauses::Hold;
 pub use shared::ParkError;
 use shared::{Parcel, Shared};
-use site::{Hold, Waiting};
 pub use ticket::Ticket;
 pub use view::SpoolView;
 
@@ -176,7 +179,7 @@ impl Spool {
             .as_ref()
             .is_some_and(|hold| hold.holds(now));
         // Rarely, so only then the body is read once more.
-        let holds_issues = lock(&site).holds_issues(now);
+        let holds_issues = lock(&site).pauses.holds_issues(now);
         let issues = if holds_issues {
             touches(call, body).issues
         } else {
@@ -188,7 +191,11 @@ impl Spool {
             let id = SpoolId(shared.next_id.fetch_add(1, Ordering::Relaxed));
             let wait = site
                 .admit(link.id, id, call, now)
-                .or_else(|| site.holds_any(&issues, now).then_some("issue_paused"))
+                .or_else(|| {
+                    site.pauses
+                        .holds_any(&issues, now)
+                        .then_some("issue_paused")
+                })
                 .or_else(|| app_held.then_some("app_paused"));
             (id, wait)
         };
@@ -228,7 +235,7 @@ impl Spool {
             .sites
             .get(client_key)
             .map(|site| Arc::clone(&site));
-        let of_site = site.and_then(|site| lock(&site).throttled(endpoint, now));
+        let of_site = site.and_then(|site| lock(&site).pauses.throttled(endpoint, now));
         let of_app = self.shared.app.load().as_ref().map(|hold| hold.until);
         of_site
             .into_iter()

@@ -89,7 +89,7 @@ impl Purges {
             let (paused, quiet) = {
                 let mut site = lock(&site);
                 site.close(link.id);
-                (site.paused_until(now), site.is_quiet(link.id))
+                (site.pauses.site_until(now), site.is_quiet(link.id))
             };
             let app_hold = shared.app.load_full().filter(|hold| hold.holds(now));
             if let Some(paused) = paused.max(app_hold.map(|hold| hold.until)) {

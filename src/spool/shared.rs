@@ -15,10 +15,7 @@ use dashmap::DashMap;
 use jiff::Timestamp;
 use tokio::sync::{Notify, oneshot};
 
-use super::{
-    site::{Hold, Site, Waiting},
-    ticket::Ticket,
-};
+use super::{lane::Waiting, pauses::Hold, site::Site, ticket::Ticket};
 use crate::{
     backoff,
     config::SpoolConfig,
@@ -192,11 +189,11 @@ impl Shared {
         };
         match scope {
             Scope::Write => {}
-            Scope::Issue => site.hold_issues(issues, &hold),
-            Scope::Endpoint => site.hold_endpoint(endpoint, hold),
+            Scope::Issue => site.pauses.hold_issues(issues, &hold),
+            Scope::Endpoint => site.pauses.hold_endpoint(endpoint, hold),
             Scope::Installation => {
                 site.setbacks = site.setbacks.saturating_add(1);
-                site.hold(hold);
+                site.pauses.hold(hold);
             }
             Scope::App => {
                 site.setbacks = site.setbacks.saturating_add(1);

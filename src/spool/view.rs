@@ -5,7 +5,8 @@ use serde::Serialize;
 
 use super::{
     Shared,
-    site::{Hold, WaitState, Waiting},
+    lane::{WaitState, Waiting},
+    pauses::Hold,
 };
 use crate::{
     domain::{ClientKey, LinkId},
@@ -131,10 +132,12 @@ impl Shared {
             }
             links.sort_by_key(|lane| lane.link_id);
             let of_site = site
-                .pause()
+                .pauses
+                .of_site()
                 .map(|hold| PauseView::new("installation", None, hold));
             let of_endpoints = site
-                .endpoint_pauses()
+                .pauses
+                .of_endpoints()
                 .map(|(endpoint, hold)| PauseView::new("endpoint", Some(endpoint.as_str()), hold));
             let paused: Vec<_> = of_site
                 .into_iter()

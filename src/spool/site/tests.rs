@@ -1,9 +1,9 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::{ClientKey, Namespace, spooled::Touches};
+use crate::domain::{ClientKey, Family, Namespace, spooled::Touches};
 
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
@@ -129,7 +129,8 @@ fn pauses_hold_what_they_name() {
     let mut site = Site::default();
     keep(&mut site, write(1, 1, &call(Family::Builds), 1, Some(1)));
     keep(&mut site, write(1, 2, &call(Family::Devinfo), 2, Some(1)));
-    site.hold_endpoint(call(Family::Builds).endpoint(), hold(10));
+    site.pauses
+        .hold_endpoint(call(Family::Builds).endpoint(), hold(10));
     let mut wake = at(1000);
     let first = site.next(NOW, &mut wake).expect("the other family goes on");
     assert_eq!(first.id, SpoolId(2));
@@ -141,11 +142,11 @@ fn pauses_hold_what_they_name() {
         Some("endpoint_paused")
     );
     assert_eq!(
-        site.throttled(call(Family::Builds).endpoint(), NOW),
+        site.pauses.throttled(call(Family::Builds).endpoint(), NOW),
         Some(at(10))
     );
-    site.hold(hold(20));
-    site.hold(hold(15));
+    site.pauses.hold(hold(20));
+    site.pauses.hold(hold(15));
     assert_eq!(
         site.admit(link(2), SpoolId(4), &call(Family::Devinfo), at(19)),
         Some("site_paused")
@@ -163,7 +164,8 @@ fn a_pause_of_one_family_never_hides_another_behind_it() {
         &mut site,
         write(1, 2001, &call(Family::Devinfo), 1, Some(1)),
     );
-    site.hold_endpoint(call(Family::Builds).endpoint(), hold(10));
+    site.pauses
+        .hold_endpoint(call(Family::Builds).endpoint(), hold(10));
     assert_eq!(next(&mut site), Some(2001));
 }
 
@@ -178,9 +180,13 @@ fn an_issue_that_had_too_many_holds_all_that_is_about_it() {
     keep(&mut site, about(1, 1, Family::Builds, 7));
     keep(&mut site, about(2, 2, Family::Devinfo, 7));
     keep(&mut site, about(2, 3, Family::Devinfo, 8));
-    site.hold_issues(&[7], &hold(10));
+    site.pauses.hold_issues(&[7], &hold(10));
     assert_eq!(drain(&mut site), [3]);
-    assert!(site.holds_any(&[7], NOW) && !site.holds_any(&[8], NOW) && !site.holds_issues(at(10)));
+    assert!(
+        site.pauses.holds_any(&[7], NOW)
+            && !site.pauses.holds_any(&[8], NOW)
+            && !site.pauses.holds_issues(at(10))
+    );
 }
 
 #[test]
@@ -361,7 +367,7 @@ proptest! {
                         let not_before = if alone { at(500) } else { NOW };
                         site.put_back(write.link, write.id, String::new(), not_before);
                         if !alone {
-                            site.hold_endpoint(write.call.endpoint(), hold(500));
+                            site.pauses.hold_endpoint(write.call.endpoint(), hold(500));
                         }
                     }
                 }
