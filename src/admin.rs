@@ -332,6 +332,8 @@ impl AdminParts {
             installation.is_installed() && trouble.is_some_and(|trouble| trouble.error.is_refusal())
         });
         self.metrics.oauth_refused.set(refused.count() as i64);
+        let sessions = self.sessions.open_now(now);
+        self.metrics.page_sessions.set(sessions as i64);
         self.spool.measure(now);
         if let Some(tls) = &self.doctor.tls
             && let Some(expires_at) = tls.expires_at()

@@ -68,6 +68,8 @@ pub struct Metrics {
     pub oauth_tokens: IntCounterVec,
     /// Jira sites whose OAuth client credentials Atlassian refuses.
     pub oauth_refused: IntGauge,
+    /// Operators' sessions at the page outside Jira that are open.
+    pub page_sessions: IntGauge,
     /// Bodies mended before they went to Jira, by what was wrong with them.
     pub mended: IntCounterVec,
     /// Pauses towards Jira, by scope.
@@ -306,6 +308,10 @@ impl Metrics {
             oauth_refused: gauge(
                 "oauth_credentials_refused",
                 "Jira sites whose OAuth client credentials Atlassian refuses.",
+            )?,
+            page_sessions: gauge(
+                "page_sessions",
+                "Operators' sessions at the page outside Jira that are open.",
             )?,
             mended: counter(
                 "mended_total",

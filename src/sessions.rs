@@ -263,6 +263,13 @@ impl Sessions {
         Ok(session)
     }
 
+    /// How many are open now.
+    pub fn open_now(&self, now: Timestamp) -> usize {
+        let state = lock(&self.state);
+        let live = state.live.values();
+        live.filter(|live| self.is_good(live, now)).count()
+    }
+
     /// Ends a session.
     pub fn close(&self, session: &Session) {
         let mut state = lock(&self.state);

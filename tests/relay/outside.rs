@@ -570,6 +570,8 @@ async fn logging_out_ends_a_session_and_so_does_a_restart() {
         .try_call("DELETE", "page/session", &headers, None)
         .await;
     assert_eq!(ended.status(), 204);
+    let open = "jira_connect_proxy_page_sessions";
+    assert_eq!(stage.relay.metric(open, "").await, 1.0, "of two");
     let cleared = ended.headers()["set-cookie"].to_str().expect("text");
     assert!(cleared.contains("=; Path=/; Max-Age=0;"), "{cleared}");
     assert_eq!(session.page().await.status(), 401);
