@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::{
     fakes::{
         FakeInstance, FakeJira,
-        http::{client, send},
+        http::{client, free_port, send},
         instance::token,
         jira::now,
     },
@@ -367,9 +367,4 @@ fn devinfo() -> String {
     let body = body.to_string();
     assert!((16_000..=16_800).contains(&body.len()), "{}", body.len());
     body
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }

@@ -1,6 +1,14 @@
 //! A server with one handler, and a client.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -12,6 +20,23 @@ use rustls::RootCertStore;
 use tokio::{net::TcpListener, task::JoinHandle};
 
 use super::secrets;
+
+/// A port of loopback for us alone, also while nobody listens on it: each is given out once, and all lie below those that
+/// the system gives to whoever asks for any (`ip_local_port_range`), be it only for a connection.
+pub fn free_port() -> u16 {
+    const FIRST: u32 = 10_000;
+    const PORTS: u32 = 20_000;
+    static GIVEN_OUT: AtomicU32 = AtomicU32::new(0);
+    // Other test runs begin elsewhere.
+    let first = std::process::id() * 500;
+    loop {
+        let next = first.wrapping_add(GIVEN_OUT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(FIRST + next % PORTS).expect("below 30,000");
+        if std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
+}
 
 /// Serves until dropped.
 pub struct FakeServer {
@@ -26,7 +51,7 @@ impl FakeServer {
         H: Fn(Request<Bytes>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Bytes>> + Send + 'static,
     {
-        Self::start_on("127.0.0.1:0".parse().expect("address"), handler).await
+        Self::start_on((Ipv4Addr::LOCALHOST, free_port()).into(), handler).await
     }
 
     /// Listens on a given port of loopback.

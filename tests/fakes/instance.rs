@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::{
-    http::{FakeServer, answer, client, try_send},
+    http::{FakeServer, answer, client, free_port, try_send},
     jira::now,
     secrets,
 };
@@ -97,7 +97,7 @@ impl FakeInstance {
     pub async fn start(proxy_url: &str, root: &str) -> Self {
         let mut instance = Self {
             server: None,
-            address: "127.0.0.1:0".parse().expect("address"),
+            address: (Ipv4Addr::LOCALHOST, free_port()).into(),
             root: root.to_owned(),
             state: watch::Sender::new(State::default()),
             behaviour: Arc::new(Mutex::new(Behaviour::Honest)),

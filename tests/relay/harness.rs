@@ -4,7 +4,6 @@ use std::{
     collections::HashMap,
     fs::File,
     io::{BufRead as _, BufReader, Read as _, Seek as _, Write as _},
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{LazyLock, Mutex},
@@ -28,6 +27,8 @@ use crate::fakes::{
     http::{client, send, try_send},
     secrets,
 };
+
+pub use crate::fakes::http::free_port;
 
 /// Long enough for a busy machine, short enough for a person.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -496,14 +497,6 @@ pub fn code(answer: &Response<Bytes>) -> String {
         .as_str()
         .unwrap_or_default()
         .to_owned()
-}
-
-/// A port that was free a moment ago.
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .expect("a free port")
-        .port()
 }
 
 /// A judge of `tests/judges`: a program whose first line of output says where it is. It ends with its stdin.
