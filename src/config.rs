@@ -424,14 +424,19 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// Collects mistakes, and knows where each key was set.
+/// Collects mistakes and warnings, and knows where each key was set.
 #[derive(Debug, Default)]
 struct Checks {
     mistakes: Vec<Mistake>,
+    warnings: Vec<String>,
     places: BTreeMap<String, String>,
 }
 
 impl Checks {
+    fn warn(&mut self, warning: impl Into<String>) {
+        self.warnings.push(warning.into());
+    }
+
     fn add(&mut self, key: &str, what: impl fmt::Display) {
         let place = self
             .places
