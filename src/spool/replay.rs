@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, Mutex};
 
-use http::StatusCode;
 use jiff::Timestamp;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -10,13 +9,12 @@ use uuid::Uuid;
 use super::{Shared, site::Site};
 use crate::{
     clock,
-    domain::{Actor, AuditEntry, JiraCall, SpooledWrite, Upstream, UpstreamKind},
+    domain::{Actor, AuditEntry, JiraCall, SpooledWrite, UpstreamKind},
     jira::{
         Delivered, Setback,
         deliver::{Size, deliver},
         namespace,
         rate_limit::Scope,
-        shape,
     },
     lock::lock,
     store::BodyError,
@@ -165,9 +163,8 @@ impl Shared {
                 if !left.standby.is_empty()
                     && now.duration_since(write.received_at) < self.settings.max_age =>
             {
-                return Fate::Later(Setback::move_awaited(
-                    left.standby.iter().map(Upstream::kind),
-                ));
+                let told = "the way to the site is shut";
+                return Fate::Later(Setback::move_awaited(&left.standby, told));
             }
             Some(left) if left.upstream.kind() == UpstreamKind::Oauth => {
                 let message = "the site's credentials were removed";
@@ -273,21 +270,13 @@ fn judged(delivered: Delivered) -> Fate {
     if status.is_success() {
         return Fate::Done(delivered);
     }
-    match status {
-        // The secret was rotated and we were not told yet, or the app is gone: Jira's next `installed` or
-        // `uninstalled` tells.
-        StatusCode::UNAUTHORIZED => Fate::Later(Setback::of_answer(&delivered)),
-        // An IP allow list of the site, a module that the app does not declare, a site that is suspended: all can be
-        // mended while the write waits, and others of the endpoint would fare no better.
-        StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => {
-            let mut setback = Setback::of_answer(&delivered);
-            setback.throttle.scope = Scope::Endpoint;
-            Fate::Later(setback)
-        }
-        status if status.is_server_error() => Fate::Alone(Setback::of_answer(&delivered).message),
-        _ => {
-            let told = shape::summary(&delivered.body);
-            Fate::GivenUp("refused", format!("Jira answered {status}: {told}"))
-        }
+    if let Some(setback) = Setback::of_way(&delivered) {
+        return Fate::Later(setback);
+    }
+    let message = Setback::of_answer(&delivered).message;
+    if status.is_server_error() {
+        Fate::Alone(message)
+    } else {
+        Fate::GivenUp("refused", message)
     }
 }
