@@ -279,6 +279,7 @@ impl Spool {
             received_at: now,
             request_id: request_id.to_owned(),
             reason: why.reason().to_owned(),
+            reason: why.reason(),
         };
         let (reply, kept) = oneshot::channel();
         let parcel = Parcel {

@@ -50,6 +50,7 @@ pub(super) struct Shared {
 pub(super) struct Parcel {
     pub(super) ticket: Ticket,
     pub(super) write: SpooledWrite,
+    pub(super) reason: &'static str,
     pub(super) body: Bytes,
     pub(super) not_before: Timestamp,
     pub(super) reply: oneshot::Sender<Result<(), ParkError>>,
@@ -93,12 +94,13 @@ impl Shared {
         let Parcel {
             ticket,
             write,
+            reason,
             body,
             not_before,
             reply,
         } = parcel;
         let site = Arc::clone(&ticket.site);
-        let (link, room, reason) = (write.link, write.room(), write.reason.clone());
+        let (link, room) = (write.link, write.room());
         let kept = match self.reserve(&site, &write) {
             Err(full) => Err(full),
             Ok(()) => {
@@ -121,10 +123,7 @@ impl Shared {
             }
         };
         if kept.is_ok() {
-            self.metrics
-                .spooled
-                .with_label_values(&[known_reason(&reason)])
-                .inc();
+            self.metrics.spooled.with_label_values(&[reason]).inc();
         }
         // Only now those behind it may go.
         drop(ticket);
@@ -241,34 +240,4 @@ impl From<ParkError> for Reject {
         };
         Self::new(RejectKind::Unavailable, code, message, hint)
     }
-}
-
-/// Reasons come back from the disk as text, but a label is one of ours.
-fn known_reason(reason: &str) -> &'static str {
-    const KNOWN: [&str; 20] = [
-        "throttled",
-        "bad_gateway",
-        "unavailable",
-        "gateway_timeout",
-        "redirected",
-        "connection_failed",
-        "answer_timed_out",
-        "connection_broken",
-        "unauthorized",
-        "forbidden",
-        "move_awaited",
-        "token_awaited",
-        "token_refused",
-        "token_unavailable",
-        "behind_others",
-        "over_rate",
-        "site_paused",
-        "endpoint_paused",
-        "app_paused",
-        "issue_paused",
-    ];
-    KNOWN
-        .into_iter()
-        .find(|known| *known == reason)
-        .unwrap_or("other")
 }
