@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     Forwarder,
-    credentials::permission,
+    credentials::{self, permission},
     forward::ForwardError,
     namespace,
     rate_limit::{Scope, Throttle, throttle},
@@ -199,6 +199,12 @@ async fn one(
         throttle,
     };
     match Setback::of_refusal(installation, call, &delivered) {
+        Some(setback)
+            if setback.reason == "unauthorized"
+                && credentials::open_anything(forwarder, installation, now).await =>
+        {
+            Err(setback.lacking(call))
+        }
         Some(setback) => Err(setback),
         None => Ok(delivered),
     }
@@ -309,7 +315,8 @@ impl Setback {
     /// Of a token and what it opens an instance knows nothing: that is ours and the Jira admin's to mend.
     ///
     /// A permission that is missing is one family's matter: 403, or 401 with these words (`api.atlassian.com`, see the
-    /// reference of its error bodies in Forge's "Product REST API"). Any other 401 is about the token.
+    /// reference of its error bodies in Forge's "Product REST API"). Any other 401 is about the token of a Forge app; for
+    /// client credentials nobody documents the words, so they are tried elsewhere.
     fn of_token(mut self, call: &JiraCall, status: StatusCode) -> Self {
         match status {
             StatusCode::FORBIDDEN => self.lacking(call),

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use super::{
     addresses::{SERVER_INFO, address, origin},
-    tokens::{TokenError, TokenTrouble, Tokens, bearer},
+    tokens::{Token, TokenError, TokenTrouble, Tokens, bearer},
 };
 use crate::{
     client::{Client, Destination, SendError},
@@ -233,6 +233,27 @@ impl Forwarder {
     ) -> Result<Vec<(Family, StatusCode)>, ForwardError> {
         let token = self.tokens.fetch(oauth, now).await?;
         let upstream = &Upstream::Oauth(oauth.clone());
+        self.probe(oauth, families, &token).await
+    }
+
+    /// The same with the token that a site's calls have.
+    pub(super) async fn try_on(
+        &self,
+        client_key: &ClientKey,
+        oauth: &Oauth,
+        families: &[Family],
+        now: Timestamp,
+    ) -> Result<Vec<(Family, StatusCode)>, ForwardError> {
+        let token = self.tokens.get(client_key, oauth, now).await?;
+        self.probe(oauth, families, &token).await
+    }
+
+    async fn probe(
+        &self,
+        oauth: &Oauth,
+        families: &[Family],
+        token: &Token,
+    ) -> Result<Vec<(Family, StatusCode)>, ForwardError> {
         let gateway: &Uri = &self.api_url.as_str().parse().map_err(unsendable)?;
         let authorization = &token.authorization;
         let asked = families.iter().map(|family| async move {

@@ -485,6 +485,80 @@ async fn a_missing_permission_holds_its_family_alone() {
     assert_eq!(scene.cloud.violations(), json!([]));
 }
 
+/// No document says how the gateway puts it that client credentials lack a permission.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_401_is_a_missing_permission_if_the_token_opens_something_else() {
+    let scene = Scene::set().await;
+    let credential = scene.cloud.credential(&scene.acme, &FAMILIES);
+    let (gitlabs, _) = scene.linked_by(&credential, 1).await;
+    let refuse = |path: &str, status: u16| {
+        let body = json!({"code": status, "message": "Unauthorized"});
+        let refused = json!({
+            "mode": "status", "status": status, "body": body, "match": {"path_prefix": path},
+        });
+        scene.cloud.fault("api", refused);
+    };
+    refuse("/jira/builds", 401);
+    gitlabs[0].sends("builds", json!({})).await;
+    let pause = scene.until_paused("forbidden").await;
+    assert_eq!(
+        (&pause["scope"], &pause["endpoint"]),
+        (&json!("endpoint"), &json!("builds"))
+    );
+    gitlabs[0].sends("devinfo", json!({})).await;
+    let spool = scene.relay.spool().await;
+    assert_eq!(spool["waiting"], 1, "{spool:#}");
+
+    // Where it opens nothing, it is about the token.
+    refuse("/jira", 401);
+    gitlabs[0].sends("devinfo", json!({"sequence": 2})).await;
+    let pause = scene.until_paused("unauthorized").await;
+    assert_eq!(pause["scope"], "installation");
+    scene.cloud.heal("api");
+    scene.relay.until_drained().await;
+
+    refuse("/jira/builds", 404);
+    gitlabs[0].sends("builds", json!({"build_number": 8})).await;
+    scene.until_paused("jira_error").await;
+    let spooled = "jira_connect_proxy_spooled_total";
+    assert_eq!(scene.relay.metric(spooled, "jira_error").await, 1.0);
+    scene.cloud.heal("api");
+    scene.relay.until_drained().await;
+}
+
+/// Nobody needs the permission for remote links, so its lack keeps no data of a link's in Jira.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_asks_for_no_permission_that_nobody_needs() {
+    let scene = Scene::set().await;
+    let needed = &FAMILIES[..4];
+    let credential = scene.cloud.credential(&scene.acme, needed);
+    let (gitlabs, links) = scene.linked_by(&credential, 1).await;
+    gitlabs[0].sends("builds", json!({})).await;
+    let refused = json!({
+        "mode": "status", "status": 401, "body": {"code": 401, "message": "Unauthorized"},
+        "match": {"path_prefix": "/jira/remotelinks"},
+    });
+    scene.cloud.fault("api", refused);
+    let id = links[0]["id"].as_str().expect("id");
+    let path = format!("/api/v1/links/{id}?purge=true");
+    scene.relay.admin("DELETE", &path, None, 202).await;
+    let gone = |links: &[Value]| {
+        let trouble = links
+            .iter()
+            .find(|link| link["purge"]["last_error"].is_object());
+        assert!(trouble.is_none(), "{trouble:#?}");
+        links.is_empty()
+    };
+    scene.relay.until_links("purged", gone).await;
+    assert!(
+        scene
+            .cloud
+            .keys(&scene.acme, &credential.provider, "builds")
+            .is_empty()
+    );
+    assert_eq!(scene.relay.spool().await["installations"], json!([]));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_connect_apps_page_says_who_can_change_something_after_a_move() {
     let scene = Scene::set().await;
