@@ -182,7 +182,7 @@ async fn a_pause_holds_back_what_its_reason_names() {
         .fault(throttled("jira-quota-global-based", "/rest/builds"));
     build(&stage, 0, 4).await;
     let spool = stage.spool().await;
-    assert_eq!(spool["paused"]["scope"], "app", "{spool:#}");
+    assert_eq!(spool["paused"][0]["scope"], "app", "{spool:#}");
     stage.until_drained().await;
 
     // One issue that had too many writes holds back what is about that issue.

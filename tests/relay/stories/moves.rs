@@ -305,6 +305,31 @@ async fn what_a_shut_way_refuses_waits_if_another_is_open() {
     scene.built(&forge.provider, &links, 2);
 }
 
+/// A write under way while its site moves ends the old way, whose pauses end there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_word_of_the_old_way_holds_up_nothing() {
+    let scene = with_connect().await;
+    let (gitlabs, links) = linked(&scene.relay, CLIENT_KEY, 1).await;
+    let forge = install_forge(&scene).await;
+    let late = json!({
+        "mode": "status", "status": 429, "headers": {"Retry-After": "3600"}, "delay_ms": 1500,
+        "match": {"path_prefix": "/rest/builds"},
+    });
+    scene.cloud.fault("acme", late);
+    let arrived = |request: &Value| request["path"] == "/rest/builds/0.1/bulk";
+    let push = gitlabs[0].sends("builds", json!({"build_number": 1}));
+    let moving = async {
+        while !scene.cloud.requests("acme").iter().any(arrived) {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        let wish = json!({"to": "forge"});
+        scene.relay.admin("POST", MOVE, Some(wish), 200).await;
+    };
+    tokio::join!(push, moving);
+    scene.relay.until_drained().await;
+    scene.built(&forge.provider, &links, 1);
+}
+
 /// A Forge app that carries a Connect app is installed as both, and tells of the Forge part first.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connect_app_and_the_forge_app_that_carries_it_are_one_installation() {

@@ -559,6 +559,75 @@ async fn a_purge_asks_for_no_permission_that_nobody_needs() {
     assert_eq!(scene.relay.spool().await["installations"], json!([]));
 }
 
+/// Atlassian counts calls by app, and a set of credentials is one.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_quota_of_an_app_holds_up_nobody_elses_site() {
+    let scene = Scene::set().await;
+    let (cloud, relay) = (&scene.cloud, &scene.relay);
+    cloud.connect(&scene.acme, APP_KEY, &[SECRET]);
+    let answer = scene.jira.installed(&relay.app_base_url(), SECRET).await;
+    assert_eq!(answer.status(), 204);
+    let (of_acme, links) = linked(relay, CLIENT_KEY, 1).await;
+    let credential = cloud.credential(&scene.other, &FAMILIES);
+    let other = wish(&scene.other, &credential);
+    let other = relay.admin("POST", PATH, Some(other), 201).await;
+    let other = other["client_key"].as_str().expect("key");
+    let (of_other, _) = linked(relay, other, 1).await;
+
+    let exhausted = json!({
+        "mode": "status", "status": 429, "times": 1,
+        "headers": {"Retry-After": "3600", "RateLimit-Reason": "jira-quota-global-based"},
+    });
+    cloud.fault("acme", exhausted.clone());
+    of_acme[0].sends("builds", json!({"build_number": 1})).await;
+    let user = of_acme[0].send("user", json!({"account_id": "a"})).await;
+    assert_eq!(user["status"], 429, "{user:#}");
+    let held = relay.spool().await;
+    let pauses = held["paused"].as_array().expect("a list");
+    let pauses: Vec<_> = pauses.iter().map(|p| (&p["scope"], &p["app"])).collect();
+    assert_eq!(pauses, [(&json!("app"), &json!("connect"))], "{held:#}");
+    let shown = printed(relay, &["spool", "list"], 0).await;
+    assert!(
+        shown.contains("paused: everything through connect: "),
+        "{shown}"
+    );
+    let pauses = "jira_connect_proxy_jira_pauses_total";
+    let of_connect = r#"scope="app",upstream="connect""#;
+    assert_eq!(relay.metric(pauses, of_connect).await, 1.0);
+
+    of_other[0]
+        .sends("builds", json!({"build_number": 2}))
+        .await;
+    assert_eq!(relay.spool().await["waiting"], 1, "only of acme");
+
+    // The pause stays with the app that is left.
+    let own = cloud.credential(&scene.acme, &FAMILIES);
+    relay
+        .admin("POST", PATH, Some(wish(&scene.acme, &own)), 200)
+        .await;
+    let path = format!("{PATH}/{CLIENT_KEY}/move");
+    relay
+        .admin("POST", &path, Some(json!({"to": "oauth"})), 200)
+        .await;
+    relay.until_drained().await;
+    scene.built(&own.provider, &links, 1);
+
+    // Nor do two sets of credentials have a quota in common.
+    cloud.fault("api", exhausted);
+    of_acme[0].sends("builds", json!({"build_number": 3})).await;
+    of_other[0]
+        .sends("builds", json!({"build_number": 4}))
+        .await;
+    let spool = relay.spool().await;
+    assert_eq!(spool["waiting"], 1, "{spool:#}");
+    let app = format!("oauth {}", own.client_id);
+    let pauses = spool["paused"].as_array().expect("a list");
+    assert!(pauses.iter().any(|pause| pause["app"] == app), "{spool:#}");
+    relay.admin("POST", "/api/v1/spool/retry", None, 202).await;
+    relay.until_drained().await;
+    assert_eq!(relay.spool().await["paused"], json!([]));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_connect_apps_page_says_who_can_change_something_after_a_move() {
     let scene = Scene::set().await;
