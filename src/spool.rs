@@ -174,21 +174,22 @@ impl Spool {
         let shared = &self.shared;
         let site = shared.site(&link.client_key);
         let app_held = shared.app_held(&link.client_key, now).is_some();
-        // Rarely, so only then the body is read once more.
-        let holds_issues = lock(&site).pauses.holds_issues(now);
-        let issues = if holds_issues {
-            touches(call, body).issues
-        } else {
-            Vec::new()
-        };
+        let mut issues = Vec::new();
         let (id, wait) = {
-            let mut site = lock(&site);
+            let mut locked = lock(&site);
+            // Rarely, so only then the body is read once more, and with nobody waiting.
+            if locked.pauses.holds_issues(now) {
+                drop(locked);
+                issues = touches(call, body).issues;
+                locked = lock(&site);
+            }
             // Numbered under the lock, so that the order of numbers is the order of admission.
             let id = SpoolId(shared.next_id.fetch_add(1, Ordering::Relaxed));
-            let wait = site
+            let wait = locked
                 .admit(link.id, id, call, now)
                 .or_else(|| {
-                    site.pauses
+                    locked
+                        .pauses
                         .holds_any(&issues, now)
                         .then_some("issue_paused")
                 })
