@@ -320,8 +320,8 @@ impl Metrics {
             )?,
             jira_pauses: counter(
                 "jira_pauses_total",
-                "Pauses towards Jira, by scope.",
-                &["scope"],
+                "Pauses towards Jira, by scope and way to the site.",
+                &["scope", "upstream"],
             )?,
             spool_writes: gauge("spool_writes", "Writes that wait for Jira.")?,
             spool_bytes: gauge("spool_bytes", "Bytes of the writes that wait.")?,

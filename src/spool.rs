@@ -25,7 +25,7 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwapOption;
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use dashmap::DashMap;
 use jiff::{SignedDuration, Timestamp};
@@ -37,7 +37,7 @@ use tokio::{
 use crate::{
     clock,
     config::SpoolConfig,
-    domain::{ClientKey, Endpoint, JiraCall, Link, SpoolId, SpooledWrite},
+    domain::{ClientKey, Endpoint, Installation, JiraCall, Link, SpoolId, SpooledWrite},
     jira::{
         Forwarder, Setback,
         rate_limit::{Scope, Throttle},
@@ -93,8 +93,8 @@ pub enum Admission {
 pub enum Why {
     /// Others wait, or something is paused.
     Behind(&'static str),
-    /// It was tried.
-    SetBack(Setback),
+    /// It was tried this way.
+    SetBack(Setback, Arc<Installation>),
 }
 
 impl Why {
@@ -102,7 +102,7 @@ impl Why {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Behind(reason) => reason,
-            Self::SetBack(setback) => setback.reason,
+            Self::SetBack(setback, _) => setback.reason,
         }
     }
 
@@ -110,7 +110,7 @@ impl Why {
     pub fn message(&self) -> Option<&str> {
         match self {
             Self::Behind(_) => None,
-            Self::SetBack(setback) => Some(&setback.message),
+            Self::SetBack(setback, _) => Some(&setback.message),
         }
     }
 }
@@ -138,7 +138,7 @@ impl Spool {
             next_id: AtomicU64::new(next_id.max(first_id(clock::now()))),
             sites: DashMap::new(),
             busy: Mutex::default(),
-            app: ArcSwapOption::empty(),
+            apps: ArcSwap::default(),
             bytes: AtomicU64::new(0),
             wake: Notify::new(),
         });
@@ -173,26 +173,23 @@ impl Spool {
     ) -> Admission {
         let shared = &self.shared;
         let site = shared.site(&link.client_key);
-        let app_held = shared
-            .app
-            .load()
-            .as_ref()
-            .is_some_and(|hold| hold.holds(now));
-        // Rarely, so only then the body is read once more.
-        let holds_issues = lock(&site).pauses.holds_issues(now);
-        let issues = if holds_issues {
-            touches(call, body).issues
-        } else {
-            Vec::new()
-        };
+        let app_held = shared.app_held(&link.client_key, now).is_some();
+        let mut issues = Vec::new();
         let (id, wait) = {
-            let mut site = lock(&site);
+            let mut locked = lock(&site);
+            // Rarely, so only then the body is read once more, and with nobody waiting.
+            if locked.pauses.holds_issues(now) {
+                drop(locked);
+                issues = touches(call, body).issues;
+                locked = lock(&site);
+            }
             // Numbered under the lock, so that the order of numbers is the order of admission.
             let id = SpoolId(shared.next_id.fetch_add(1, Ordering::Relaxed));
-            let wait = site
+            let wait = locked
                 .admit(link.id, id, call, now)
                 .or_else(|| {
-                    site.pauses
+                    locked
+                        .pauses
                         .holds_any(&issues, now)
                         .then_some("issue_paused")
                 })
@@ -236,7 +233,7 @@ impl Spool {
             .get(client_key)
             .map(|site| Arc::clone(&site));
         let of_site = site.and_then(|site| lock(&site).pauses.throttled(endpoint, now));
-        let of_app = self.shared.app.load().as_ref().map(|hold| hold.until);
+        let of_app = self.shared.app_held(client_key, now);
         of_site
             .into_iter()
             .chain(of_app)
@@ -259,11 +256,9 @@ impl Spool {
         ticket.make_barrier();
         let mut not_before = now;
         let touches = touches(&call, &body);
-        if let Why::SetBack(setback) = &why {
+        if let Why::SetBack(setback, way) = &why {
             let (endpoint, issues) = (call.endpoint(), &touches.issues);
-            let pause = self
-                .shared
-                .set_back(&ticket.site, endpoint, issues, setback, now);
+            let pause = self.shared.set_back(way, endpoint, issues, setback, now);
             if matches!(setback.throttle.scope, Scope::Write | Scope::Issue) {
                 not_before = now.saturating_add(pause).unwrap_or(now);
             }
@@ -284,6 +279,7 @@ impl Spool {
         let parcel = Parcel {
             ticket,
             write,
+            reason: why.reason(),
             body,
             not_before,
             reply,
@@ -299,13 +295,13 @@ impl Spool {
     /// A call got through and was the last one for a while, or a read was one too many.
     pub fn exhausted(
         &self,
-        client_key: &ClientKey,
+        way: &Installation,
         endpoint: Endpoint,
         throttle: Throttle,
         now: Timestamp,
     ) {
-        let (site, setback) = (self.shared.site(client_key), Setback::exhausted(throttle));
-        self.shared.set_back(&site, endpoint, &[], &setback, now);
+        let setback = Setback::exhausted(throttle);
+        self.shared.set_back(way, endpoint, &[], &setback, now);
     }
 
     /// The site has spoken (a new secret, another address): what waited for that waits no more.
@@ -327,7 +323,7 @@ impl Spool {
 
     /// An operator wants everything tried now.
     pub fn retry_now(&self) {
-        self.shared.app.store(None);
+        self.shared.apps.store(Arc::default());
         for site in &self.shared.sites {
             lock(site.value()).release(|_| true);
         }
@@ -407,14 +403,15 @@ impl SpoolWorker {
     fn start_due(&self, replays: &mut JoinSet<()>, now: Timestamp) -> Duration {
         let shared = &self.shared;
         let mut next = now.saturating_add(POLL).unwrap_or(now);
-        if let Some(hold) = shared.app.load_full().filter(|hold| hold.holds(now)) {
-            return until(hold.until.min(next), now);
-        }
         let mut busy: Vec<ClientKey> = lock(&shared.busy).iter().cloned().collect();
         // Whoever comes last when all slots are taken should not always be the same.
         let first = now.as_nanosecond().unsigned_abs() as usize % busy.len().max(1);
         busy.rotate_left(first);
         for client_key in busy {
+            if let Some(held) = shared.app_held(&client_key, now) {
+                next = held.min(next);
+                continue;
+            }
             let site = shared.site(&client_key);
             loop {
                 if replays.len() >= REPLAYS_MAX {

@@ -33,7 +33,7 @@ pub(super) struct Spool {
     pub(super) waiting: usize,
     pub(super) bytes: u64,
     pub(super) oldest_at: Option<Timestamp>,
-    paused: Option<Pause>,
+    paused: Vec<Pause>,
     limits: Limits,
     installations: Vec<Site>,
     writes: Vec<Write>,
@@ -52,7 +52,7 @@ struct Site {
 
 #[derive(Deserialize)]
 struct Pause {
-    scope: String,
+    app: Option<String>,
     endpoint: Option<String>,
     message: String,
     until: Timestamp,
@@ -109,15 +109,15 @@ impl Spool {
 
     /// Every pause that holds something up.
     pub(super) fn pauses(&self, now: Timestamp) -> Vec<String> {
-        let of_all = self
-            .paused
-            .iter()
-            .map(|pause| pause.text("everything", now));
+        let of_apps = self.paused.iter().map(|pause| {
+            let app = pause.app.as_deref().unwrap_or("an app");
+            pause.text(&format!("everything through {app}"), now)
+        });
         let of_sites = self.installations.iter().flat_map(|site| {
             let of_site = site.paused.iter();
             of_site.map(|pause| pause.text(&site.client_key, now))
         });
-        of_all.chain(of_sites).collect()
+        of_apps.chain(of_sites).collect()
     }
 
     fn show(&self) -> anyhow::Result<()> {
@@ -156,7 +156,6 @@ impl Pause {
     fn text(&self, whose: &str, now: Timestamp) -> String {
         let what = match &self.endpoint {
             Some(endpoint) => format!("{whose}, {endpoint}"),
-            None if self.scope == "app" => "everything".to_owned(),
             None => whose.to_owned(),
         };
         format!(

@@ -1,5 +1,7 @@
 //! The three ways to a Jira site. The contract towards instances is Connect in all of them.
 
+use std::fmt;
+
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +36,17 @@ pub enum UpstreamKind {
     Forge,
     /// OAuth client credentials.
     Oauth,
+}
+
+/// Whose calls Atlassian counts together: each app has limits of its own, and so has each set of client credentials.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum App {
+    /// The Connect app.
+    Connect,
+    /// The Forge app.
+    Forge,
+    /// Client credentials, by their id.
+    Oauth(String),
 }
 
 /// What Jira told a Connect app.
@@ -120,6 +133,15 @@ impl Upstream {
             Self::Connect(_) => UpstreamKind::Connect,
             Self::Forge(_) => UpstreamKind::Forge,
             Self::Oauth(_) => UpstreamKind::Oauth,
+        }
+    }
+
+    /// Who calls.
+    pub fn app(&self) -> App {
+        match self {
+            Self::Connect(_) => App::Connect,
+            Self::Forge(_) => App::Forge,
+            Self::Oauth(oauth) => App::Oauth(oauth.client_id.clone()),
         }
     }
 
@@ -236,6 +258,16 @@ impl Forge {
         self.system_token
             .as_ref()
             .filter(|token| now < token.expires_at)
+    }
+}
+
+impl fmt::Display for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect => f.write_str("connect"),
+            Self::Forge => f.write_str("forge"),
+            Self::Oauth(client_id) => write!(f, "oauth {client_id}"),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::{Forwarder, forward::ForwardError, tokens::TokenError};
 use crate::{
-    domain::{Family, upstream::Oauth},
+    domain::{Family, Installation, Upstream, upstream::Oauth},
     reject::{Reject, RejectKind},
 };
 
@@ -51,6 +51,22 @@ pub async fn check(
 ) -> Result<(), CredentialFault> {
     let answers = forwarder.try_out(oauth, &NEEDED, now).await?;
     judge(&answers)
+}
+
+/// Whether the token that is in use for a site's credentials opens any of what the relay needs. Then one that Jira has
+/// just refused is good, and the call lacked a permission.
+pub(super) async fn open_anything(
+    forwarder: &Forwarder,
+    installation: &Installation,
+    now: Timestamp,
+) -> bool {
+    let Upstream::Oauth(oauth) = &installation.upstream else {
+        return false;
+    };
+    let client_key = &installation.client_key;
+    let asked = forwarder.try_on(client_key, oauth, &NEEDED, now).await;
+    let judged = asked.map(|answers| judge(&answers));
+    matches!(judged, Ok(Ok(()) | Err(CredentialFault::Lacking(_))))
 }
 
 /// What Jira's answers to something harmless in each family mean.

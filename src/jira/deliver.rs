@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     Forwarder,
-    credentials::permission,
+    credentials::{self, permission},
     forward::ForwardError,
     namespace,
     rate_limit::{Scope, Throttle, throttle},
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     client::{SendError, read_answer},
-    domain::{Family, Installation, JiraCall, UpstreamKind},
+    domain::{Family, Installation, JiraCall, Upstream},
 };
 
 /// A success lists what was taken, up to a thousand entities.
@@ -198,24 +198,27 @@ async fn one(
         content_type,
         throttle,
     };
-    // A Connect app's secret comes with Jira's next `installed`, and until then GitLab may know better. Of a token and
-    // what it opens the instance knows nothing: that is ours and the Jira admin's to mend.
-    if installation.upstream.as_connect().is_none()
-        && let Some(setback) = Setback::of_refusal(call, &delivered)
-    {
-        return Err(setback);
+    match Setback::of_refusal(installation, call, &delivered) {
+        Some(setback)
+            if setback.reason == "unauthorized"
+                && credentials::open_anything(forwarder, installation, now).await =>
+        {
+            Err(setback.lacking(call))
+        }
+        Some(setback) => Err(setback),
+        None => Ok(delivered),
     }
-    Ok(delivered)
 }
 
 /// The statuses that may be another one the next time: what GitLab would lose (GitLab reference: no retry on 429
-/// and 503), and redirects, which a renamed site gives until its `installed` arrives.
+/// and 503), and what a renamed site gives until its `installed` arrives: redirects, and 405 to who follows one.
 fn later(status: StatusCode) -> Option<&'static str> {
     match status.as_u16() {
         429 => Some("throttled"),
         502 => Some("bad_gateway"),
         503 => Some("unavailable"),
-        504 => Some("gateway_timeout"),
+        408 | 504 => Some("gateway_timeout"),
+        405 => Some("method_refused"),
         300..=399 => Some("redirected"),
         _ => None,
     }
@@ -257,14 +260,14 @@ impl Setback {
         }
     }
 
-    /// The way in use is shut, and another is open.
-    pub fn move_awaited(others: impl Iterator<Item = UpstreamKind>) -> Self {
-        let others: Vec<_> = others.map(UpstreamKind::as_str).collect();
+    /// The way in use is shut, and others are open.
+    pub fn move_awaited(others: &[Upstream], told: &str) -> Self {
+        let others: Vec<_> = others.iter().map(|way| way.kind().as_str()).collect();
         let others = others.join(" or ");
         Self {
             reason: "move_awaited",
             message: format!(
-                "the way to the site is shut; it can be moved: `jira-connect-proxy installations move` to {others}"
+                "{told}; the site can be moved: `jira-connect-proxy installations move` to {others}"
             ),
             throttle: Throttle::of_installation(),
         }
@@ -282,25 +285,77 @@ impl Setback {
         }
     }
 
-    /// Jira refuses what a token should open.
+    /// Jira refuses what the instance that waits for the answer can't mend, though it would take it for the end of its
+    /// write.
+    fn of_refusal(
+        installation: &Installation,
+        call: &JiraCall,
+        delivered: &Delivered,
+    ) -> Option<Self> {
+        let setback = Self::of_way(delivered)?;
+        // What is not there need not be deleted.
+        if delivered.status == StatusCode::NOT_FOUND && !matches!(call, JiraCall::Submit(_)) {
+            return None;
+        }
+        if installation.upstream.as_connect().is_none() {
+            return Some(setback.of_token(call, delivered.status));
+        }
+        // The app's secret comes with Jira's next `installed`, and until then GitLab may know better: unless there is
+        // somewhere else to go. A deletion of a link's data goes every way by itself.
+        let others = &installation.standby;
+        if others.is_empty() || matches!(call, JiraCall::DeleteMarked { .. }) {
+            return None;
+        }
+        Some(Self {
+            throttle: setback.throttle,
+            ..Self::move_awaited(others, &setback.message)
+        })
+    }
+
+    /// Of a token and what it opens an instance knows nothing: that is ours and the Jira admin's to mend.
     ///
     /// A permission that is missing is one family's matter: 403, or 401 with these words (`api.atlassian.com`, see the
-    /// reference of its error bodies in Forge's "Product REST API"). Any other 401 is about the token.
-    fn of_refusal(call: &JiraCall, delivered: &Delivered) -> Option<Self> {
-        let mut setback = Self::of_answer(delivered);
-        let lacking = match delivered.status {
-            StatusCode::UNAUTHORIZED => setback.message.contains(SCOPE_MISMATCH),
-            StatusCode::FORBIDDEN => true,
+    /// reference of its error bodies in Forge's "Product REST API"). Any other 401 is about the token of a Forge app; for
+    /// client credentials nobody documents the words, so they are tried elsewhere.
+    fn of_token(mut self, call: &JiraCall, status: StatusCode) -> Self {
+        match status {
+            StatusCode::FORBIDDEN => self.lacking(call),
+            StatusCode::UNAUTHORIZED if self.message.contains(SCOPE_MISMATCH) => self.lacking(call),
             // Nobody sends new data to nowhere: the gateway does not know the site any more.
-            StatusCode::NOT_FOUND if matches!(call, JiraCall::Submit(_)) => false,
+            _ => {
+                self.throttle.scope = Scope::Installation;
+                self
+            }
+        }
+    }
+
+    /// It is a permission that is missing.
+    fn lacking(self, call: &JiraCall) -> Self {
+        let what = call.family().map_or("this call", permission);
+        Self {
+            reason: "forbidden",
+            message: format!("{}; the permission for {what} is missing", self.message),
+            throttle: Throttle {
+                scope: Scope::Endpoint,
+                ..self.throttle
+            },
+        }
+    }
+
+    /// Of an answer that is about the way to the site and not about the write: all of it can be mended while the write
+    /// waits, and else the site can be moved.
+    pub fn of_way(delivered: &Delivered) -> Option<Self> {
+        let scope = match delivered.status {
+            // The secret was rotated and we were not told yet, or the app is gone: Jira's next `installed` or
+            // `uninstalled` tells.
+            StatusCode::UNAUTHORIZED => Scope::Installation,
+            // An IP allow list of the site, a module that the app does not declare, a site that is suspended, an API
+            // that has ended: others of the endpoint would fare no better.
+            StatusCode::FORBIDDEN | StatusCode::NOT_FOUND | StatusCode::GONE => Scope::Endpoint,
             _ => return None,
         };
-        if lacking {
-            let what = call.family().map_or("this call", permission);
-            setback.reason = "forbidden";
-            setback.message = format!("{}; the permission for {what} is missing", setback.message);
-            setback.throttle.scope = Scope::Endpoint;
-        }
+        let mut setback = Self::of_answer(delivered);
+        setback.throttle.scope = scope;
         Some(setback)
     }
 
@@ -355,21 +410,78 @@ impl From<ForwardError> for Setback {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::{
+        ClientKey, CloudId, Credential, JiraSites, SharedSecret,
+        event::EventStamp,
+        installation::SiteAddress,
+        upstream::{Connect, Oauth},
+    };
 
-    fn refusal(call: &JiraCall, status: u16, body: &'static str) -> Option<(&'static str, Scope)> {
+    const BUILDS: JiraCall = JiraCall::Submit(Family::Builds);
+
+    fn oauth() -> Upstream {
+        Upstream::Oauth(Oauth {
+            client_id: "id".to_owned(),
+            client_secret: Credential::parse("secret").expect("credential"),
+            cloud_id: CloudId::parse("4c822e2f-510f-48b9-b8d2-8419d0932949").expect("id"),
+        })
+    }
+
+    fn connect() -> Upstream {
+        let secret = "secret-secret-secret-secret-secret-secret";
+        let secret = SharedSecret::parse(secret).expect("secret");
+        let told = EventStamp {
+            issued_at: Timestamp::UNIX_EPOCH,
+            token_digest: String::new(),
+            body_digest: String::new(),
+            received_at: Timestamp::UNIX_EPOCH,
+        };
+        Upstream::Connect(Connect::new(secret, told))
+    }
+
+    fn site(upstream: Upstream, standby: Vec<Upstream>) -> Installation {
+        let base_url = JiraSites::default().parse("https://acme.atlassian.net");
+        let address = SiteAddress {
+            base_url: base_url.expect("address"),
+            display_url: None,
+        };
+        Installation {
+            standby,
+            ..Installation::new(
+                ClientKey::generate(),
+                address,
+                upstream,
+                Timestamp::UNIX_EPOCH,
+            )
+        }
+    }
+
+    fn refusal(
+        site: &Installation,
+        call: &JiraCall,
+        status: u16,
+        body: &'static str,
+    ) -> Option<(&'static str, Scope)> {
         let delivered = Delivered {
             status: StatusCode::from_u16(status).expect("status"),
             body: Bytes::from_static(body.as_bytes()),
             content_type: None,
             throttle: None,
         };
-        let setback = Setback::of_refusal(call, &delivered)?;
+        let setback = Setback::of_refusal(site, call, &delivered)?;
         Some((setback.reason, setback.throttle.scope))
+    }
+
+    fn branch() -> JiraCall {
+        JiraCall::DeleteBranch {
+            repository: "1".to_owned(),
+            branch: "2".to_owned(),
+        }
     }
 
     #[test]
     fn a_refused_token_holds_the_site_and_a_missing_permission_its_family() {
-        let builds = JiraCall::Submit(Family::Builds);
+        let site = site(oauth(), vec![]);
         let over = r#"{"code":401,"message":"Unauthorized"}"#;
         let scope = r#"{"code":401,"message":"Unauthorized; scope does not match"}"#;
         for (status, body, expected) in [
@@ -378,20 +490,34 @@ mod tests {
             (401, scope, ("forbidden", Scope::Endpoint)),
             (403, "[]", ("forbidden", Scope::Endpoint)),
             (404, "", ("jira_error", Scope::Installation)),
+            (410, "", ("jira_error", Scope::Installation)),
         ] {
             assert_eq!(
-                refusal(&builds, status, body),
+                refusal(&site, &BUILDS, status, body),
                 Some(expected),
                 "{status} {body}"
             );
         }
         // What is not there need not be deleted, and other refusals are the write's own.
-        let branch = JiraCall::DeleteBranch {
-            repository: "1".to_owned(),
-            branch: "2".to_owned(),
-        };
-        assert_eq!(refusal(&branch, 404, ""), None);
-        assert_eq!(refusal(&builds, 400, ""), None);
-        assert_eq!(refusal(&builds, 413, ""), None);
+        assert_eq!(refusal(&site, &branch(), 404, ""), None);
+        assert_eq!(refusal(&site, &BUILDS, 400, ""), None);
+        assert_eq!(refusal(&site, &BUILDS, 413, ""), None);
+    }
+
+    #[test]
+    fn a_connect_app_leaves_its_refusals_to_gitlab_unless_there_is_somewhere_to_go() {
+        let (alone, other) = (site(connect(), vec![]), site(connect(), vec![oauth()]));
+        for (status, scope) in [
+            (401, Scope::Installation),
+            (403, Scope::Endpoint),
+            (404, Scope::Endpoint),
+            (410, Scope::Endpoint),
+        ] {
+            assert_eq!(refusal(&alone, &BUILDS, status, ""), None, "{status}");
+            let expected = Some(("move_awaited", scope));
+            assert_eq!(refusal(&other, &BUILDS, status, ""), expected, "{status}");
+        }
+        assert_eq!(refusal(&other, &branch(), 404, ""), None);
+        assert_eq!(refusal(&other, &BUILDS, 400, ""), None);
     }
 }

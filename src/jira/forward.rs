@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use super::{
     addresses::{SERVER_INFO, address, origin},
-    tokens::{TokenError, TokenTrouble, Tokens, bearer},
+    tokens::{Token, TokenError, TokenTrouble, Tokens, bearer},
 };
 use crate::{
     client::{Client, Destination, SendError},
@@ -51,7 +51,8 @@ pub struct Forwarder {
     timeout: Duration,
     /// Where a Connect app sends new entities, made once: nearly all calls are of these.
     submits: Vec<(Family, Target)>,
-    sites: Cache<ClientKey, Arc<Site>>,
+    /// By the way to it too: others than the one in use are called as well.
+    sites: Cache<(ClientKey, UpstreamKind), Arc<Site>>,
     tokens: Tokens,
     metrics: Arc<Metrics>,
 }
@@ -65,7 +66,7 @@ struct Target {
 
 /// A site, ready to be called.
 struct Site {
-    /// What it was made from; another record makes another.
+    /// What it was made from; another address or way makes another.
     installation: Arc<Installation>,
     origin: Uri,
     destination: Destination,
@@ -232,6 +233,27 @@ impl Forwarder {
         now: Timestamp,
     ) -> Result<Vec<(Family, StatusCode)>, ForwardError> {
         let token = self.tokens.fetch(oauth, now).await?;
+        self.probe(oauth, families, &token).await
+    }
+
+    /// The same with the token that a site's calls have.
+    pub(super) async fn try_on(
+        &self,
+        client_key: &ClientKey,
+        oauth: &Oauth,
+        families: &[Family],
+        now: Timestamp,
+    ) -> Result<Vec<(Family, StatusCode)>, ForwardError> {
+        let token = self.tokens.get(client_key, oauth, now).await?;
+        self.probe(oauth, families, &token).await
+    }
+
+    async fn probe(
+        &self,
+        oauth: &Oauth,
+        families: &[Family],
+        token: &Token,
+    ) -> Result<Vec<(Family, StatusCode)>, ForwardError> {
         let upstream = &Upstream::Oauth(oauth.clone());
         let gateway: &Uri = &self.api_url.as_str().parse().map_err(unsendable)?;
         let authorization = &token.authorization;
@@ -331,9 +353,14 @@ impl Forwarder {
     }
 
     fn known_site(&self, installation: &Arc<Installation>) -> Option<Arc<Site>> {
-        self.sites
-            .get(&installation.client_key)
-            .filter(|site| Arc::ptr_eq(&site.installation, installation))
+        let site = self.sites.get(&key(installation));
+        site.filter(|site| {
+            let known = &site.installation;
+            // A copy that somebody made of the record must not take the place of the site that all others call.
+            Arc::ptr_eq(known, installation)
+                || known.upstream == installation.upstream
+                    && known.base_url == installation.base_url
+        })
     }
 
     fn site(&self, installation: &Arc<Installation>) -> Result<Arc<Site>, ForwardError> {
@@ -353,8 +380,7 @@ impl Forwarder {
             opener: Opener::of(upstream),
             refused: AtomicBool::new(false),
         });
-        self.sites
-            .insert(installation.client_key.clone(), Arc::clone(&site));
+        self.sites.insert(key(installation), Arc::clone(&site));
         Ok(site)
     }
 
@@ -404,6 +430,13 @@ impl Target {
             path_and_query: PathAndQuery::try_from(target.path_and_query()).map_err(unsendable)?,
         })
     }
+}
+
+fn key(installation: &Installation) -> (ClientKey, UpstreamKind) {
+    (
+        installation.client_key.clone(),
+        installation.upstream.kind(),
+    )
 }
 
 /// Listing a site is the operator's word for its address; another one must be public.
@@ -458,3 +491,77 @@ fn send_label(error: &SendError) -> &'static str {
 }
 
 const USER_AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        client::DialSettings,
+        domain::{ForgeInstallationId, installation::SiteAddress, upstream::Forge},
+        jwt::crypto,
+    };
+
+    fn forwarder() -> Forwarder {
+        crypto::install();
+        let soon = Duration::from_secs(20);
+        let client = Client::new(&DialSettings {
+            roots: Arc::new(rustls::RootCertStore::empty()),
+            connect_timeout: soon,
+            allow_private: false,
+        });
+        let api_url = JiraApiUrl::parse("https://api.atlassian.com").expect("url");
+        let (key, sites) = ("key".to_owned(), JiraSites::default());
+        let metrics = Arc::new(Metrics::new().expect("metrics"));
+        Forwarder::new(client, key, sites, api_url, soon, metrics)
+    }
+
+    fn installation() -> Installation {
+        let id = "ari:cloud:ecosystem::installation/0a3a7799-53ae-4a5b-9e7e-03338980abb5";
+        let forge = Upstream::Forge(Forge {
+            installation_id: ForgeInstallationId::parse(id).expect("id"),
+            cloud_id: CloudId::parse("4c822e2f-510f-48b9-b8d2-8419d0932949").expect("id"),
+            app_version: None,
+            system_token: None,
+            told_at: Timestamp::UNIX_EPOCH,
+            refused: None,
+        });
+        let base_url = JiraSites::default().parse("https://acme.atlassian.net");
+        let address = SiteAddress {
+            base_url: base_url.expect("address"),
+            display_url: None,
+        };
+        Installation::new(ClientKey::generate(), address, forge, Timestamp::UNIX_EPOCH)
+    }
+
+    /// A move tries another way out, and a purge goes every way with a copy of the record.
+    #[tokio::test]
+    async fn what_is_known_of_the_way_in_use_outlives_calls_by_others() {
+        let forwarder = forwarder();
+        let used = Arc::new(installation());
+        let site = forwarder.site(&used).expect("site");
+        site.refused.store(true, Ordering::Relaxed);
+        let copy = Installation::clone(&used);
+        let other = Installation {
+            upstream: Upstream::Oauth(Oauth {
+                client_id: "id".to_owned(),
+                client_secret: Credential::parse("secret").expect("credential"),
+                cloud_id: CloudId::parse("4c822e2f-510f-48b9-b8d2-8419d0932949").expect("id"),
+            }),
+            ..copy.clone()
+        };
+        for called in [copy, other] {
+            forwarder.site(&Arc::new(called)).expect("site");
+            assert!(forwarder.was_refused(&used));
+        }
+        // Another token is another matter.
+        let Upstream::Forge(mut forge) = used.upstream.clone() else {
+            panic!("a Forge app");
+        };
+        forge.told_at = Timestamp::MAX;
+        let next = Arc::new(Installation {
+            upstream: Upstream::Forge(forge),
+            ..Installation::clone(&used)
+        });
+        assert!(!forwarder.was_refused(&next));
+    }
+}

@@ -19,7 +19,7 @@ pub enum Scope {
     Endpoint,
     /// Everything for one site.
     Installation,
-    /// Everything of the app.
+    /// Everything of the app, on whichever site.
     App,
 }
 

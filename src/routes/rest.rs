@@ -265,7 +265,7 @@ async fn read(public: &Public, caller: &Caller) -> Result<Response<Body>, Reject
     {
         public
             .spool
-            .exhausted(&link.client_key, call.endpoint(), throttle, now);
+            .exhausted(installation, call.endpoint(), throttle, now);
     }
     if answer.status().is_redirection() {
         return Err(Reject::new(
@@ -329,11 +329,11 @@ async fn write(
                     if let Some(throttle) = delivered.throttle {
                         public
                             .spool
-                            .exhausted(&link.client_key, call.endpoint(), throttle, now);
+                            .exhausted(&installation, call.endpoint(), throttle, now);
                     }
                     return Ok(answer(&link, &call, delivered));
                 }
-                Err(setback) => (ticket, Why::SetBack(setback)),
+                Err(setback) => (ticket, Why::SetBack(setback, installation)),
             }
         }
     };

@@ -91,8 +91,7 @@ impl Purges {
                 site.close(link.id);
                 (site.pauses.site_until(now), site.is_quiet(link.id))
             };
-            let app_hold = shared.app.load_full().filter(|hold| hold.holds(now));
-            if let Some(paused) = paused.max(app_hold.map(|hold| hold.until)) {
+            if let Some(paused) = paused.max(shared.app_held(&link.client_key, now)) {
                 pause = pause.min(super::until(paused, now));
                 continue;
             }
@@ -286,12 +285,7 @@ impl Shared {
             Ok(delivered) => Setback::of_answer(&delivered),
             Err(setback) => setback,
         };
-        // What is wrong with a way that stands by is no reason to pause the one in use.
-        let in_use = self.store.installation(&link.client_key);
-        if in_use.is_some_and(|used| used.upstream.kind() == installation.upstream.kind()) {
-            let site = self.site(&link.client_key);
-            self.set_back(&site, call.endpoint(), &[], &setback, now);
-        }
+        self.set_back(installation, call.endpoint(), &[], &setback, now);
         let problem = DeliveryProblem {
             code: setback.reason.to_owned(),
             message: setback.message.clone(),

@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, Mutex};
 
-use http::StatusCode;
 use jiff::Timestamp;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -10,13 +9,12 @@ use uuid::Uuid;
 use super::{Shared, site::Site};
 use crate::{
     clock,
-    domain::{Actor, AuditEntry, JiraCall, SpooledWrite, Upstream, UpstreamKind},
+    domain::{Actor, AuditEntry, Installation, JiraCall, SpooledWrite, UpstreamKind},
     jira::{
         Delivered, Setback,
         deliver::{Size, deliver},
         namespace,
         rate_limit::Scope,
-        shape,
     },
     lock::lock,
     store::BodyError,
@@ -28,12 +26,12 @@ const ERRORS_UNTIL_GIVEN_UP: u32 = 10;
 
 /// What became of an attempt.
 enum Fate {
-    /// Jira took it.
-    Done(Delivered),
+    /// Jira took it, this way.
+    Done(Delivered, Arc<Installation>),
     /// It never will reach Jira, for this reason.
     GivenUp(&'static str, String),
-    /// Not now.
-    Later(Setback),
+    /// Not now, this way.
+    Later(Setback, Arc<Installation>),
     /// Not now, and it is this write's own trouble.
     Alone(String),
 }
@@ -49,14 +47,14 @@ impl Shared {
         let endpoint = write.call.endpoint();
         let waited_secs = now.duration_since(write.received_at).as_secs();
         let outcome = match &fate {
-            Fate::Done(_) => "replayed",
+            Fate::Done(..) => "replayed",
             Fate::GivenUp(..) => "given_up",
-            Fate::Later(setback) => setback.reason,
+            Fate::Later(setback, _) => setback.reason,
             Fate::Alone(_) => "jira_error",
         };
         self.metrics.replays.with_label_values(&[outcome]).inc();
         let (shelf, fault) = match &fate {
-            Fate::Done(_) => (Shelf::Routine, None),
+            Fate::Done(..) => (Shelf::Routine, None),
             Fate::GivenUp(reason, message) => (
                 Shelf::Notable,
                 Some((
@@ -65,7 +63,7 @@ impl Shared {
                     "it will never reach Jira: see `jira-connect-proxy audit`",
                 )),
             ),
-            Fate::Later(Setback { message, .. }) | Fate::Alone(message) => (
+            Fate::Later(Setback { message, .. }, _) | Fate::Alone(message) => (
                 Shelf::Notable,
                 Some((
                     outcome,
@@ -84,7 +82,7 @@ impl Shared {
         });
         self.traces.end(trace, shelf, Hop::Ended(outcome, fault));
         match fate {
-            Fate::Done(delivered) => {
+            Fate::Done(delivered, way) => {
                 tracing::info!(
                     id = write.request_id, link.id = %write.link, client.key = %write.client_key,
                     endpoint = endpoint.as_str(), status = delivered.status.as_u16(), waited_secs, duration_ms,
@@ -95,15 +93,15 @@ impl Shared {
                 lock(site).went_well(endpoint);
                 if let Some(throttle) = throttle {
                     let exhausted = Setback::exhausted(throttle);
-                    self.set_back(site, endpoint, &[], &exhausted, now);
+                    self.set_back(&way, endpoint, &[], &exhausted, now);
                 }
             }
             Fate::GivenUp(reason, message) => {
                 self.give_up(site, write, reason, &message, now).await;
             }
-            Fate::Later(setback) => {
+            Fate::Later(setback, way) => {
                 let issues = &write.touches.issues;
-                let pause = self.set_back(site, endpoint, issues, &setback, now);
+                let pause = self.set_back(&way, endpoint, issues, &setback, now);
                 let not_before = match setback.throttle.scope {
                     Scope::Write | Scope::Issue => now.saturating_add(pause).unwrap_or(now),
                     _ => now,
@@ -165,9 +163,8 @@ impl Shared {
                 if !left.standby.is_empty()
                     && now.duration_since(write.received_at) < self.settings.max_age =>
             {
-                return Fate::Later(Setback::move_awaited(
-                    left.standby.iter().map(Upstream::kind),
-                ));
+                let told = "the way to the site is shut";
+                return Fate::Later(Setback::move_awaited(&left.standby, told), left);
             }
             Some(left) if left.upstream.kind() == UpstreamKind::Oauth => {
                 let message = "the site's credentials were removed";
@@ -187,7 +184,9 @@ impl Shared {
         let body = match self.store.spooled_body(write.id).await {
             Ok(body) => body,
             Err(BodyError::Lost(cause)) => return Fate::GivenUp("body_lost", cause),
-            Err(error @ BodyError::Io(_)) => return Fate::Later(Setback::own(error.to_string())),
+            Err(error @ BodyError::Io(_)) => {
+                return Fate::Later(Setback::own(error.to_string()), installation);
+            }
         };
         let size = match &write.call {
             JiraCall::Submit(family) => std::str::from_utf8(&body)
@@ -207,8 +206,8 @@ impl Shared {
         )
         .await;
         match delivered {
-            Ok(delivered) => judged(delivered),
-            Err(setback) => Fate::Later(setback),
+            Ok(delivered) => judged(delivered, installation),
+            Err(setback) => Fate::Later(setback, installation),
         }
     }
 
@@ -268,26 +267,18 @@ impl Shared {
 }
 
 /// What an answer means for a write that nobody waits for any more.
-fn judged(delivered: Delivered) -> Fate {
+fn judged(delivered: Delivered, way: Arc<Installation>) -> Fate {
     let status = delivered.status;
     if status.is_success() {
-        return Fate::Done(delivered);
+        return Fate::Done(delivered, way);
     }
-    match status {
-        // The secret was rotated and we were not told yet, or the app is gone: Jira's next `installed` or
-        // `uninstalled` tells.
-        StatusCode::UNAUTHORIZED => Fate::Later(Setback::of_answer(&delivered)),
-        // An IP allow list of the site, a module that the app does not declare, a site that is suspended: all can be
-        // mended while the write waits, and others of the endpoint would fare no better.
-        StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => {
-            let mut setback = Setback::of_answer(&delivered);
-            setback.throttle.scope = Scope::Endpoint;
-            Fate::Later(setback)
-        }
-        status if status.is_server_error() => Fate::Alone(Setback::of_answer(&delivered).message),
-        _ => {
-            let told = shape::summary(&delivered.body);
-            Fate::GivenUp("refused", format!("Jira answered {status}: {told}"))
-        }
+    if let Some(setback) = Setback::of_way(&delivered) {
+        return Fate::Later(setback, way);
+    }
+    let message = Setback::of_answer(&delivered).message;
+    if status.is_server_error() {
+        Fate::Alone(message)
+    } else {
+        Fate::GivenUp("refused", message)
     }
 }

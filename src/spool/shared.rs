@@ -1,7 +1,7 @@
 //! What the spool's handle and its worker share: the queues, the room that is left, and how failures become pauses.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwapOption;
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use dashmap::DashMap;
 use jiff::Timestamp;
@@ -19,7 +19,7 @@ use super::{lane::Waiting, pauses::Hold, site::Site, ticket::Ticket};
 use crate::{
     backoff,
     config::SpoolConfig,
-    domain::{ClientKey, Endpoint, SpooledWrite},
+    domain::{ClientKey, Endpoint, Installation, SpooledWrite, upstream::App},
     jira::{Forwarder, Setback, rate_limit::Scope},
     lock::lock,
     metrics::Metrics,
@@ -40,8 +40,8 @@ pub(super) struct Shared {
     pub(super) sites: DashMap<ClientKey, Arc<Mutex<Site>>>,
     /// Those in which something waits. A short std lock, taken only with the site's in hand.
     pub(super) busy: Mutex<HashSet<ClientKey>>,
-    /// Everything waits.
-    pub(super) app: ArcSwapOption<Hold>,
+    /// Apps that make no call. Those whose pause is over go with the next one.
+    pub(super) apps: ArcSwap<HashMap<App, Hold>>,
     pub(super) bytes: AtomicU64,
     pub(super) wake: Notify,
 }
@@ -50,6 +50,7 @@ pub(super) struct Shared {
 pub(super) struct Parcel {
     pub(super) ticket: Ticket,
     pub(super) write: SpooledWrite,
+    pub(super) reason: &'static str,
     pub(super) body: Bytes,
     pub(super) not_before: Timestamp,
     pub(super) reply: oneshot::Sender<Result<(), ParkError>>,
@@ -93,12 +94,13 @@ impl Shared {
         let Parcel {
             ticket,
             write,
+            reason,
             body,
             not_before,
             reply,
         } = parcel;
         let site = Arc::clone(&ticket.site);
-        let (link, room, reason) = (write.link, write.room(), write.reason.clone());
+        let (link, room) = (write.link, write.room());
         let kept = match self.reserve(&site, &write) {
             Err(full) => Err(full),
             Ok(()) => {
@@ -121,10 +123,7 @@ impl Shared {
             }
         };
         if kept.is_ok() {
-            self.metrics
-                .spooled
-                .with_label_values(&[known_reason(&reason)])
-                .inc();
+            self.metrics.spooled.with_label_values(&[reason]).inc();
         }
         // Only now those behind it may go.
         drop(ticket);
@@ -162,21 +161,52 @@ impl Shared {
         Ok(())
     }
 
+    /// Until when the app by which a site is reached makes no call.
+    pub(super) fn app_held(&self, client_key: &ClientKey, now: Timestamp) -> Option<Timestamp> {
+        let apps = self.apps.load();
+        if apps.is_empty() {
+            return None;
+        }
+        let app = self.store.installation(client_key)?.upstream.app();
+        let hold = apps.get(&app).filter(|hold| hold.holds(now));
+        hold.map(|hold| hold.until)
+    }
+
+    fn hold_app(&self, app: &App, hold: &Hold, now: Timestamp) {
+        self.apps.rcu(|apps| {
+            let mut apps = HashMap::clone(apps);
+            apps.retain(|_, hold| hold.holds(now));
+            let known = apps.entry(app.clone()).or_insert_with(|| hold.clone());
+            if known.until < hold.until {
+                *known = hold.clone();
+            }
+            apps
+        });
+    }
+
     /// Takes a failure into account: what must pause pauses, for as long as is returned.
     pub(super) fn set_back(
         &self,
-        site: &Mutex<Site>,
+        way: &Installation,
         endpoint: Endpoint,
         issues: &[u64],
         setback: &Setback,
         now: Timestamp,
     ) -> Duration {
-        let scope = setback.throttle.scope;
+        let (scope, app) = (setback.throttle.scope, way.upstream.app());
+        let site = self.site(&way.client_key);
+        let mut site = lock(&site);
+        // Asked with the site in hand: who moves it comes by afterwards and ends its pauses.
+        let used = self.store.installation(&way.client_key);
+        let in_use = used.is_some_and(|used| used.upstream.app() == app);
+        // What is said to one way says nothing of another one's.
+        if !in_use && scope != Scope::App {
+            return Duration::ZERO;
+        }
         self.metrics
             .jira_pauses
-            .with_label_values(&[scope.as_str()])
+            .with_label_values(&[scope.as_str(), way.upstream.kind().as_str()])
             .inc();
-        let mut site = lock(site);
         let before = match scope {
             Scope::Write | Scope::Issue | Scope::Endpoint => site.endpoint_setback(endpoint),
             Scope::Installation | Scope::App => site.setbacks,
@@ -196,12 +226,8 @@ impl Shared {
                 site.pauses.hold(hold);
             }
             Scope::App => {
-                site.setbacks = site.setbacks.saturating_add(1);
-                let hold = Arc::new(hold);
-                self.app.rcu(|known| match known {
-                    Some(known) if known.until >= hold.until => Some(Arc::clone(known)),
-                    _ => Some(Arc::clone(&hold)),
-                });
+                site.setbacks = site.setbacks.saturating_add(u32::from(in_use));
+                self.hold_app(&app, &hold, now);
             }
         }
         pause
@@ -241,34 +267,4 @@ impl From<ParkError> for Reject {
         };
         Self::new(RejectKind::Unavailable, code, message, hint)
     }
-}
-
-/// Reasons come back from the disk as text, but a label is one of ours.
-fn known_reason(reason: &str) -> &'static str {
-    const KNOWN: [&str; 20] = [
-        "throttled",
-        "bad_gateway",
-        "unavailable",
-        "gateway_timeout",
-        "redirected",
-        "connection_failed",
-        "answer_timed_out",
-        "connection_broken",
-        "unauthorized",
-        "forbidden",
-        "move_awaited",
-        "token_awaited",
-        "token_refused",
-        "token_unavailable",
-        "behind_others",
-        "over_rate",
-        "site_paused",
-        "endpoint_paused",
-        "app_paused",
-        "issue_paused",
-    ];
-    KNOWN
-        .into_iter()
-        .find(|known| *known == reason)
-        .unwrap_or("other")
 }

@@ -22,8 +22,8 @@ pub struct SpoolView {
     pub bytes: u64,
     /// Since when the oldest one does.
     pub oldest_at: Option<Timestamp>,
-    /// Why everything waits, if it does.
-    paused: Option<PauseView>,
+    /// Apps that make no call: all sites that are reached by them wait.
+    paused: Vec<PauseView>,
     /// What may wait.
     limits: LimitsView,
     /// Sites for which something waits or is paused.
@@ -37,6 +37,9 @@ pub struct SpoolView {
 struct PauseView {
     /// `app`, `installation` or `endpoint`.
     scope: &'static str,
+    /// Which app: `connect`, `forge`, or `oauth` with the client id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    app: Option<String>,
     /// Which endpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     endpoint: Option<&'static str>,
@@ -156,8 +159,14 @@ impl Shared {
             }
         }
         writes.sort_by(|a, b| a.id.cmp(&b.id));
-        let app = self.app.load();
-        let app = app.as_ref().filter(|hold| hold.holds(now));
+        let apps = self.apps.load();
+        let held = apps.iter().filter(|(_, hold)| hold.holds(now));
+        let paused = held.map(|(app, hold)| PauseView {
+            app: Some(app.to_string()),
+            ..PauseView::new("app", None, hold)
+        });
+        let mut paused: Vec<_> = paused.collect();
+        paused.sort_by(|a, b| a.app.cmp(&b.app));
         writes.truncate(writes_max);
         SpoolView {
             waiting: installations.iter().map(|site| site.waiting).sum(),
@@ -166,7 +175,7 @@ impl Shared {
                 .iter()
                 .flat_map(|site| site.links.iter().filter_map(|lane| lane.oldest_at))
                 .min(),
-            paused: app.map(|hold| PauseView::new("app", None, hold)),
+            paused,
             limits: LimitsView {
                 max_bytes: self.settings.max_bytes,
                 installation_max_bytes: self.settings.installation_max_bytes,
@@ -220,6 +229,7 @@ impl PauseView {
     fn new(scope: &'static str, endpoint: Option<&'static str>, hold: &Hold) -> Self {
         Self {
             scope,
+            app: None,
             endpoint,
             reason: hold.reason,
             message: hold.message.clone(),

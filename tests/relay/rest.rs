@@ -227,6 +227,7 @@ async fn answers_have_the_shape_that_every_gitlab_digests() {
         (413, json!("<html>too large</html>")),
         (401, json!("")),
         (403, json!("")),
+        (410, json!("")),
         (500, json!("")),
         (202, json!("")),
         (200, json!("null")),

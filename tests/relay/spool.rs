@@ -44,6 +44,9 @@ async fn every_trouble_of_jiras_is_outlived_in_order() {
         json!({"mode": "status", "status": 502}),
         json!({"mode": "status", "status": 503, "headers": {"Retry-After": "1"}}),
         json!({"mode": "status", "status": 504}),
+        json!({"mode": "status", "status": 408}),
+        // What a renamed site says to who follows its redirect.
+        json!({"mode": "status", "status": 405}),
         json!({"mode": "status", "status": 302, "headers": {"Location": "https://renamed.atlassian.net/"}}),
         json!({"mode": "reset"}),
         json!({"mode": "silence"}),
@@ -84,7 +87,7 @@ async fn every_trouble_of_jiras_is_outlived_in_order() {
             .relay
             .metric("jira_connect_proxy_spooled_total", "")
             .await
-            >= 24.0
+            >= 30.0
     );
 }
 
@@ -179,7 +182,7 @@ async fn a_pause_holds_back_what_its_reason_names() {
         .fault(throttled("jira-quota-global-based", "/rest/builds"));
     build(&stage, 0, 4).await;
     let spool = stage.spool().await;
-    assert_eq!(spool["paused"]["scope"], "app", "{spool:#}");
+    assert_eq!(spool["paused"][0]["scope"], "app", "{spool:#}");
     stage.until_drained().await;
 
     // One issue that had too many writes holds back what is about that issue.
@@ -365,6 +368,26 @@ async fn what_jira_finally_refuses_is_given_up_loudly_and_holds_up_nobody() {
     );
     let audit = stage.relay.admin("GET", "/api/v1/audit", None, 200).await;
     assert!(audit.to_string().contains("write_given_up"), "{audit:#}");
+}
+
+/// Connect's end may look like this. What was acknowledged could still go another way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_way_that_is_gone_takes_nothing_with_it() {
+    let stage = Stage::set(1).await;
+    let unwell = json!({"mode": "status", "status": 503, "times": 1});
+    stage.site.fault(unwell);
+    stage.site.fault(json!({"mode": "status", "status": 410}));
+    build(&stage, 0, 1).await;
+    let held = |spool: &serde_json::Value| {
+        let pause = &spool["installations"][0]["paused"][0];
+        pause["scope"] == "endpoint" && pause["message"].to_string().contains("410 Gone")
+    };
+    stage.relay.until_spool("held", held).await;
+    stage.site.heal();
+    stage.until_drained().await;
+    assert_eq!(taken(&stage.site), [1]);
+    let given_up = "jira_connect_proxy_spool_given_up_total";
+    assert_eq!(stage.relay.metric(given_up, "").await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

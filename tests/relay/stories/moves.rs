@@ -255,6 +255,81 @@ async fn what_waits_outlives_the_old_app_if_another_way_is_open() {
     scene.relay.until_links("told anew", told).await;
 }
 
+/// Connect may end with any of these, and with another way open nothing of it is an instance's to mend.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_shut_way_refuses_waits_if_another_is_open() {
+    let scene = with_connect().await;
+    let (gitlabs, links) = linked(&scene.relay, CLIENT_KEY, 1).await;
+    let refuse = |status: u16| {
+        let refused = json!({"mode": "status", "status": status});
+        scene.cloud.fault("acme", refused);
+    };
+    let push = async |number: u64| {
+        let build = json!({"build_number": number});
+        gitlabs[0].send("builds", build).await["status"].clone()
+    };
+    refuse(410);
+    assert_eq!(push(1).await, 410, "GitLab knows best while there is none");
+    scene.cloud.heal("acme");
+    let forge = install_forge(&scene).await;
+    for (number, status) in [(401_u64, 401_u16), (403, 403), (404, 404), (410, 410)] {
+        refuse(status);
+        assert_eq!(push(number).await, 202);
+        let spool = scene.relay.spool().await;
+        assert_eq!(spool["writes"][0]["reason"], "move_awaited", "{spool:#}");
+        let pause = &spool["installations"][0]["paused"][0];
+        let whole_site = if status == 401 {
+            "installation"
+        } else {
+            "endpoint"
+        };
+        assert_eq!(pause["scope"], whole_site, "{pause:#}");
+        let message = pause["message"].as_str().expect("message");
+        assert!(message.contains(&status.to_string()), "{message}");
+        assert!(message.contains("move` to forge"), "{message}");
+        scene.cloud.heal("acme");
+        scene.relay.until_drained().await;
+        scene.built("connect", &links, number);
+    }
+    // What is not there need not be deleted.
+    refuse(404);
+    let branch = json!({"branch": "ABC-1-branch-1"});
+    let deleted = gitlabs[0].send("branch_delete", branch).await;
+    assert_eq!(deleted["status"], 404, "{deleted:#}");
+    scene.cloud.heal("acme");
+    refuse(410);
+    assert_eq!(push(2).await, 202);
+    let wish = json!({"to": "forge"});
+    scene.relay.admin("POST", MOVE, Some(wish), 200).await;
+    scene.relay.until_drained().await;
+    scene.built(&forge.provider, &links, 2);
+}
+
+/// A write under way while its site moves ends the old way, whose pauses end there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_word_of_the_old_way_holds_up_nothing() {
+    let scene = with_connect().await;
+    let (gitlabs, links) = linked(&scene.relay, CLIENT_KEY, 1).await;
+    let forge = install_forge(&scene).await;
+    let late = json!({
+        "mode": "status", "status": 429, "headers": {"Retry-After": "3600"}, "delay_ms": 1500,
+        "match": {"path_prefix": "/rest/builds"},
+    });
+    scene.cloud.fault("acme", late);
+    let arrived = |request: &Value| request["path"] == "/rest/builds/0.1/bulk";
+    let push = gitlabs[0].sends("builds", json!({"build_number": 1}));
+    let moving = async {
+        while !scene.cloud.requests("acme").iter().any(arrived) {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        let wish = json!({"to": "forge"});
+        scene.relay.admin("POST", MOVE, Some(wish), 200).await;
+    };
+    tokio::join!(push, moving);
+    scene.relay.until_drained().await;
+    scene.built(&forge.provider, &links, 1);
+}
+
 /// A Forge app that carries a Connect app is installed as both, and tells of the Forge part first.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connect_app_and_the_forge_app_that_carries_it_are_one_installation() {

@@ -485,6 +485,149 @@ async fn a_missing_permission_holds_its_family_alone() {
     assert_eq!(scene.cloud.violations(), json!([]));
 }
 
+/// No document says how the gateway puts it that client credentials lack a permission.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_401_is_a_missing_permission_if_the_token_opens_something_else() {
+    let scene = Scene::set().await;
+    let credential = scene.cloud.credential(&scene.acme, &FAMILIES);
+    let (gitlabs, _) = scene.linked_by(&credential, 1).await;
+    let refuse = |path: &str, status: u16| {
+        let body = json!({"code": status, "message": "Unauthorized"});
+        let refused = json!({
+            "mode": "status", "status": status, "body": body, "match": {"path_prefix": path},
+        });
+        scene.cloud.fault("api", refused);
+    };
+    refuse("/jira/builds", 401);
+    gitlabs[0].sends("builds", json!({})).await;
+    let pause = scene.until_paused("forbidden").await;
+    assert_eq!(
+        (&pause["scope"], &pause["endpoint"]),
+        (&json!("endpoint"), &json!("builds"))
+    );
+    gitlabs[0].sends("devinfo", json!({})).await;
+    let spool = scene.relay.spool().await;
+    assert_eq!(spool["waiting"], 1, "{spool:#}");
+
+    // Where it opens nothing, it is about the token.
+    refuse("/jira", 401);
+    gitlabs[0].sends("devinfo", json!({"sequence": 2})).await;
+    let pause = scene.until_paused("unauthorized").await;
+    assert_eq!(pause["scope"], "installation");
+    scene.cloud.heal("api");
+    scene.relay.until_drained().await;
+
+    refuse("/jira/builds", 404);
+    gitlabs[0].sends("builds", json!({"build_number": 8})).await;
+    scene.until_paused("jira_error").await;
+    let spooled = "jira_connect_proxy_spooled_total";
+    assert_eq!(scene.relay.metric(spooled, "jira_error").await, 1.0);
+    scene.cloud.heal("api");
+    scene.relay.until_drained().await;
+}
+
+/// Nobody needs the permission for remote links, so its lack keeps no data of a link's in Jira.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_asks_for_no_permission_that_nobody_needs() {
+    let scene = Scene::set().await;
+    let needed = &FAMILIES[..4];
+    let credential = scene.cloud.credential(&scene.acme, needed);
+    let (gitlabs, links) = scene.linked_by(&credential, 1).await;
+    gitlabs[0].sends("builds", json!({})).await;
+    let refused = json!({
+        "mode": "status", "status": 401, "body": {"code": 401, "message": "Unauthorized"},
+        "match": {"path_prefix": "/jira/remotelinks"},
+    });
+    scene.cloud.fault("api", refused);
+    let id = links[0]["id"].as_str().expect("id");
+    let path = format!("/api/v1/links/{id}?purge=true");
+    scene.relay.admin("DELETE", &path, None, 202).await;
+    let gone = |links: &[Value]| {
+        let trouble = links
+            .iter()
+            .find(|link| link["purge"]["last_error"].is_object());
+        assert!(trouble.is_none(), "{trouble:#?}");
+        links.is_empty()
+    };
+    scene.relay.until_links("purged", gone).await;
+    assert!(
+        scene
+            .cloud
+            .keys(&scene.acme, &credential.provider, "builds")
+            .is_empty()
+    );
+    assert_eq!(scene.relay.spool().await["installations"], json!([]));
+}
+
+/// Atlassian counts calls by app, and a set of credentials is one.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_quota_of_an_app_holds_up_nobody_elses_site() {
+    let scene = Scene::set().await;
+    let (cloud, relay) = (&scene.cloud, &scene.relay);
+    cloud.connect(&scene.acme, APP_KEY, &[SECRET]);
+    let answer = scene.jira.installed(&relay.app_base_url(), SECRET).await;
+    assert_eq!(answer.status(), 204);
+    let (of_acme, links) = linked(relay, CLIENT_KEY, 1).await;
+    let credential = cloud.credential(&scene.other, &FAMILIES);
+    let other = wish(&scene.other, &credential);
+    let other = relay.admin("POST", PATH, Some(other), 201).await;
+    let other = other["client_key"].as_str().expect("key");
+    let (of_other, _) = linked(relay, other, 1).await;
+
+    let exhausted = json!({
+        "mode": "status", "status": 429, "times": 1,
+        "headers": {"Retry-After": "3600", "RateLimit-Reason": "jira-quota-global-based"},
+    });
+    cloud.fault("acme", exhausted.clone());
+    of_acme[0].sends("builds", json!({"build_number": 1})).await;
+    let user = of_acme[0].send("user", json!({"account_id": "a"})).await;
+    assert_eq!(user["status"], 429, "{user:#}");
+    let held = relay.spool().await;
+    let pauses = held["paused"].as_array().expect("a list");
+    let pauses: Vec<_> = pauses.iter().map(|p| (&p["scope"], &p["app"])).collect();
+    assert_eq!(pauses, [(&json!("app"), &json!("connect"))], "{held:#}");
+    let shown = printed(relay, &["spool", "list"], 0).await;
+    assert!(
+        shown.contains("paused: everything through connect: "),
+        "{shown}"
+    );
+    let pauses = "jira_connect_proxy_jira_pauses_total";
+    let of_connect = r#"scope="app",upstream="connect""#;
+    assert_eq!(relay.metric(pauses, of_connect).await, 1.0);
+
+    of_other[0]
+        .sends("builds", json!({"build_number": 2}))
+        .await;
+    assert_eq!(relay.spool().await["waiting"], 1, "only of acme");
+
+    // The pause stays with the app that is left.
+    let own = cloud.credential(&scene.acme, &FAMILIES);
+    relay
+        .admin("POST", PATH, Some(wish(&scene.acme, &own)), 200)
+        .await;
+    let path = format!("{PATH}/{CLIENT_KEY}/move");
+    relay
+        .admin("POST", &path, Some(json!({"to": "oauth"})), 200)
+        .await;
+    relay.until_drained().await;
+    scene.built(&own.provider, &links, 1);
+
+    // Nor do two sets of credentials have a quota in common.
+    cloud.fault("api", exhausted);
+    of_acme[0].sends("builds", json!({"build_number": 3})).await;
+    of_other[0]
+        .sends("builds", json!({"build_number": 4}))
+        .await;
+    let spool = relay.spool().await;
+    assert_eq!(spool["waiting"], 1, "{spool:#}");
+    let app = format!("oauth {}", own.client_id);
+    let pauses = spool["paused"].as_array().expect("a list");
+    assert!(pauses.iter().any(|pause| pause["app"] == app), "{spool:#}");
+    relay.admin("POST", "/api/v1/spool/retry", None, 202).await;
+    relay.until_drained().await;
+    assert_eq!(relay.spool().await["paused"], json!([]));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_connect_apps_page_says_who_can_change_something_after_a_move() {
     let scene = Scene::set().await;
