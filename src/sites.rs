@@ -83,8 +83,9 @@ pub enum MoveRefusal {
 
 /// A site has opened a way to it, or says anew what it is. The audit entry gets site and name of the change.
 ///
-/// The site's record is the one with this way, else one of the same cloud id, else one that is installed and has the
-/// same address: of several the newest (two rows may share an address after a site import).
+/// The site's record is the one with this way, else one that is installed and has the same cloud id, or, where none is
+/// known, the same address; else a tombstone that is surely this site's. Of several the newest (two rows may share an
+/// address after a site import).
 pub fn join(
     transaction: &mut Transaction<'_>,
     way: Upstream,
@@ -97,7 +98,11 @@ pub fn join(
         .installations()
         .into_iter()
         .filter_map(|known| Some((likeness(&known, &way, &address)?, known)))
-        .max_by_key(|(likeness, known)| (*likeness, known.is_installed(), known.installed_at))
+        .max_by_key(|(likeness, known)| {
+            // What stands by on a tombstone could be reached by nobody.
+            let is_open = known.open_ways().any(|other| other.opens_like(&way));
+            (is_open, known.is_installed(), *likeness, known.installed_at)
+        })
         .map(|(_, known)| known);
     let (installation, change) = match known {
         Some(known) => known.join(way, address, now),

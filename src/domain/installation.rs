@@ -275,6 +275,12 @@ impl Installation {
         std::iter::once(&self.upstream).chain(&self.standby)
     }
 
+    /// The ways that are not shut, the one in use first. One that stands by is always open.
+    pub fn open_ways(&self) -> impl Iterator<Item = &Upstream> {
+        let in_use = self.is_installed().then_some(&self.upstream);
+        in_use.into_iter().chain(&self.standby)
+    }
+
     /// What a Connect app was told, whether or not that is the way in use: while it is installed, Jira signs with it.
     pub fn connect(&self) -> Option<&Connect> {
         self.ways().find_map(Upstream::as_connect)

@@ -9,7 +9,7 @@ use tokio::task::{self, JoinSet};
 use super::shared::Shared;
 use crate::{
     clock,
-    domain::{Family, Installation, JiraCall, Link, LinkId, link::DeliveryProblem},
+    domain::{Family, Installation, JiraCall, Link, LinkId, Upstream, link::DeliveryProblem},
     jira::{
         Setback,
         deliver::{Size, deliver},
@@ -150,17 +150,13 @@ impl Purges {
 
 /// The installation once for each way to its site that is open, with that way in use.
 fn open_ways(installation: &Installation) -> Vec<Arc<Installation>> {
-    let in_use = installation
-        .is_installed()
-        .then_some(&installation.upstream);
-    let ways = in_use.into_iter().chain(&installation.standby);
-    ways.map(|way| {
+    let with = |way: &Upstream| {
         Arc::new(Installation {
             upstream: way.clone(),
             ..installation.clone()
         })
-    })
-    .collect()
+    };
+    installation.open_ways().map(with).collect()
 }
 
 impl Shared {

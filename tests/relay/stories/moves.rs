@@ -274,3 +274,64 @@ async fn a_connect_app_and_the_forge_app_that_carries_it_are_one_installation() 
     assert_eq!(told["delivered"], true, "{told}");
     assert_eq!(scene.installation().await["client_key"], CLIENT_KEY);
 }
+
+/// What was tried and given up again leaves a record that knows the site's cloud id, which a Connect app never tells.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_after_a_trial_goes_to_the_record_that_lives() {
+    let scene = Scene::set().await;
+    let credential = scene.cloud.credential(&scene.acme, &FAMILIES);
+    let wish = json!({
+        "upstream": "oauth", "site_url": scene.acme.url,
+        "client_id": credential.client_id, "client_secret": credential.client_secret,
+    });
+    let path = "/api/v1/installations";
+    let tried = scene
+        .relay
+        .admin("POST", path, Some(wish.clone()), 201)
+        .await;
+    let tried = tried["client_key"].as_str().expect("key").to_owned();
+    printed(&scene.relay, &["installations", "remove", &tried], 0).await;
+
+    // Another customer's site of the same name is another site, and none of that record's.
+    let namesake = scene.cloud.site("namesake");
+    let called = json!({"site": "namesake", "base_url": scene.acme.url});
+    scene.cloud.ask("rename", called.clone());
+    let stranger = scene.cloud.install(&scene.app, &namesake, json!({}));
+    assert_eq!(stranger.told["delivered"], true, "{}", stranger.told);
+    let of = async |client_key: &str| {
+        let all = scene.installations().await;
+        let found = all.iter().find(|site| site["client_key"] == client_key);
+        found.cloned().unwrap_or_default()
+    };
+    let ways = |site: &Value| (site["state"].clone(), site["standby"].clone());
+    let shut = (json!("uninstalled"), json!([]));
+    assert_eq!(ways(&of(&tried).await), shut, "a namesake's app");
+    scene.cloud.with(&stranger, "uninstall", json!({}));
+    // ... and neither is a Forge app that was here before.
+    let before = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    assert_eq!(of(&tried).await["state"], "uninstalled");
+    assert_eq!(of(&tried).await["standby"], json!(["forge"]));
+    scene.cloud.with(&before, "uninstall", json!({}));
+    assert_eq!(ways(&of(&tried).await), shut);
+
+    scene.cloud.connect(&scene.acme, APP_KEY, &[SECRET]);
+    let relay = scene.relay.app_base_url();
+    assert_eq!(scene.jira.installed(&relay, SECRET).await.status(), 204);
+    let (gitlabs, links) = linked(&scene.relay, CLIENT_KEY, 1).await;
+    let forge = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    assert_eq!(forge.told["delivered"], true, "{}", forge.told);
+    let standing = scene.relay.admin("POST", path, Some(wish), 200).await;
+    assert_eq!(standing["client_key"], CLIENT_KEY, "{standing:#}");
+    assert_eq!(ways(&of(&tried).await), shut);
+    let both = (json!("installed"), json!(["forge", "oauth"]));
+    assert_eq!(ways(&of(CLIENT_KEY).await), both);
+    scene
+        .relay
+        .admin("POST", MOVE, Some(json!({"to": "forge"})), 200)
+        .await;
+    scene.both_push(&forge.provider, &gitlabs, &links, 1).await;
+    // The next trigger finds the same record.
+    scene.cloud.with(&forge, "scheduled", json!({}));
+    assert_eq!(ways(&of(&tried).await), shut);
+    assert_eq!(scene.relay.links().await.len(), 1);
+}
