@@ -167,6 +167,27 @@ pub fn leave(
     Ok(change)
 }
 
+/// An operator leaves a site, whatever Jira says and whatever stands by.
+pub fn leave_for_good(
+    transaction: &mut Transaction<'_>,
+    client_key: &ClientKey,
+    audit: AuditEntry,
+    now: Timestamp,
+) -> Result<(), StoreFull> {
+    let Some(known) = transaction.installation(client_key) else {
+        return Ok(());
+    };
+    let (installation, _) = known.leave(known.upstream.kind(), now);
+    transaction.put_installation(installation)?;
+    linking::end(transaction, client_key, now);
+    transaction.audit(AuditEntry {
+        client_key: Some(client_key.clone()),
+        action: InstallationChange::Uninstalled.name().to_owned(),
+        ..audit
+    });
+    Ok(())
+}
+
 /// A Forge installation that is known told something new: a token, a version.
 pub fn told(
     transaction: &mut Transaction<'_>,
@@ -289,11 +310,10 @@ impl From<MoveRefusal> for Reject {
                 "upstream_unknown",
                 "add the site's credentials first: `jira-connect-proxy installations add-oauth`",
             ),
-            MoveRefusal::BeingPurged(_) => (
-                RejectKind::Conflict,
-                "link_being_purged",
-                "wait until that is done: GET /api/v1/links says when",
-            ),
+            MoveRefusal::BeingPurged(id) => {
+                let hint = linking::how_purges_end(id);
+                return Self::new(RejectKind::Conflict, "link_being_purged", message, hint);
+            }
             MoveRefusal::BeingHandedBack => (
                 RejectKind::Conflict,
                 "import_leaving",

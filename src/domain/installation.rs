@@ -233,12 +233,14 @@ impl Installation {
         let mut next = self.clone();
         if self.upstream.kind() != kind {
             next.standby.retain(|way| way.kind() != kind);
-            let change = if next.standby.len() == self.standby.len() {
-                InstallationChange::Unchanged
-            } else {
-                InstallationChange::Standby
-            };
-            return (next, change);
+            if next.standby.len() == self.standby.len() {
+                return (next, InstallationChange::Unchanged);
+            }
+            // The last one: until now the site could be moved to it.
+            if !self.is_installed() && next.standby.is_empty() {
+                next.uninstalled_at = Some(now);
+            }
+            return (next, InstallationChange::Standby);
         }
         next.imported = None;
         if !self.is_installed() {

@@ -227,32 +227,158 @@ async fn the_data_of_a_link_is_deleted_wherever_it_was_sent() {
     }
 }
 
+impl Scene {
+    /// The Connect app is uninstalled.
+    async fn connect_ends(&self) {
+        let relay = self.relay.app_base_url();
+        assert_eq!(self.jira.uninstalled(&relay).await.status(), 204);
+    }
+
+    async fn refused_removal(&self, query: &str) -> (String, String) {
+        let path = format!("/api/v1/installations/{CLIENT_KEY}{query}");
+        let refused = self.relay.admin("DELETE", &path, None, 409).await;
+        let text = |name: &str| refused["error"][name].as_str().expect("text").to_owned();
+        (text("code"), text("hint"))
+    }
+
+    async fn until_told_the_end(&self, gitlab: &GitLab) {
+        let told = |links: &[Value]| links[0]["acknowledged"] == "uninstalled";
+        self.relay.until_links("told", told).await;
+        assert_eq!(gitlab.state().await["installations"], json!({}));
+    }
+}
+
+/// How often an instance was told that it is over.
+async fn endings(gitlab: &GitLab) -> usize {
+    let state = gitlab.state().await;
+    let events = state["events"].as_array().expect("events");
+    let ended = events.iter().filter(|told| told["event"] == "uninstalled");
+    ended.count()
+}
+
+/// The two steps of a move are easily done in the wrong order.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waits_outlives_the_old_app_if_another_way_is_open() {
+async fn while_another_way_is_open_no_instance_hears_of_an_uninstall() {
     let scene = with_connect().await;
     let (gitlabs, links) = linked(&scene.relay, CLIENT_KEY, 1).await;
     let forge = install_forge(&scene).await;
     scene
         .cloud
         .fault("acme", json!({"mode": "status", "status": 503}));
+    gitlabs[0].sends("builds", json!({"build_number": 8})).await;
+    scene.connect_ends().await;
+    let site = scene.installation().await;
+    assert_eq!(site["state"], "uninstalled");
+    assert_eq!(site["problem"]["code"], "move_awaited", "{site:#}");
+    let status = printed(&scene.relay, &["status"], 0).await;
+    let cure = format!("installations move {CLIENT_KEY} --to forge");
+    assert!(status.contains(&cure), "{status}");
+    // What was kept and what comes now waits for the move; what can't wait is refused.
     gitlabs[0].sends("builds", json!({"build_number": 9})).await;
-    let relay = scene.relay.app_base_url();
-    assert_eq!(scene.jira.uninstalled(&relay).await.status(), 204);
-    scene
-        .relay
-        .admin("POST", "/api/v1/spool/retry", None, 202)
-        .await;
+    let user = gitlabs[0].send("user", json!({})).await;
+    assert_eq!(user["status"], 401, "{user:#}");
+    let retry = "/api/v1/spool/retry";
+    scene.relay.admin("POST", retry, None, 202).await;
     let awaited = |spool: &Value| spool.to_string().contains("move_awaited");
     scene
         .relay
         .until_spool("it waits for a move", awaited)
         .await;
+    assert_eq!(scene.relay.spool().await["waiting"], 2);
+
     let wish = json!({"to": "forge"});
     scene.relay.admin("POST", MOVE, Some(wish), 200).await;
     scene.relay.until_drained().await;
-    scene.built(&forge.provider, &links, 9);
-    let told = |links: &[Value]| links[0]["state"] == "connected";
-    scene.relay.until_links("told anew", told).await;
+    for number in [8, 9] {
+        scene.built(&forge.provider, &links, number);
+    }
+    scene.both_push(&forge.provider, &gitlabs, &links, 10).await;
+    assert_eq!(endings(&gitlabs[0]).await, 0);
+
+    // Now nothing else is open.
+    scene.cloud.with(&forge, "uninstall", json!({}));
+    scene.until_told_the_end(&gitlabs[0]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_last_way_is_shut_the_instances_hear_of_it() {
+    let scene = with_connect().await;
+    let (gitlabs, _) = linked(&scene.relay, CLIENT_KEY, 1).await;
+    install_forge(&scene).await;
+    scene.connect_ends().await;
+    // Back as it was, with nothing told.
+    let relay = scene.relay.app_base_url();
+    assert_eq!(scene.jira.installed(&relay, SECRET).await.status(), 204);
+    assert_eq!(scene.installation().await["state"], "installed");
+    assert_eq!(endings(&gitlabs[0]).await, 0);
+    gitlabs[0].sends("builds", json!({})).await;
+    scene.connect_ends().await;
+    let arguments = ["installations", "remove", CLIENT_KEY, "--upstream", "forge"];
+    let said = printed(&scene.relay, &arguments, 0).await;
+    assert!(said.contains("no way to the site is left"), "{said}");
+    scene.until_told_the_end(&gitlabs[0]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_that_can_be_moved_is_not_left_by_mistake() {
+    let scene = with_connect().await;
+    let (gitlabs, _) = linked(&scene.relay, CLIENT_KEY, 1).await;
+    install_forge(&scene).await;
+    let (code, hint) = scene.refused_removal("").await;
+    assert_eq!(code, "installation_can_move");
+    let cure = format!("installations move {CLIENT_KEY} --to forge");
+    assert!(hint.contains(&cure), "{hint}");
+    let arguments = ["installations", "move", CLIENT_KEY, "--to", "forge"];
+    printed(&scene.relay, &arguments, 0).await;
+    let arguments = [
+        "installations",
+        "remove",
+        CLIENT_KEY,
+        "--upstream",
+        "connect",
+    ];
+    let said = printed(&scene.relay, &arguments, 0).await;
+    assert!(said.contains("connect stands by no more"), "{said}");
+    assert_eq!(endings(&gitlabs[0]).await, 0);
+
+    // Meant so: the instances hear of it, whatever stands by.
+    let relay = scene.relay.app_base_url();
+    assert_eq!(scene.jira.installed(&relay, SECRET).await.status(), 204);
+    let arguments = ["installations", "remove", CLIENT_KEY, "--force"];
+    let said = printed(&scene.relay, &arguments, 0).await;
+    assert!(said.contains("if its app is still installed"), "{said}");
+    scene.until_told_the_end(&gitlabs[0]).await;
+    assert_eq!(scene.installation().await["standby"], json!(["connect"]));
+}
+
+/// Connect says goodbye once, and a site that was deleted, or imported into another, says nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connect_app_that_went_without_a_word_is_left_by_force() {
+    let scene = with_connect().await;
+    let (gitlabs, _) = linked(&scene.relay, CLIENT_KEY, 1).await;
+    let (code, hint) = scene.refused_removal("").await;
+    assert_eq!(code, "installation_has_app");
+    let cure = format!("installations remove {CLIENT_KEY} --force");
+    assert!(hint.contains(&cure), "{hint}");
+    let malformed = format!("/api/v1/installations/{CLIENT_KEY}?force=perhaps");
+    let refused = scene.relay.admin("DELETE", &malformed, None, 400).await;
+    assert_eq!(refused["error"]["code"], "force_malformed");
+    let arguments = ["installations", "remove", CLIENT_KEY, "--force"];
+    let said = printed(&scene.relay, &arguments, 0).await;
+    assert!(said.contains("if its app is still installed"), "{said}");
+    assert!(!said.contains("credentials"), "{said}");
+    scene.until_told_the_end(&gitlabs[0]).await;
+    let trail = scene.audit("installation_uninstalled").await;
+    assert_eq!(
+        (&trail[0]["actor"], &trail[0]["note"]),
+        (&json!("admin"), &json!("connect (forced)"))
+    );
+    // It was alive.
+    let relay = scene.relay.app_base_url();
+    assert_eq!(scene.jira.installed(&relay, SECRET).await.status(), 204);
+    let back = |links: &[Value]| links[0]["state"] == "connected";
+    scene.relay.until_links("back", back).await;
+    assert_eq!(scene.installation().await["state"], "installed");
 }
 
 /// A Forge app that carries a Connect app is installed as both, and tells of the Forge part first.
@@ -334,4 +460,166 @@ async fn what_comes_after_a_trial_goes_to_the_record_that_lives() {
     scene.cloud.with(&forge, "scheduled", json!({}));
     assert_eq!(ways(&of(&tried).await), shut);
     assert_eq!(scene.relay.links().await.len(), 1);
+}
+
+fn purge_path(link: &Value, how: &str) -> String {
+    format!(
+        "/api/v1/links/{}?purge={how}",
+        link["id"].as_str().expect("id")
+    )
+}
+
+/// What is left of a link's builds.
+fn of_link(scene: &Scene, provider: &str, link: &Value) -> usize {
+    let ns = link["namespace"].as_str().expect("namespace");
+    let keys = scene.cloud.keys(&scene.acme, provider, "builds");
+    keys.iter().filter(|key| key.starts_with(ns)).count()
+}
+
+/// Connect has ended, which the relay hears from nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_says_which_way_is_dead_and_goes_on_without_it() {
+    let scene = with_connect().await;
+    let (gitlabs, links) = linked(&scene.relay, CLIENT_KEY, 1).await;
+    let forge = install_forge(&scene).await;
+    scene.both_push("connect", &gitlabs, &links, 1).await;
+    let wish = json!({"to": "forge"});
+    scene.relay.admin("POST", MOVE, Some(wish), 200).await;
+    scene.both_push(&forge.provider, &gitlabs, &links, 2).await;
+    scene
+        .cloud
+        .fault("acme", json!({"mode": "status", "status": 401}));
+    let path = purge_path(&links[0], "true");
+    scene.relay.admin("DELETE", &path, None, 202).await;
+    let failed = |links: &[Value]| links[0]["purge"]["last_error"].is_object();
+    let now = scene.relay.until_links("it fails", failed).await;
+    let problem = &now[0]["purge"]["last_error"];
+    let text = |name: &str| problem[name].as_str().expect("text").to_owned();
+    assert!(
+        text("message").starts_with("through connect: "),
+        "{problem:#}"
+    );
+    let cure = format!("installations remove {CLIENT_KEY} --upstream connect");
+    assert!(text("hint").contains(&cure), "{problem:#}");
+    assert_eq!(
+        of_link(&scene, &forge.provider, &links[0]),
+        0,
+        "the living is not kept waiting"
+    );
+    let arguments = [
+        "installations",
+        "remove",
+        CLIENT_KEY,
+        "--upstream",
+        "connect",
+    ];
+    printed(&scene.relay, &arguments, 0).await;
+    scene.relay.until_links("purged", <[Value]>::is_empty).await;
+    let trail = scene.audit("link_data_deleted").await;
+    let note = trail[0]["note"].as_str().expect("note");
+    assert!(note.ends_with("of what was sent through forge"), "{note}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_that_cannot_end_is_given_up() {
+    let scene = with_connect().await;
+    let (mut gitlabs, links) = linked(&scene.relay, CLIENT_KEY, 1).await;
+    scene.both_push("connect", &gitlabs, &links, 1).await;
+    let abandon = purge_path(&links[0], "abandon");
+    let refused = scene.relay.admin("DELETE", &abandon, None, 409).await;
+    assert_eq!(refused["error"]["code"], "link_not_being_purged");
+    scene
+        .cloud
+        .fault("acme", json!({"mode": "status", "status": 401}));
+    // The instance is not told either, so that there is something to come back to.
+    gitlabs[0].mode("error500").await;
+    let path = purge_path(&links[0], "true");
+    scene.relay.admin("DELETE", &path, None, 202).await;
+    let failed = |links: &[Value]| links[0]["purge"]["last_error"].is_object();
+    let now = scene.relay.until_links("it fails", failed).await;
+    let id = links[0]["id"].as_str().expect("id");
+    let cure = format!("links remove {id} --abandon-purge");
+    let hint = now[0]["purge"]["last_error"]["hint"]
+        .as_str()
+        .expect("hint");
+    assert!(hint.contains(&cure), "{hint}");
+    for query in ["?force=true", ""] {
+        let (code, hint) = scene.refused_removal(query).await;
+        if query.is_empty() {
+            assert_eq!(code, "installation_has_app");
+        } else {
+            assert_eq!(code, "link_being_purged");
+            assert!(hint.contains(&cure), "{hint}");
+        }
+    }
+
+    let arguments = ["links", "remove", id, "--abandon-purge"];
+    let said = printed(&scene.relay, &arguments, 0).await;
+    assert!(
+        said.contains("what was not deleted yet stays in Jira"),
+        "{said}"
+    );
+    assert_eq!(scene.relay.links().await[0]["purge"]["state"], "abandoned");
+    let trail = scene.audit("link_purge_abandoned").await;
+    let ns = links[0]["namespace"].as_str().expect("namespace");
+    assert!(trail[0]["note"].as_str().expect("note").contains(ns));
+    // Linked again, nothing of it is hit by a deletion that may be on its way yet.
+    gitlabs[0].mode("ok").await;
+    scene.cloud.heal("acme");
+    let again = scene.relay.link(CLIENT_KEY, &gitlabs[0].url).await;
+    assert_eq!(
+        (&again["id"], &again["purge"]),
+        (&links[0]["id"], &Value::Null)
+    );
+    assert_ne!(again["namespace"], links[0]["namespace"]);
+    scene
+        .relay
+        .admin("POST", "/api/v1/spool/retry", None, 202)
+        .await;
+    scene.both_push("connect", &gitlabs, &[again], 2).await;
+    assert!(of_link(&scene, "connect", &links[0]) > 0);
+
+    // ... and gone for good, with what was not deleted.
+    gitlabs[0].mode("error500").await;
+    scene
+        .cloud
+        .fault("acme", json!({"mode": "status", "status": 401}));
+    scene.relay.admin("DELETE", &path, None, 202).await;
+    scene.relay.until_links("it fails", failed).await;
+    scene.relay.admin("DELETE", &abandon, None, 202).await;
+    gitlabs[0].mode("ok").await;
+    scene.relay.until_links("gone", <[Value]>::is_empty).await;
+    gitlabs.clear();
+}
+
+/// Nobody can delete any more what came with credentials that are gone; what the Forge app sent, it can.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_way_that_stands_by_sent_can_be_deleted_after_the_end() {
+    let scene = Scene::set().await;
+    let credential = scene.cloud.credential(&scene.acme, &FAMILIES);
+    let wish = json!({
+        "upstream": "oauth", "site_url": scene.acme.url,
+        "client_id": credential.client_id, "client_secret": credential.client_secret,
+    });
+    let path = "/api/v1/installations";
+    let added = scene.relay.admin("POST", path, Some(wish), 201).await;
+    let key = added["client_key"].as_str().expect("key");
+    let (gitlabs, links) = linked(&scene.relay, key, 1).await;
+    let forge = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    for (to, provider) in [("forge", &forge.provider), ("oauth", &credential.provider)] {
+        printed(&scene.relay, &["installations", "move", key, "--to", to], 0).await;
+        scene.both_push(provider, &gitlabs, &links, 1).await;
+    }
+    printed(
+        &scene.relay,
+        &["installations", "remove", key, "--force"],
+        0,
+    )
+    .await;
+    scene.until_told_the_end(&gitlabs[0]).await;
+    let path = purge_path(&links[0], "true");
+    scene.relay.admin("DELETE", &path, None, 202).await;
+    scene.relay.until_links("purged", <[Value]>::is_empty).await;
+    assert_eq!(of_link(&scene, &forge.provider, &links[0]), 0);
+    assert!(of_link(&scene, &credential.provider, &links[0]) > 0);
 }
