@@ -70,7 +70,7 @@ pub(super) async fn move_to(
         Err(TransactError::Refused(MoveRefusal::Unchanged(would))) => *would,
         Err(error) => return Err(error.into()),
     };
-    let notes = notes(&moved);
+    let notes = notes(&moved, waiting_writes);
     let report = Report {
         moved,
         waiting_writes,
@@ -101,11 +101,14 @@ async fn works(admin: &AdminParts, next: Installation, now: Timestamp) -> Result
 }
 
 /// Jira keeps what is sent by who sent it (Atlassian's API reference on uniqueness: the scope is the provider).
-fn notes(moved: &Moved) -> Vec<&'static str> {
+fn notes(moved: &Moved, waiting_writes: usize) -> Vec<&'static str> {
     let mut notes = vec![
-        "what was sent so far stays in Jira as it is, and is not sent again: it goes when its app, or its credentials, are removed there",
+        "what Jira has taken so far stays there as it is, and is not sent again: it goes when its app, or its credentials, are removed there",
         "until then Jira shows an entity that is sent again the new way beside the one that was sent before",
     ];
+    if waiting_writes > 0 {
+        notes.push("among what waits there may be writes that Jira took and whose answer was lost: they go the new way too");
+    }
     match moved.to {
         UpstreamKind::Connect => {}
         UpstreamKind::Forge => notes.push("Jira can't search repositories through Forge"),

@@ -1,14 +1,18 @@
 //! A site moves from one way of reaching it to another, with its links, their namespaces and what waits.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::Scene;
 use crate::{
-    cloud::{FAMILIES, Installed},
-    harness::{SECRET, code, printed},
+    cloud::{Cloud, FAMILIES, Installed},
+    fakes::{FakeJira, http::client},
+    harness::{RelayProcess, SECRET, Settings, admin, checked, code, printed},
     stage::{APP_KEY, CLIENT_KEY, GitLab, linked},
 };
 
@@ -622,4 +626,149 @@ async fn what_the_way_that_stands_by_sent_can_be_deleted_after_the_end() {
     scene.relay.until_links("purged", <[Value]>::is_empty).await;
     assert_eq!(of_link(&scene, &forge.provider, &links[0]), 0);
     assert!(of_link(&scene, &credential.provider, &links[0]) > 0);
+}
+
+/// Nobody can know that Jira has taken a write whose answer was lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_whose_answer_was_lost_is_sent_the_new_way_too() {
+    let scene = with_connect().await;
+    let (gitlabs, links) = linked(&scene.relay, CLIENT_KEY, 1).await;
+    let forge = install_forge(&scene).await;
+    let lost = json!({"mode": "status_after_store", "status": 503, "match": {"method": "POST"}});
+    scene.cloud.fault("acme", lost);
+    gitlabs[0].sends("builds", json!({"build_number": 5})).await;
+    scene.built("connect", &links, 5);
+    assert_eq!(scene.relay.spool().await["waiting"], 1);
+    let wish = json!({"to": "forge"});
+    scene.relay.admin("POST", MOVE, Some(wish), 200).await;
+    scene.relay.until_drained().await;
+    for provider in ["connect", &forge.provider] {
+        scene.built(provider, &links, 5);
+    }
+    // Both can be deleted.
+    scene.cloud.heal("acme");
+    let path = purge_path(&links[0], "true");
+    scene.relay.admin("DELETE", &path, None, 202).await;
+    scene.relay.until_links("purged", <[Value]>::is_empty).await;
+    for provider in ["connect", &forge.provider] {
+        assert_eq!(of_link(&scene, provider, &links[0]), 0);
+    }
+}
+
+/// kill -9 somewhere in a move: the site is on one way or on the other, and all that it has is with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_is_done_whole_or_not_at_all_whenever_the_relay_dies() {
+    let cloud = Cloud::start();
+    let acme = cloud.site("acme");
+    let app = cloud.ask("app", json!({}))["app_id"].clone();
+    let app = app.as_str().expect("app").to_owned();
+    let mut jira = FakeJira::start(CLIENT_KEY).await;
+    jira.base_url.clone_from(&acme.url);
+    let folder = tempfile::tempdir().expect("folder");
+    let mut settings = Settings::new(folder.path(), &jira);
+    cloud.aim(&mut settings, &app, &[&acme]);
+    cloud.ask("app", json!({"app_id": app, "remote": settings.url()}));
+    cloud.connect(&acme, APP_KEY, &[SECRET]);
+    let client = client();
+    let mut relay = RelayProcess::start(&settings, &client).await;
+    let token = settings.know_secrets();
+    let (admin_url, base) = (settings.admin_url(), settings.app_base_url());
+    let ask = async |method: &str, path: &str, body: Option<Value>| {
+        let path = format!("/api/v1/{path}");
+        let answer = admin(&client, &admin_url, &token, method, &path, body).await?;
+        let answer = checked(answer);
+        Some((
+            answer.status().as_u16(),
+            serde_json::from_slice::<Value>(answer.body()).expect("JSON"),
+        ))
+    };
+    let read = async |path: &str| ask("GET", path, None).await.expect("an answer").1;
+    assert_eq!(jira.installed(&base, SECRET).await.status(), 204);
+    let forge = cloud.install(&app, &acme, json!({}));
+    assert_eq!(forge.told["delivered"], true, "{}", forge.told);
+    let gitlab = GitLab::start_for(&settings.url(), "", &[]);
+    let wish = json!({"client_key": CLIENT_KEY, "instance_url": gitlab.url});
+    let linked = ask("POST", "links", Some(wish)).await.expect("an answer");
+    assert_eq!(linked.1["state"], "connected", "{linked:?}");
+    for door in ["acme", "api"] {
+        let away = json!({"mode": "status", "status": 503, "match": {"method": "POST"}});
+        cloud.fault(door, away);
+    }
+    for number in 1..=5 {
+        gitlab
+            .sends("builds", json!({"build_number": number}))
+            .await;
+    }
+
+    let (mut in_use, mut moves, mut random) = ("connect", 0, 0x9e37_79b9_7f4a_7c15_u64);
+    for round in 0..12 {
+        let to = if in_use == "connect" {
+            "forge"
+        } else {
+            "connect"
+        };
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        let life = Duration::from_micros((random >> 33) % 25_000);
+        let path = format!("installations/{CLIENT_KEY}/move");
+        let moving = ask("POST", &path, Some(json!({"to": to})));
+        // Every fourth may end, so that it is known to have been done.
+        let life = if round % 4 == 3 {
+            Duration::from_secs(30)
+        } else {
+            life
+        };
+        let told = tokio::time::timeout(life, moving).await;
+        relay.kill();
+        relay = RelayProcess::start(&settings, &client).await;
+        let site = read("installations").await[0].clone();
+        let now = site["upstream"].as_str().expect("upstream").to_owned();
+        if let Ok(Some((status, answer))) = told {
+            assert_eq!((status, &*now), (200, to), "acknowledged: {answer:#}");
+        }
+        if now == to {
+            (in_use, moves) = (to, moves + 1);
+        }
+        let other = if in_use == "connect" {
+            "forge"
+        } else {
+            "connect"
+        };
+        assert_eq!(
+            (&site["state"], &site["upstream"], &site["standby"]),
+            (&json!("installed"), &json!(in_use), &json!([other]))
+        );
+        let trail = read("audit?limit=1000").await;
+        let moved = trail.as_array().expect("trail").iter();
+        let moved = moved.filter(|entry| entry["action"] == "installation_moved");
+        assert_eq!(moved.count(), moves, "a move and its entry are one");
+        let links = read("links").await;
+        for name in ["id", "namespace", "mode", "state", "generation"] {
+            assert_eq!(links[0][name], linked.1[name], "{name}");
+        }
+        assert_eq!(links.as_array().map(Vec::len), Some(1));
+        assert_eq!(read("spool").await["waiting"], 5);
+    }
+    assert!(moves >= 3, "too few moves were done: {moves}");
+    for door in ["acme", "api"] {
+        cloud.heal(door);
+    }
+    ask("POST", "spool/retry", None).await;
+    let deadline = std::time::Instant::now() + crate::harness::PATIENCE;
+    while read("spool").await["waiting"] != 0 {
+        assert!(std::time::Instant::now() < deadline, "it does not drain");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let ns = linked.1["namespace"].as_str().expect("namespace");
+    let expected: Vec<String> = (1..=5).map(|number| format!("{ns}-700/{number}")).collect();
+    let none: [String; 0] = [];
+    let (used, unused) = match in_use {
+        "connect" => ("connect", &*forge.provider),
+        _ => (&*forge.provider, "connect"),
+    };
+    assert_eq!(cloud.keys(&acme, used, "builds"), expected);
+    assert_eq!(cloud.keys(&acme, unused, "builds"), none);
+    drop(relay);
+    assert_eq!(cloud.violations(), json!([]));
 }
