@@ -13,6 +13,7 @@ use crate::{
     cloud::{Cloud, FAMILIES, Installed},
     fakes::{FakeJira, http::client},
     harness::{RelayProcess, SECRET, Settings, admin, checked, code, printed},
+    outside::Session,
     stage::{APP_KEY, CLIENT_KEY, GitLab, linked},
 };
 
@@ -547,6 +548,11 @@ async fn a_deletion_that_cannot_end_is_given_up() {
         .as_str()
         .expect("hint");
     assert!(hint.contains(&cure), "{hint}");
+    // A Jira admin is not told what an operator types.
+    let session = Session::enter(&scene.relay, CLIENT_KEY).await;
+    let shown = async || session.call("GET", "links", None, 200).await["links"][0]["purge"].clone();
+    let hint = shown().await["last_error"]["hint"].to_string();
+    assert!(hint.contains("the operator of the relay"), "{hint}");
     for query in ["?force=true", ""] {
         let (code, hint) = scene.refused_removal(query).await;
         if query.is_empty() {
@@ -564,6 +570,7 @@ async fn a_deletion_that_cannot_end_is_given_up() {
         "{said}"
     );
     assert_eq!(scene.relay.links().await[0]["purge"]["state"], "abandoned");
+    assert_eq!(shown().await, Value::Null);
     let trail = scene.audit("link_purge_abandoned").await;
     let ns = links[0]["namespace"].as_str().expect("namespace");
     assert!(trail[0]["note"].as_str().expect("note").contains(ns));
