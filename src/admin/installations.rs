@@ -284,6 +284,17 @@ pub(super) async fn remove(
     json(StatusCode::ACCEPTED, &view(admin, &installation))
 }
 
+/// One of them, after a change.
+pub(super) fn show(
+    admin: &AdminParts,
+    client_key: &ClientKey,
+) -> Result<Response<Full<Bytes>>, Reject> {
+    let installation = admin.store.installation(client_key);
+    let installation =
+        installation.ok_or_else(|| LinkRefusal::UnknownInstallation(client_key.clone()))?;
+    json(StatusCode::OK, &view(admin, &installation))
+}
+
 /// The installation that an address names.
 pub(super) fn find(
     admin: &AdminParts,

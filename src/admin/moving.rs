@@ -26,6 +26,13 @@ struct Wish {
     dry_run: bool,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Join {
+    /// The record that stays.
+    into: String,
+}
+
 /// What was done, or would be, and what else there is to know.
 #[derive(Serialize)]
 struct Report {
@@ -77,6 +84,44 @@ pub(super) async fn move_to(
         notes,
     };
     json(StatusCode::OK, &report)
+}
+
+/// `POST /api/v1/installations/{client_key}/join`: the ways of this record stand by with the other, and it goes.
+pub(super) async fn join(
+    admin: &AdminParts,
+    client_key: &str,
+    request: Request<Incoming>,
+    arrival: &Arrival,
+) -> Result<Response<Full<Bytes>>, Reject> {
+    let goes = installations::find(admin, client_key, arrival)?
+        .client_key
+        .clone();
+    let (head, body) = request.into_parts();
+    let wish: Join = parse_json(&read_small_body(body, &head.headers, &admin.limits).await?)?;
+    let stays = installations::find(admin, &wish.into, arrival)?
+        .client_key
+        .clone();
+    // Nothing comes any more when it has no links, and what came before must get through first.
+    if admin
+        .store
+        .spooled()
+        .iter()
+        .any(|write| write.client_key == goes)
+    {
+        return Err(Reject::new(
+            RejectKind::Conflict,
+            "writes_wait",
+            "writes of the record that would go wait for Jira",
+            "GET /api/v1/spool says why; try again when they got through",
+        ));
+    }
+    let audit = AdminParts::audit_entry(arrival, "installations_joined");
+    let (one, other) = (goes, stays.clone());
+    admin
+        .store
+        .transact(move |transaction| sites::merge(transaction, &one, &other, audit))
+        .await?;
+    installations::show(admin, &stays)
 }
 
 /// A way that does not work now is no way to move to.

@@ -98,6 +98,20 @@ pub(crate) enum Command {
         #[arg(long, conflicts_with = "upstream")]
         force: bool,
     },
+    /// Make one of two records of one site: the ways of the first stand by with the other, and it is gone.
+    ///
+    /// A site that was known under another address when its app spoke first has two (`doctor` names them). The first must
+    /// have no links any more, so that no instance knows it: link its instances to the other, and remove its links. The
+    /// record of a Connect app stays, because Jira calls it by its client key.
+    #[command(after_help = "Examples:
+  jira-connect-proxy installations join 6f0ae1e0-6b0f-4c2b-9a48-4c6f6e2a1c11 --into 3c8f2b7e-7a6d-3a52-a9c7-0e2d5f1b9a44")]
+    Join {
+        /// Client key of the record that goes.
+        client_key: String,
+        /// Client key of the one that stays.
+        #[arg(long, value_name = "CLIENT_KEY")]
+        into: String,
+    },
     /// Reach a site another way from now on: its links, their namespaces and what waits for it go along.
     ///
     /// The other way must be there already: the app installed on the site, or its credentials added. What was sent so
@@ -154,6 +168,7 @@ pub(super) async fn run(command: Option<Command>, api: &Api, json: bool) -> anyh
             upstream,
             force,
         }) => remove(api, &installation, upstream, force, json).await,
+        Some(Command::Join { client_key, into }) => join(api, &client_key, &into, json).await,
         Some(Command::Move {
             installation,
             to,
@@ -268,6 +283,30 @@ async fn remove(
             "{url} is left, and {told}\nif its app is still installed, the site is back with the next thing that Jira says: then have a Jira admin uninstall it"
         ),
     })?;
+    Ok(true)
+}
+
+async fn join(api: &Api, client_key: &str, into: &str, as_json: bool) -> anyhow::Result<bool> {
+    let site = find(api, Some(client_key)).await?;
+    let answer = api
+        .call(
+            Method::POST,
+            &site.path("/join"),
+            Some(&json!({ "into": into })),
+        )
+        .await?;
+    if as_json {
+        print::json(&answer)?;
+        return Ok(true);
+    }
+    let joined: Installation = parsed(answer)?;
+    print::line(format!(
+        "{} is one installation now, {}: {} is used, and {} stands by",
+        joined.base_url,
+        joined.client_key,
+        joined.upstream,
+        joined.standby.join(" and ")
+    ))?;
     Ok(true)
 }
 

@@ -467,6 +467,73 @@ async fn what_comes_after_a_trial_goes_to_the_record_that_lives() {
     assert_eq!(scene.relay.links().await.len(), 1);
 }
 
+/// What told of itself under another address is another record, until an operator says that it is one site.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_records_of_one_site_are_named_and_made_one() {
+    let scene = with_connect().await;
+    let called = |name: &str| {
+        let rename = json!({"site": "acme", "base_url": name});
+        scene.cloud.ask("rename", rename);
+    };
+    called("https://acme.atlassian.net");
+    let forge = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    assert_eq!(forge.told["delivered"], true, "{}", forge.told);
+    let all = scene.installations().await;
+    let twin = all.iter().find(|site| site["upstream"] == "forge");
+    let twin = twin.expect("a record of its own")["client_key"].clone();
+    let twin = twin.as_str().expect("key");
+    let doctor = async || printed(&scene.relay, &["doctor"], 0).await;
+    assert!(
+        !doctor().await.contains("twin_installations"),
+        "nobody can know"
+    );
+    called(&scene.acme.url);
+    scene.cloud.with(&forge, "scheduled", json!({}));
+    let said = doctor().await;
+    assert!(
+        said.contains("twin_installations") && said.contains(twin),
+        "{said}"
+    );
+
+    let join = async |one: &str, other: &str, code| {
+        let arguments = ["installations", "join", one, "--into", other];
+        printed(&scene.relay, &arguments, code).await
+    };
+    let said = join(CLIENT_KEY, twin, 1).await;
+    assert!(said.contains("the other way round"), "{said}");
+    let said = join(twin, twin, 1).await;
+    assert!(said.contains("no_twins"), "{said}");
+    let (gitlabs, _) = linked(&scene.relay, twin, 1).await;
+    let said = join(twin, CLIENT_KEY, 1).await;
+    assert!(said.contains("installation_has_links"), "{said}");
+    scene
+        .cloud
+        .fault("api", json!({"mode": "status", "status": 503}));
+    gitlabs[0].sends("builds", json!({})).await;
+    printed(&scene.relay, &["links", "remove", &gitlabs[0].url], 0).await;
+    scene.relay.until_links("gone", <[Value]>::is_empty).await;
+    let said = join(twin, CLIENT_KEY, 1).await;
+    assert!(said.contains("writes_wait"), "{said}");
+    scene.cloud.heal("api");
+    scene.relay.until_drained().await;
+
+    let (gitlabs, links) = linked(&scene.relay, CLIENT_KEY, 1).await;
+    let said = join(twin, CLIENT_KEY, 0).await;
+    assert!(
+        said.contains("connect is used, and forge stands by"),
+        "{said}"
+    );
+    assert_eq!(scene.audit("installations_joined").await.len(), 1);
+    // The next trigger finds the same record.
+    let told = scene.cloud.with(&forge, "scheduled", json!({}));
+    assert_eq!(told["delivered"], true, "{told}");
+    assert_eq!(scene.installation().await["standby"], json!(["forge"]));
+    assert!(!doctor().await.contains("twin_installations"));
+    let wish = json!({"to": "forge"});
+    scene.relay.admin("POST", MOVE, Some(wish), 200).await;
+    scene.both_push(&forge.provider, &gitlabs, &links, 1).await;
+}
+
 fn purge_path(link: &Value, how: &str) -> String {
     format!(
         "/api/v1/links/{}?purge={how}",
