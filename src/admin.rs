@@ -105,6 +105,7 @@ enum Route {
     ImportRollback,
     Installation,
     Installations,
+    Join,
     Keys,
     KeysRotate,
     Link,
@@ -134,6 +135,7 @@ impl Admin {
             ("/metrics", Route::Metrics),
             ("/api/v1/installations", Route::Installations),
             ("/api/v1/installations/{id}", Route::Installation),
+            ("/api/v1/installations/{id}/join", Route::Join),
             ("/api/v1/installations/{id}/move", Route::Move),
             ("/api/v1/installations/{id}/page", Route::Page),
             ("/api/v1/links", Route::Links),
@@ -228,6 +230,7 @@ impl AdminParts {
             (Route::Installation, &Method::DELETE) => {
                 installations::remove(self, id, request.uri().query(), arrival).await
             }
+            (Route::Join, &Method::POST) => moving::join(self, id, request, arrival).await,
             (Route::Move, &Method::POST) => moving::move_to(self, id, request, arrival).await,
             (Route::Page, &Method::POST) => page::invite(self, id, arrival).await,
             (Route::Links, &Method::GET) => links::list(self, request.uri().query()),
@@ -393,6 +396,7 @@ impl Route {
             Self::LinkResend => "links/id/resend",
             Self::Links => "links",
             Self::Metrics => "metrics",
+            Self::Join => "installations/id/join",
             Self::Move => "installations/id/move",
             Self::Page => "installations/id/page",
             Self::Ready => "readyz",

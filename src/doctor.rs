@@ -12,7 +12,9 @@ use serde_json::Value;
 
 use crate::{
     client::{Client, Destination},
-    domain::{InstanceUrl, JiraBaseUrl, LifecycleEventKind, Link, LinkMode, Upstream},
+    domain::{
+        Installation, InstanceUrl, JiraBaseUrl, LifecycleEventKind, Link, LinkMode, Upstream,
+    },
     forge_sites,
     gitlab::{
         Asker, Prober,
@@ -20,6 +22,7 @@ use crate::{
     },
     jira::{Forwarder, credentials},
     jwt::{KeySet, Signer},
+    sites,
     store::Store,
     tls::TlsFiles,
 };
@@ -225,10 +228,12 @@ impl Doctor {
         ];
         let of_sites = self.forge_sites(now);
         let of_sites = of_sites.map(|found| ("forge_site", Some(found)));
+        let of_twins = self.twins().map(|found| ("sites", Some(found)));
         let steps = steps
             .into_iter()
             .chain(of_sites)
             .chain(credentials)
+            .chain(of_twins)
             .chain(of_itself)
             .filter_map(|(rung, finding)| finding.map(|finding| Step { rung, finding }));
         Report::new("relay".to_owned(), steps.collect())
@@ -361,6 +366,26 @@ impl Doctor {
             .collect();
         found.sort_by(|a, b| (b.verdict, &a.message).cmp(&(a.verdict, &b.message)));
         found.into_iter().take(SITES_TOLD)
+    }
+
+    /// A line for each two records that look like one site.
+    fn twins(&self) -> impl Iterator<Item = Finding> {
+        let twins = sites::twins(&self.store.installations()).into_iter();
+        twins.take(SITES_TOLD).map(|[one, other]| {
+            let named = |record: &Installation| {
+                format!("{} ({})", record.client_key, record.upstream.kind().as_str())
+            };
+            Finding::warn(
+                "twin_installations",
+                format!(
+                    "{} and {} look like one site, {}: instances that are linked to both send everything twice",
+                    named(&one),
+                    named(&other),
+                    other.base_url
+                ),
+                "if one has gone without a word, `jira-connect-proxy installations remove KEY --force`; if both live, `jira-connect-proxy installations join KEY --into KEY`",
+            )
+        })
     }
 
     /// A line for each site that is reached with OAuth client credentials.

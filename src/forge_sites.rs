@@ -130,10 +130,12 @@ impl ForgeSites {
         }
     }
 
-    /// The site of an installation of the app.
+    /// The site of an installation of the app: of several records the one in which it is open.
     pub fn find(&self, id: &ForgeInstallationId) -> Option<Arc<Installation>> {
-        let mut known = self.store.installations().into_iter();
-        known.find(|known| has(known, id))
+        let known = self.store.installations().into_iter();
+        known
+            .filter(|known| has(known, id))
+            .max_by_key(|known| is_open(known))
     }
 
     /// Takes what an invocation told; durable on return. A site that is not known joins: the event that announced it

@@ -11,8 +11,8 @@ use jiff::{SignedDuration, Timestamp};
 use crate::{
     domain::{
         Actor, AuditEntry, ClientKey, Installation, InstanceUrl, JiraBaseUrl, LifecycleEventKind,
-        Link, LinkId, LinkMode, SharedSecret, UpstreamKind, installation::InstallationChange,
-        link::Purge, secret::NoRandomness,
+        Link, LinkId, LinkMode, Namespace, SharedSecret, UpstreamKind,
+        installation::InstallationChange, link::Purge, secret::NoRandomness,
     },
     reject::{Reject, RejectKind},
     store::{StoreFull, Transaction},
@@ -77,6 +77,9 @@ pub enum LinkRefusal {
     /// What it wrote is being deleted.
     #[error("the data of the link {0} is being deleted from Jira")]
     BeingPurged(LinkId),
+    /// There is no deletion to give up.
+    #[error("no data of the link {0} is being deleted")]
+    NotBeingPurged(LinkId),
     /// What it writes carries no mark to delete it by.
     #[error(
         "the data of a link that is direct or keeps its ids can't be told from other data in Jira"
@@ -137,9 +140,15 @@ pub fn create(
     }
     let link = match same {
         Some(leaving) => {
+            // A deletion that was given up may still be on its way to Jira.
+            let abandoned = leaving.purge.as_ref().is_some_and(Purge::is_abandoned);
             let mut link = Link {
                 mode: wish.mode,
                 keep_ids: wish.keep_ids,
+                namespace: match abandoned {
+                    true => transaction.claim_namespace()?,
+                    false => leaving.namespace.clone(),
+                },
                 purge: None,
                 imported: None,
                 ..leaving.as_ref().clone()
@@ -199,7 +208,7 @@ pub fn begin_purge(transaction: &mut Transaction<'_>, id: LinkId) -> bool {
     let Ok(mut link) = known(transaction, id) else {
         return false;
     };
-    let Some(purge) = link.purge.as_mut().filter(|purge| purge.done_at.is_none()) else {
+    let Some(purge) = link.purge.as_mut().filter(|purge| purge.is_wanted()) else {
         return false;
     };
     if !purge.begun {
@@ -240,18 +249,19 @@ pub fn purge(
     }
     // Jira deletes an app's data itself when the app goes. What came with credentials stays when they do.
     if let Some(left) = transaction.installation(&link.client_key)
-        && !left.is_installed()
+        && left.open_ways().next().is_none()
         && left.upstream.kind() == UpstreamKind::Oauth
     {
         return Err(LinkRefusal::Uninstalled(link.client_key));
     }
-    if link.purge.is_none() {
+    if link.purge.as_ref().is_none_or(Purge::is_abandoned) {
         link.purge = Some(Purge {
             namespace: link.namespace.clone(),
             requested_at: now,
             not_before: None,
             begun: false,
             done_at: None,
+            abandoned_at: None,
             last_error: None,
         });
         transaction.replace_link(link);
@@ -292,18 +302,57 @@ pub fn remove_after(
     Ok(link)
 }
 
-/// Everything that the link wrote is deleted.
-pub fn purged(transaction: &mut Transaction<'_>, id: LinkId, now: Timestamp) {
+/// Has a deletion that can't end given up: what is not deleted yet stays in Jira, and the link goes as without one.
+pub fn abandon_purge(
+    transaction: &mut Transaction<'_>,
+    id: LinkId,
+    audit: AuditEntry,
+    now: Timestamp,
+) -> Result<Link, LinkRefusal> {
+    let mut link = known(transaction, id)?;
+    let Some(purge) = link.purge.as_mut().filter(|purge| purge.is_wanted()) else {
+        return Err(LinkRefusal::NotBeingPurged(id));
+    };
+    purge.abandoned_at = Some(now);
+    transaction.audit(AuditEntry {
+        note: Some(format!(
+            "what carries the namespace {} may be left in Jira",
+            purge.namespace.as_str()
+        )),
+        ..audit.about(&link)
+    });
+    transaction.settle_link(link.clone());
+    Ok(link)
+}
+
+/// Everything that the link wrote under this namespace is deleted, where a way is open.
+pub fn purged(
+    transaction: &mut Transaction<'_>,
+    id: LinkId,
+    namespace: &Namespace,
+    now: Timestamp,
+) {
     let Ok(mut link) = known(transaction, id) else {
         return;
     };
-    let Some(purge) = &mut link.purge else {
+    let purge = link.purge.as_mut();
+    // Given up meanwhile, perhaps, and another wanted.
+    let Some(purge) = purge.filter(|purge| purge.is_wanted() && purge.namespace == *namespace)
+    else {
         return;
     };
     purge.done_at = Some(now);
     purge.last_error = None;
+    let ways = transaction.installation(&link.client_key);
+    let ways: Vec<_> = ways.map_or_else(Vec::new, |site| {
+        site.open_ways().map(|way| way.kind().as_str()).collect()
+    });
+    let through = match &*ways {
+        [] => String::new(),
+        ways => format!(", of what was sent through {}", ways.join(" and ")),
+    };
     transaction.audit(AuditEntry {
-        note: Some(format!("namespace {}", purge.namespace.as_str())),
+        note: Some(format!("namespace {}{through}", namespace.as_str())),
         ..AuditEntry::new(now, Actor::Relay, "link_data_deleted").about(&link)
     });
     transaction.settle_link(link);
@@ -382,6 +431,9 @@ pub fn without_connect(
 }
 
 /// Has a site's links follow what happened to it.
+///
+/// An instance that is told `uninstalled` forgets which of its groups are linked. So none is told before the last way to
+/// the site is shut: until then it can be moved, and what instances send waits for that.
 pub fn follow(
     transaction: &mut Transaction<'_>,
     client_key: &ClientKey,
@@ -389,11 +441,23 @@ pub fn follow(
     auto_linked: &[InstanceUrl],
     now: Timestamp,
 ) -> Result<(), FollowError> {
+    let site = transaction.installation(client_key);
+    let is_shut = site.is_none_or(|site| site.open_ways().next().is_none());
+    if change == InstallationChange::Uninstalled && !is_shut {
+        tracing::warn!(client.key = %client_key, "the way to the site that was used is shut, and another stands by: its instances are not told, and what they send waits until an operator moves it");
+    }
     for link in transaction.links_of(client_key) {
         let mut link = Link::clone(&link);
         match change {
-            InstallationChange::Uninstalled => link.want_uninstalled(now),
-            InstallationChange::Reinstalled if !link.remove => {
+            InstallationChange::Uninstalled | InstallationChange::Standby if is_shut => {
+                link.want_uninstalled(now);
+            }
+            // A link of its own secret that was not told that it is over has nothing to hear.
+            InstallationChange::Reinstalled
+                if !link.remove
+                    && (link.mode == LinkMode::Direct
+                        || link.desired.event == LifecycleEventKind::Uninstalled) =>
+            {
                 link.want_installed(Some(SharedSecret::generate()?), now);
             }
             // Who is given Jira's own secret and address follows them.
@@ -418,6 +482,15 @@ pub fn follow(
         auto_link(transaction, client_key, auto_linked, now);
     }
     Ok(())
+}
+
+/// Has all instances of a site told that it is over, whatever stands by.
+pub fn end(transaction: &mut Transaction<'_>, client_key: &ClientKey, now: Timestamp) {
+    for link in transaction.links_of(client_key) {
+        let mut link = Link::clone(&link);
+        link.want_uninstalled(now);
+        transaction.replace_link(link);
+    }
 }
 
 /// Sees to it that an installation is linked to every instance of `instances.auto_link`. What can't be linked
@@ -447,6 +520,13 @@ pub fn auto_link(
             tracing::warn!(client.key = %client_key, "{instance_url} could not be linked by itself: {refusal}");
         }
     }
+}
+
+/// What to do about a deletion that is in the way.
+pub fn how_purges_end(id: LinkId) -> String {
+    format!(
+        "wait until GET /api/v1/links/{id} says that it is done, or is 404; if it can't end, `jira-connect-proxy links remove {id} --abandon-purge`"
+    )
 }
 
 fn known(transaction: &mut Transaction<'_>, id: LinkId) -> Result<Link, LinkRefusal> {
@@ -514,7 +594,12 @@ impl From<LinkRefusal> for Reject {
             LinkRefusal::BeingPurged(id) => (
                 RejectKind::Conflict,
                 "link_being_purged",
-                format!("wait until GET /api/v1/links/{id} says that it is done, or is 404"),
+                how_purges_end(id),
+            ),
+            LinkRefusal::NotBeingPurged(id) => (
+                RejectKind::Conflict,
+                "link_not_being_purged",
+                format!("GET /api/v1/links/{id} says what was wanted of it"),
             ),
             LinkRefusal::Unmarked => (
                 RejectKind::Conflict,

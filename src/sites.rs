@@ -4,15 +4,15 @@
 //! A site that opens another way than the one in use keeps both until an operator moves it: what was sent stays with
 //! the provider that it was sent as, so nobody but a person can know when that is wanted.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::{
     domain::{
-        AuditEntry, ClientKey, Installation, InstanceUrl, Link, LinkId, LinkMode, SharedSecret,
-        Upstream, UpstreamKind,
+        AuditEntry, ClientKey, CloudId, Installation, InstanceUrl, Link, LinkId, LinkMode,
+        SharedSecret, Upstream, UpstreamKind,
         installation::{InstallationChange, SiteAddress},
         secret::NoRandomness,
         upstream::Forge,
@@ -81,10 +81,34 @@ pub enum MoveRefusal {
     NoRandomness(#[from] NoRandomness),
 }
 
+/// Why two records are not made one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MergeRefusal {
+    /// No such record.
+    #[error("there is no installation {0}")]
+    Unknown(ClientKey),
+    /// They are not two records of one site.
+    #[error("these are not two records of one site: {0}")]
+    NoTwins(&'static str),
+    /// Instances know the one that would go.
+    #[error("{0} has links")]
+    HasLinks(ClientKey),
+    /// Only one way of a kind can be kept.
+    #[error("both have a way through {}", .0.as_str())]
+    SameKind(UpstreamKind),
+    /// Jira calls the record that would go by its name.
+    #[error("Jira knows the site as {0}")]
+    NamedByJira(ClientKey),
+    /// No room.
+    #[error(transparent)]
+    Full(#[from] StoreFull),
+}
+
 /// A site has opened a way to it, or says anew what it is. The audit entry gets site and name of the change.
 ///
-/// The site's record is the one with this way, else one of the same cloud id, else one that is installed and has the
-/// same address: of several the newest (two rows may share an address after a site import).
+/// The site's record is the one with this way, else one that is installed and has the same cloud id, or, where none is
+/// known, the same address; else a tombstone that is surely this site's. Of several the newest (two rows may share an
+/// address after a site import).
 pub fn join(
     transaction: &mut Transaction<'_>,
     way: Upstream,
@@ -97,7 +121,11 @@ pub fn join(
         .installations()
         .into_iter()
         .filter_map(|known| Some((likeness(&known, &way, &address)?, known)))
-        .max_by_key(|(likeness, known)| (*likeness, known.is_installed(), known.installed_at))
+        .max_by_key(|(likeness, known)| {
+            // What stands by on a tombstone could be reached by nobody.
+            let is_open = known.open_ways().any(|other| other.opens_like(&way));
+            (is_open, known.is_installed(), *likeness, known.installed_at)
+        })
         .map(|(_, known)| known);
     let (installation, change) = match known {
         Some(known) => known.join(way, address, now),
@@ -160,6 +188,103 @@ pub fn leave(
         ..audit
     });
     Ok(change)
+}
+
+/// An operator leaves a site, whatever Jira says and whatever stands by.
+pub fn leave_for_good(
+    transaction: &mut Transaction<'_>,
+    client_key: &ClientKey,
+    audit: AuditEntry,
+    now: Timestamp,
+) -> Result<(), StoreFull> {
+    let Some(known) = transaction.installation(client_key) else {
+        return Ok(());
+    };
+    let (installation, _) = known.leave(known.upstream.kind(), now);
+    transaction.put_installation(installation)?;
+    linking::end(transaction, client_key, now);
+    transaction.audit(AuditEntry {
+        client_key: Some(client_key.clone()),
+        action: InstallationChange::Uninstalled.name().to_owned(),
+        ..audit
+    });
+    Ok(())
+}
+
+/// Of two records of one site, one goes, and its ways stand by with the other. An operator says that they are one: a site
+/// that joined under another address (`*.jira.com`, or a name of before) can't be told from another site.
+pub fn merge(
+    transaction: &mut Transaction<'_>,
+    goes: &ClientKey,
+    stays: &ClientKey,
+    audit: AuditEntry,
+) -> Result<(), MergeRefusal> {
+    let mut known = |key: &ClientKey| {
+        let known = transaction.installation(key);
+        known.ok_or_else(|| MergeRefusal::Unknown(key.clone()))
+    };
+    let (one, other) = (known(goes)?, known(stays)?);
+    if goes == stays {
+        return Err(MergeRefusal::NoTwins("it is one record"));
+    }
+    if !other.is_installed() || one.open_ways().next().is_none() {
+        return Err(MergeRefusal::NoTwins("one of them is uninstalled"));
+    }
+    if one.connect().is_some() {
+        return Err(MergeRefusal::NamedByJira(goes.clone()));
+    }
+    let ids = [&one, &other].map(|record| record.ways().find_map(Upstream::cloud_id).cloned());
+    if let [Some(one), Some(other)] = ids
+        && one != other
+    {
+        return Err(MergeRefusal::NoTwins("Jira tells two cloud ids"));
+    }
+    if !transaction.links_of(goes).is_empty() {
+        return Err(MergeRefusal::HasLinks(goes.clone()));
+    }
+    let mut installation = Installation::clone(&other);
+    for way in one.open_ways() {
+        let kind = way.kind();
+        if other.ways().any(|known| known.kind() == kind) {
+            return Err(MergeRefusal::SameKind(kind));
+        }
+        installation.standby.push(way.clone());
+    }
+    transaction.remove_installation(goes);
+    transaction.put_installation(installation)?;
+    transaction.audit(AuditEntry {
+        client_key: Some(stays.clone()),
+        note: Some(format!(
+            "{goes} ({}) is no record of its own any more",
+            one.base_url
+        )),
+        ..audit
+    });
+    Ok(())
+}
+
+/// Pairs of open records that look like one site, by its address or by its cloud id.
+pub fn twins(installations: &[Arc<Installation>]) -> Vec<[Arc<Installation>; 2]> {
+    let mut seen: HashMap<&str, &Arc<Installation>> = HashMap::new();
+    let mut twins: Vec<[Arc<Installation>; 2]> = Vec::new();
+    for known in installations {
+        let ids = known.open_ways().filter_map(Upstream::cloud_id);
+        let mut names: Vec<&str> = ids.map(CloudId::as_str).collect();
+        if known.open_ways().next().is_some() {
+            names.push(known.base_url.as_str());
+        }
+        for name in names {
+            let before = seen.insert(name, known);
+            if let Some(before) = before.filter(|before| before.client_key != known.client_key)
+                && !twins
+                    .iter()
+                    .any(|[_, last]| last.client_key == known.client_key)
+            {
+                twins.push([Arc::clone(before), Arc::clone(known)]);
+            }
+        }
+    }
+    twins
 }
 
 /// A Forge installation that is known told something new: a token, a version.
@@ -248,6 +373,41 @@ pub fn move_to(
     Ok(moved)
 }
 
+impl From<MergeRefusal> for Reject {
+    fn from(refusal: MergeRefusal) -> Self {
+        let message = refusal.to_string();
+        let (kind, code, hint) = match refusal {
+            MergeRefusal::Full(full) => return full.into(),
+            MergeRefusal::Unknown(_) => (
+                RejectKind::NotFound,
+                "installation_unknown",
+                "GET /api/v1/installations lists them",
+            ),
+            MergeRefusal::NoTwins(_) => (
+                RejectKind::Conflict,
+                "no_twins",
+                "`jira-connect-proxy doctor` names records that look like one site",
+            ),
+            MergeRefusal::HasLinks(_) => (
+                RejectKind::Conflict,
+                "installation_has_links",
+                "link its instances to the record that stays, remove the links of the one that goes (`jira-connect-proxy links remove`), and wait until they are gone",
+            ),
+            MergeRefusal::SameKind(_) => (
+                RejectKind::Conflict,
+                "upstream_exists",
+                "remove one of both: `jira-connect-proxy installations remove`",
+            ),
+            MergeRefusal::NamedByJira(_) => (
+                RejectKind::Conflict,
+                "installation_has_app",
+                "join the two the other way round: the record of the Connect app stays",
+            ),
+        };
+        Self::new(kind, code, message, hint)
+    }
+}
+
 impl From<FollowError> for MoveRefusal {
     fn from(error: FollowError) -> Self {
         match error {
@@ -284,11 +444,10 @@ impl From<MoveRefusal> for Reject {
                 "upstream_unknown",
                 "add the site's credentials first: `jira-connect-proxy installations add-oauth`",
             ),
-            MoveRefusal::BeingPurged(_) => (
-                RejectKind::Conflict,
-                "link_being_purged",
-                "wait until that is done: GET /api/v1/links says when",
-            ),
+            MoveRefusal::BeingPurged(id) => {
+                let hint = linking::how_purges_end(id);
+                return Self::new(RejectKind::Conflict, "link_being_purged", message, hint);
+            }
             MoveRefusal::BeingHandedBack => (
                 RejectKind::Conflict,
                 "import_leaving",

@@ -14,7 +14,7 @@ use super::{AdminParts, parameter};
 use crate::{
     clock,
     domain::{
-        AuditEntry, Credential, Installation, LinkId, Upstream, UpstreamKind,
+        AuditEntry, ClientKey, Credential, Installation, LinkId, Upstream, UpstreamKind,
         installation::{InstallationChange, SiteAddress},
         origin::JiraBaseUrlError,
         upstream::{ClientIdError, Oauth},
@@ -22,7 +22,7 @@ use crate::{
     exchange::{Arrival, json, parse_json, read_small_body},
     forge_sites::{self, Standing},
     jira::{credentials, tenant},
-    linking::LinkRefusal,
+    linking::{self, LinkRefusal},
     reject::{Reject, RejectKind},
     sites,
 };
@@ -67,7 +67,7 @@ struct ForgeView<'a> {
 struct Problem {
     code: &'static str,
     message: String,
-    hint: &'static str,
+    hint: String,
     since: Timestamp,
 }
 
@@ -113,8 +113,26 @@ enum Refusal {
     #[error("the site has no way through {}", .0.as_str())]
     NoSuchWay(UpstreamKind),
     /// Jira has an app there.
-    #[error("the site is reached through an app that is installed in Jira ({})", .0.as_str())]
-    HasApp(UpstreamKind),
+    #[error("the site is reached through an app that is installed in Jira ({})", .in_use.as_str())]
+    HasApp {
+        /// Which site.
+        client_key: ClientKey,
+        /// Whose app.
+        in_use: UpstreamKind,
+    },
+    /// The site can go on another way.
+    #[error("the site can be moved to what stands by ({})", .others.iter().map(|way| way.as_str()).collect::<Vec<_>>().join(", "))]
+    CanMove {
+        /// Which site.
+        client_key: ClientKey,
+        /// The way that is in use.
+        in_use: UpstreamKind,
+        /// What stands by.
+        others: Vec<UpstreamKind>,
+    },
+    /// The word is unknown.
+    #[error("force is true or false")]
+    ForceMalformed,
     /// A deletion needs the credentials yet.
     #[error("the data of the link {0} is being deleted from Jira, which needs the credentials")]
     BeingPurged(LinkId),
@@ -196,7 +214,8 @@ fn how_to_move(installation: &Installation) -> String {
     )
 }
 
-/// Leaves a site that is reached with credentials, or forgets a way that stands by.
+/// Leaves a site that is reached with credentials, or forgets a way that stands by. `?force=true` leaves any site, and
+/// whatever stands by: an app may have gone without a word, and Connect says goodbye once.
 pub(super) async fn remove(
     admin: &AdminParts,
     client_key: &str,
@@ -213,32 +232,67 @@ pub(super) async fn remove(
     if !installation.ways().any(|way| way.kind() == kind) {
         return Err(Refusal::NoSuchWay(kind).into());
     }
+    let force = match parameter(query, "force").as_deref() {
+        None | Some("false") => false,
+        Some("true" | "") => true,
+        Some(_) => return Err(Refusal::ForceMalformed.into()),
+    };
+    let for_good = force && kind == in_use;
     if kind == in_use {
+        let others: Vec<_> = installation.standby.iter().map(Upstream::kind).collect();
+        if !force && !others.is_empty() {
+            return Err(Refusal::CanMove {
+                client_key,
+                in_use,
+                others,
+            }
+            .into());
+        }
         // Forge says once that its app is gone, and that may have been lost.
         let is_left = installation.forge().is_some_and(|forge| {
             kind == UpstreamKind::Forge && forge_sites::is_silent(forge, arrival.now)
         });
-        if kind != UpstreamKind::Oauth && !is_left {
-            return Err(Refusal::HasApp(kind).into());
+        let has_app = kind != UpstreamKind::Oauth && installation.is_installed() && !is_left;
+        if !force && has_app {
+            return Err(Refusal::HasApp { client_key, in_use }.into());
         }
         let links = admin.store.links_of(&client_key);
         if let Some(link) = links.iter().find(|link| link.is_purging()) {
             return Err(Refusal::BeingPurged(link.id).into());
         }
     }
+    let how = if for_good { " (forced)" } else { "" };
     let audit = AuditEntry {
-        note: Some(kind.as_str().to_owned()),
+        note: Some(format!("{}{how}", kind.as_str())),
         ..AdminParts::audit_entry(arrival, "unchanged")
     };
     let now = arrival.now;
     let of = client_key.clone();
     admin
         .store
-        .transact(move |transaction| sites::leave(transaction, &of, kind, audit, now))
+        .transact(move |transaction| {
+            if for_good {
+                return Ok(sites::leave_for_good(transaction, &of, audit, now)?);
+            }
+            sites::leave(transaction, &of, kind, audit, now).map(drop)
+        })
         .await?;
+    // What waited for a move waits no more.
+    admin.spool.release(&client_key);
     let installation = admin.store.installation(&client_key);
     let installation = installation.ok_or(LinkRefusal::UnknownInstallation(client_key))?;
     json(StatusCode::ACCEPTED, &view(admin, &installation))
+}
+
+/// One of them, after a change.
+pub(super) fn show(
+    admin: &AdminParts,
+    client_key: &ClientKey,
+) -> Result<Response<Full<Bytes>>, Reject> {
+    let installation = admin.store.installation(client_key);
+    let installation =
+        installation.ok_or_else(|| LinkRefusal::UnknownInstallation(client_key.clone()))?;
+    json(StatusCode::OK, &view(admin, &installation))
 }
 
 /// The installation that an address names.
@@ -280,7 +334,7 @@ fn view<'a>(admin: &AdminParts, installation: &'a Installation) -> View<'a> {
 
 fn problem(admin: &AdminParts, installation: &Installation) -> Option<Problem> {
     if !installation.is_installed() {
-        return None;
+        return waits_for_a_move(installation);
     }
     if let Some(standing) = forge_sites::standing(installation, clock::now()) {
         let Standing {
@@ -293,7 +347,7 @@ fn problem(admin: &AdminParts, installation: &Installation) -> Option<Problem> {
         return hint.map(|hint| Problem {
             code,
             message,
-            hint,
+            hint: hint.to_owned(),
             since,
         });
     }
@@ -301,8 +355,27 @@ fn problem(admin: &AdminParts, installation: &Installation) -> Option<Problem> {
     Some(Problem {
         code: trouble.error.code(),
         message: trouble.error.to_string(),
-        hint: trouble.error.hint(),
+        hint: trouble.error.hint().to_owned(),
         since: trouble.since,
+    })
+}
+
+/// Nobody but an operator goes on with a site whose way is shut.
+fn waits_for_a_move(installation: &Installation) -> Option<Problem> {
+    let (key, way) = (&installation.client_key, installation.upstream.kind());
+    let other = installation.standby.first()?.kind().as_str();
+    Some(Problem {
+        code: "move_awaited",
+        message: format!(
+            "the way through {} is shut, and {other} stands by: what instances send waits until the site is moved",
+            way.as_str()
+        ),
+        hint: format!(
+            "`jira-connect-proxy installations move {key} --to {other}` goes on that way; `jira-connect-proxy installations remove {key} --force` tells the instances that it is over"
+        ),
+        since: installation
+            .uninstalled_at
+            .unwrap_or(installation.installed_at),
     })
 }
 
@@ -312,42 +385,64 @@ impl From<Refusal> for Reject {
             Refusal::Site(JiraBaseUrlError::NotAllowed(_)) => (
                 RejectKind::Forbidden,
                 "site_not_allowed",
-                "the operator can list the site in jira.extra_sites",
+                "the operator can list the site in jira.extra_sites".to_owned(),
             ),
             Refusal::Site(JiraBaseUrlError::Unusable(_)) => (
                 RejectKind::Malformed,
                 "site_url_malformed",
-                "give scheme and host alone, like https://acme.atlassian.net",
+                "give scheme and host alone, like https://acme.atlassian.net".to_owned(),
             ),
             Refusal::ClientId(_) => (
                 RejectKind::Malformed,
                 "client_id_malformed",
-                "copy it from Jira: Settings > Apps > OAuth credentials",
+                "copy it from Jira: Settings > Apps > OAuth credentials".to_owned(),
             ),
             Refusal::ClientSecret => (
                 RejectKind::Malformed,
                 "client_secret_malformed",
-                "copy it from Jira: Settings > Apps > OAuth credentials",
+                "copy it from Jira: Settings > Apps > OAuth credentials".to_owned(),
             ),
             Refusal::UpstreamMalformed => (
                 RejectKind::Malformed,
                 "upstream_malformed",
-                "leave it out for the way that is in use",
+                "leave it out for the way that is in use".to_owned(),
             ),
             Refusal::NoSuchWay(_) => (
                 RejectKind::NotFound,
                 "upstream_unknown",
-                "GET /api/v1/installations shows the ways of each site",
+                "GET /api/v1/installations shows the ways of each site".to_owned(),
             ),
-            Refusal::HasApp(_) => (
+            Refusal::HasApp { client_key, .. } => (
                 RejectKind::Conflict,
                 "installation_has_app",
-                "a Jira admin uninstalls the app in Jira, which tells the relay; only credentials, what stands by, and a Forge app that has been silent for three hours are removed here",
+                format!(
+                    "a Jira admin uninstalls the app in Jira, which tells the relay; if it is gone and the relay never heard, `jira-connect-proxy installations remove {client_key} --force` (force=true)"
+                ),
             ),
-            Refusal::BeingPurged(_) => (
+            Refusal::CanMove {
+                client_key,
+                in_use,
+                others,
+            } => {
+                let to = others.first().map_or("", |way| way.as_str());
+                let in_use = in_use.as_str();
+                (
+                    RejectKind::Conflict,
+                    "installation_can_move",
+                    format!(
+                        "`jira-connect-proxy installations move {client_key} --to {to}` first, then `installations remove {client_key} --upstream {in_use}`; to have the instances told that it is over, for which they forget their groups, --force (force=true)"
+                    ),
+                )
+            }
+            Refusal::ForceMalformed => (
+                RejectKind::Malformed,
+                "force_malformed",
+                "leave it out to leave a site only when nothing speaks against it".to_owned(),
+            ),
+            Refusal::BeingPurged(id) => (
                 RejectKind::Conflict,
                 "link_being_purged",
-                "wait until that is done: GET /api/v1/links says when",
+                linking::how_purges_end(*id),
             ),
         };
         Self::new(kind, code, refusal.to_string(), hint)

@@ -46,7 +46,7 @@ struct View<'a> {
 /// How far the deletion of a link's data is.
 #[derive(Serialize)]
 struct PurgeView<'a> {
-    /// `pending` or `done`.
+    /// `pending`, `done` or `abandoned`.
     state: &'static str,
     requested_at: Timestamp,
     done_at: Option<Timestamp>,
@@ -116,36 +116,33 @@ pub(super) async fn create(
 }
 
 /// `?purge=true` also deletes what the link wrote from Jira: that is as durable as the removal, and the record
-/// stays until it is done.
+/// stays until it is done. `?purge=abandon` gives such a deletion up.
 pub(super) async fn remove(
     admin: &AdminParts,
     id: &str,
     query: Option<&str>,
     arrival: &Arrival,
 ) -> Result<Response<Full<Bytes>>, Reject> {
-    let purge = match parameter(query, "purge").as_deref() {
-        None | Some("false") => false,
-        Some("true" | "") => true,
+    let link = match parameter(query, "purge").as_deref() {
+        None | Some("false") => {
+            let action = "link_removal_requested";
+            change(admin, id, arrival, action, linking::remove).await?
+        }
+        Some("true" | "") => {
+            change(admin, id, arrival, "link_purge_requested", linking::purge).await?
+        }
+        Some("abandon") => {
+            let action = "link_purge_abandoned";
+            change(admin, id, arrival, action, linking::abandon_purge).await?
+        }
         Some(_) => {
             return Err(Reject::new(
                 RejectKind::Malformed,
                 "purge_malformed",
-                "purge is true or false",
+                "purge is true, false or abandon",
                 "leave it out to keep the link's data in Jira",
             ));
         }
-    };
-    let link = if purge {
-        change(admin, id, arrival, "link_purge_requested", linking::purge).await?
-    } else {
-        change(
-            admin,
-            id,
-            arrival,
-            "link_removal_requested",
-            linking::remove,
-        )
-        .await?
     };
     trace::wanted(&link);
     json(StatusCode::ACCEPTED, &view(admin, &link))

@@ -26,6 +26,13 @@ struct Wish {
     dry_run: bool,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Join {
+    /// The record that stays.
+    into: String,
+}
+
 /// What was done, or would be, and what else there is to know.
 #[derive(Serialize)]
 struct Report {
@@ -70,13 +77,51 @@ pub(super) async fn move_to(
         Err(TransactError::Refused(MoveRefusal::Unchanged(would))) => *would,
         Err(error) => return Err(error.into()),
     };
-    let notes = notes(&moved);
+    let notes = notes(&moved, waiting_writes);
     let report = Report {
         moved,
         waiting_writes,
         notes,
     };
     json(StatusCode::OK, &report)
+}
+
+/// `POST /api/v1/installations/{client_key}/join`: the ways of this record stand by with the other, and it goes.
+pub(super) async fn join(
+    admin: &AdminParts,
+    client_key: &str,
+    request: Request<Incoming>,
+    arrival: &Arrival,
+) -> Result<Response<Full<Bytes>>, Reject> {
+    let goes = installations::find(admin, client_key, arrival)?
+        .client_key
+        .clone();
+    let (head, body) = request.into_parts();
+    let wish: Join = parse_json(&read_small_body(body, &head.headers, &admin.limits).await?)?;
+    let stays = installations::find(admin, &wish.into, arrival)?
+        .client_key
+        .clone();
+    // Nothing comes any more when it has no links, and what came before must get through first.
+    if admin
+        .store
+        .spooled()
+        .iter()
+        .any(|write| write.client_key == goes)
+    {
+        return Err(Reject::new(
+            RejectKind::Conflict,
+            "writes_wait",
+            "writes of the record that would go wait for Jira",
+            "GET /api/v1/spool says why; try again when they got through",
+        ));
+    }
+    let audit = AdminParts::audit_entry(arrival, "installations_joined");
+    let (one, other) = (goes, stays.clone());
+    admin
+        .store
+        .transact(move |transaction| sites::merge(transaction, &one, &other, audit))
+        .await?;
+    installations::show(admin, &stays)
 }
 
 /// A way that does not work now is no way to move to.
@@ -101,11 +146,14 @@ async fn works(admin: &AdminParts, next: Installation, now: Timestamp) -> Result
 }
 
 /// Jira keeps what is sent by who sent it (Atlassian's API reference on uniqueness: the scope is the provider).
-fn notes(moved: &Moved) -> Vec<&'static str> {
+fn notes(moved: &Moved, waiting_writes: usize) -> Vec<&'static str> {
     let mut notes = vec![
-        "what was sent so far stays in Jira as it is, and is not sent again: it goes when its app, or its credentials, are removed there",
+        "what Jira has taken so far stays there as it is, and is not sent again: it goes when its app, or its credentials, are removed there",
         "until then Jira shows an entity that is sent again the new way beside the one that was sent before",
     ];
+    if waiting_writes > 0 {
+        notes.push("among what waits there may be writes that Jira took and whose answer was lost: they go the new way too");
+    }
     match moved.to {
         UpstreamKind::Connect => {}
         UpstreamKind::Forge => notes.push("Jira can't search repositories through Forge"),

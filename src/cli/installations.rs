@@ -75,17 +75,42 @@ pub(crate) enum Command {
     /// Leave a Jira site that is reached with OAuth client credentials: its instances are told that it is over.
     ///
     /// What they sent stays in Jira. To have it deleted, first remove the links with --purge, and wait until they are
-    /// gone. With --upstream, forget a way that stands by, and change nothing else. An app leaves when a Jira admin
-    /// uninstalls it.
+    /// gone. With --upstream, forget a way that stands by, and change nothing else.
+    ///
+    /// An app leaves when a Jira admin uninstalls it, of which Jira tells the relay. If that word was lost, or can't come
+    /// any more (the site was deleted or imported into another, Connect has ended), --force leaves the site all the same;
+    /// a Forge app that has been silent for three hours needs no --force. If the app is installed after all, the site is
+    /// back with the next thing that Jira says.
+    ///
+    /// A site that can be moved to another way is not left without --force either: instances that are told that it is
+    /// over forget their groups.
     #[command(after_help = "Examples:
   jira-connect-proxy installations remove acme.atlassian.net
-  jira-connect-proxy installations remove acme.atlassian.net --upstream oauth")]
+  jira-connect-proxy installations remove acme.atlassian.net --upstream oauth
+  jira-connect-proxy installations remove 3c8f2b7e-7a6d-3a52-a9c7-0e2d5f1b9a44 --force")]
     Remove {
         /// Client key, or address of the Jira site.
         installation: String,
         /// Which way; without it, the one in use.
         #[arg(long)]
         upstream: Option<Way>,
+        /// Leave the site whatever Jira says and whatever stands by.
+        #[arg(long, conflicts_with = "upstream")]
+        force: bool,
+    },
+    /// Make one of two records of one site: the ways of the first stand by with the other, and it is gone.
+    ///
+    /// A site that was known under another address when its app spoke first has two (`doctor` names them). The first must
+    /// have no links any more, so that no instance knows it: link its instances to the other, and remove its links. The
+    /// record of a Connect app stays, because Jira calls it by its client key.
+    #[command(after_help = "Examples:
+  jira-connect-proxy installations join 6f0ae1e0-6b0f-4c2b-9a48-4c6f6e2a1c11 --into 3c8f2b7e-7a6d-3a52-a9c7-0e2d5f1b9a44")]
+    Join {
+        /// Client key of the record that goes.
+        client_key: String,
+        /// Client key of the one that stays.
+        #[arg(long, value_name = "CLIENT_KEY")]
+        into: String,
     },
     /// Reach a site another way from now on: its links, their namespaces and what waits for it go along.
     ///
@@ -141,7 +166,9 @@ pub(super) async fn run(command: Option<Command>, api: &Api, json: bool) -> anyh
         Some(Command::Remove {
             installation,
             upstream,
-        }) => remove(api, &installation, upstream, json).await,
+            force,
+        }) => remove(api, &installation, upstream, force, json).await,
+        Some(Command::Join { client_key, into }) => join(api, &client_key, &into, json).await,
         Some(Command::Move {
             installation,
             to,
@@ -214,29 +241,72 @@ async fn remove(
     api: &Api,
     installation: &str,
     upstream: Option<Way>,
+    force: bool,
     as_json: bool,
 ) -> anyhow::Result<bool> {
     let site = find(api, Some(installation)).await?;
     let upstream = upstream.and_then(|way| way.to_possible_value());
     let upstream = upstream.map(|way| way.get_name().to_owned());
-    let query = upstream.as_ref().map(|way| format!("?upstream={way}"));
-    let path = site.path(query.as_deref().unwrap_or_default());
-    let answer = api.call(Method::DELETE, &path, None).await?;
+    let query = match &upstream {
+        Some(way) => format!("?upstream={way}"),
+        None if force => "?force=true".to_owned(),
+        None => String::new(),
+    };
+    let answer = api.call(Method::DELETE, &site.path(&query), None).await?;
     if as_json {
         print::json(&answer)?;
         return Ok(true);
     }
     let left: Installation = parsed(answer)?;
-    match upstream.filter(|way| *way != left.upstream) {
-        Some(way) => print::line(format!(
-            "{}: {way} stands by no more, and {} is used as before",
-            left.base_url, left.upstream
-        ))?,
-        None => print::line(format!(
-            "{} is left, and its {} links are being told: `jira-connect-proxy links watch` shows when they know\nnow a Jira admin can delete the credentials in Jira",
-            left.base_url, left.links
-        ))?,
+    let told = format!(
+        "its {} links are being told: `jira-connect-proxy links watch` shows when they know",
+        left.links
+    );
+    let url = &left.base_url;
+    print::line(match upstream.filter(|way| *way != left.upstream) {
+        Some(way) if left.state == "installed" => {
+            format!(
+                "{url}: {way} stands by no more, and {} is used as before",
+                left.upstream
+            )
+        }
+        Some(way) if left.standby.is_empty() => {
+            format!(
+                "{url}: {way} stands by no more, so that no way to the site is left, and {told}"
+            )
+        }
+        Some(way) => format!("{url}: {way} stands by no more"),
+        None if left.upstream == "oauth" => format!(
+            "{url} is left, and {told}\nnow a Jira admin can delete the credentials in Jira"
+        ),
+        None => format!(
+            "{url} is left, and {told}\nif its app is still installed, the site is back with the next thing that Jira says: then have a Jira admin uninstall it"
+        ),
+    })?;
+    Ok(true)
+}
+
+async fn join(api: &Api, client_key: &str, into: &str, as_json: bool) -> anyhow::Result<bool> {
+    let site = find(api, Some(client_key)).await?;
+    let answer = api
+        .call(
+            Method::POST,
+            &site.path("/join"),
+            Some(&json!({ "into": into })),
+        )
+        .await?;
+    if as_json {
+        print::json(&answer)?;
+        return Ok(true);
     }
+    let joined: Installation = parsed(answer)?;
+    print::line(format!(
+        "{} is one installation now, {}: {} is used, and {} stands by",
+        joined.base_url,
+        joined.client_key,
+        joined.upstream,
+        joined.standby.join(" and ")
+    ))?;
     Ok(true)
 }
 

@@ -36,9 +36,13 @@ pub(crate) enum Command {
   jira-connect-proxy links add https://gitlab.example.com --mode direct")]
     Add(Add),
     /// Tell an instance that it is over, and forget the link.
+    ///
+    /// A deletion of its data (--purge) is tried until Jira has taken it. If that can't be, because the site, the app or
+    /// the credentials are gone, --abandon-purge gives it up: what is not deleted yet stays in Jira.
     #[command(after_help = "Examples:
   jira-connect-proxy links remove https://gitlab.example.com
-  jira-connect-proxy links remove 89d5e9b4-36e8-4460-add1-ca048de6c13d --purge")]
+  jira-connect-proxy links remove 89d5e9b4-36e8-4460-add1-ca048de6c13d --purge
+  jira-connect-proxy links remove 89d5e9b4-36e8-4460-add1-ca048de6c13d --abandon-purge")]
     Remove {
         /// The link's id, or the instance's URL.
         link: String,
@@ -48,6 +52,9 @@ pub(crate) enum Command {
         /// Also delete what it wrote from Jira.
         #[arg(long)]
         purge: bool,
+        /// Give up a deletion that can't end.
+        #[arg(long, conflicts_with = "purge")]
+        abandon_purge: bool,
     },
     /// Tell an instance `installed` again, with a fresh secret.
     #[command(after_help = "Examples:
@@ -144,19 +151,25 @@ pub(super) async fn run(command: Command, api: &Api, as_json: bool) -> anyhow::R
             let link = api.call(Method::POST, PATH, Some(&wish)).await?;
             told(link, as_json)
         }
-        Command::Remove { link, site, purge } => {
+        Command::Remove {
+            link,
+            site,
+            purge,
+            abandon_purge,
+        } => {
             let id = find(api, &link, site.as_deref()).await?.id;
-            let path = format!("{PATH}/{id}{}", if purge { "?purge=true" } else { "" });
-            let answer = api.call(Method::DELETE, &path, None).await?;
+            let (query, data) = match (purge, abandon_purge) {
+                (true, _) => ("?purge=true", "; its data is being deleted from Jira"),
+                (_, true) => ("?purge=abandon", "; what was not deleted yet stays in Jira"),
+                _ => ("", ""),
+            };
+            let answer = api
+                .call(Method::DELETE, &format!("{PATH}/{id}{query}"), None)
+                .await?;
             if as_json {
                 print::json(&answer)?;
             } else {
                 let link: Link = parsed(answer)?;
-                let data = if purge {
-                    "; its data is being deleted from Jira"
-                } else {
-                    ""
-                };
                 print::line(format!(
                     "{} is being told that it is over{data}: `jira-connect-proxy links watch` shows when it is gone",
                     link.instance_url

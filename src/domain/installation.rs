@@ -233,12 +233,14 @@ impl Installation {
         let mut next = self.clone();
         if self.upstream.kind() != kind {
             next.standby.retain(|way| way.kind() != kind);
-            let change = if next.standby.len() == self.standby.len() {
-                InstallationChange::Unchanged
-            } else {
-                InstallationChange::Standby
-            };
-            return (next, change);
+            if next.standby.len() == self.standby.len() {
+                return (next, InstallationChange::Unchanged);
+            }
+            // The last one: until now the site could be moved to it.
+            if !self.is_installed() && next.standby.is_empty() {
+                next.uninstalled_at = Some(now);
+            }
+            return (next, InstallationChange::Standby);
         }
         next.imported = None;
         if !self.is_installed() {
@@ -273,6 +275,12 @@ impl Installation {
     /// All ways, the one in use first.
     pub fn ways(&self) -> impl Iterator<Item = &Upstream> {
         std::iter::once(&self.upstream).chain(&self.standby)
+    }
+
+    /// The ways that are not shut, the one in use first. One that stands by is always open.
+    pub fn open_ways(&self) -> impl Iterator<Item = &Upstream> {
+        let in_use = self.is_installed().then_some(&self.upstream);
+        in_use.into_iter().chain(&self.standby)
     }
 
     /// What a Connect app was told, whether or not that is the way in use: while it is installed, Jira signs with it.

@@ -85,6 +85,9 @@ pub struct Purge {
     pub begun: bool,
     /// When Jira had taken the last deletion.
     pub done_at: Option<Timestamp>,
+    /// When an operator gave it up.
+    #[serde(default)]
+    pub abandoned_at: Option<Timestamp>,
     /// Why the last try failed.
     pub last_error: Option<DeliveryProblem>,
 }
@@ -189,9 +192,21 @@ impl Purge {
     pub fn state(&self) -> &'static str {
         if self.done_at.is_some() {
             "done"
+        } else if self.is_abandoned() {
+            "abandoned"
         } else {
             "pending"
         }
+    }
+
+    /// There is something to delete yet.
+    pub fn is_wanted(&self) -> bool {
+        self.done_at.is_none() && self.abandoned_at.is_none()
+    }
+
+    /// It was given up before its end.
+    pub fn is_abandoned(&self) -> bool {
+        self.abandoned_at.is_some()
     }
 }
 
@@ -331,7 +346,7 @@ impl Link {
     /// What it wrote is to be deleted from Jira, and is not yet.
     pub fn is_purging(&self) -> bool {
         let purge = self.purge.as_ref();
-        purge.is_some_and(|purge| purge.done_at.is_none())
+        purge.is_some_and(Purge::is_wanted)
     }
 
     /// What it wants now is its end.
@@ -346,7 +361,7 @@ impl Link {
 
     /// Whether its removal can still be taken back: the record is there, and nothing of its data is being deleted.
     pub fn can_be_taken_back(&self) -> bool {
-        let deleting = |purge: &Purge| purge.begun && purge.done_at.is_none();
+        let deleting = |purge: &Purge| purge.begun && purge.is_wanted();
         self.remove && !self.purge.as_ref().is_some_and(deleting)
     }
 

@@ -15,7 +15,9 @@ use super::{Public, path_and_query};
 use crate::{
     body::Body,
     clock,
-    domain::{Actor, AuditEntry, ClientKey, Family, Installation, JiraCall, Link, Namespace},
+    domain::{
+        Actor, AuditEntry, ClientKey, Family, Installation, JiraCall, Link, Namespace, Upstream,
+    },
     exchange::{Arrival, read_body},
     jira::{
         Setback, calls,
@@ -57,6 +59,9 @@ pub(super) async fn relay(
             _ => public.check_pace(arrival).err().unwrap_or(reject),
         })?;
     if caller.call.is_read() {
+        if !caller.installation.is_installed() {
+            return Err(VerifyError::Uninstalled.into());
+        }
         wait_for_a_turn(public, &caller.link.client_key).await?;
         public.sightings.note(&caller.link, None, arrival.now);
         return match &caller.call {
@@ -201,7 +206,8 @@ async fn prove(
         return Err(VerifyError::LinkRemoved);
     }
     let installation = public.store.installation(&link.client_key);
-    let installation = installation.filter(|installation| installation.is_installed());
+    // While one stands by, what is sent waits for a move to it.
+    let installation = installation.filter(|site| site.open_ways().next().is_some());
     Ok((link, installation.ok_or(VerifyError::Uninstalled)?))
 }
 
@@ -317,6 +323,10 @@ async fn write(
         // GitLab would drop it after a 429; from the spool it goes in its turn.
         Admission::Direct(ticket) if public.site_paces.take(&link.client_key).is_err() => {
             (ticket, Why::Behind("over_rate"))
+        }
+        Admission::Direct(ticket) if !installation.is_installed() => {
+            let others = installation.standby.iter().map(Upstream::kind);
+            (ticket, Why::SetBack(Setback::move_awaited(others)))
         }
         Admission::Direct(ticket) => {
             let sent = deliver(&public.forwarder, &installation, &call, &body, size, now);

@@ -9,7 +9,10 @@ use tokio::task::{self, JoinSet};
 use super::shared::Shared;
 use crate::{
     clock,
-    domain::{Family, Installation, JiraCall, Link, LinkId, link::DeliveryProblem},
+    domain::{
+        ClientKey, Family, Installation, JiraCall, Link, LinkId, Namespace, Upstream, UpstreamKind,
+        link::DeliveryProblem,
+    },
     jira::{
         Setback,
         deliver::{Size, deliver},
@@ -30,6 +33,8 @@ pub(super) struct Purges {
     tasks: JoinSet<Result<(), Setback>>,
     under_way: HashMap<task::Id, LinkId>,
     setbacks: HashMap<LinkId, (u32, Timestamp)>,
+    /// Links that send nothing while their data is deleted.
+    closed: HashMap<LinkId, ClientKey>,
 }
 
 impl Purges {
@@ -40,6 +45,14 @@ impl Purges {
         let links = shared.store.links().into_iter();
         let wanted = links.filter(|link| link.is_purging());
         self.wanted = wanted.map(|link| link.id).collect();
+        // Done, or given up.
+        self.closed.retain(|id, client_key| {
+            let is_wanted = self.wanted.contains(id);
+            if !is_wanted {
+                lock(&shared.site(client_key)).open_again(*id);
+            }
+            is_wanted
+        });
     }
 
     /// Starts those that are due, and returns for how long none is.
@@ -49,8 +62,8 @@ impl Purges {
             let Some(link) = shared.store.link(*id) else {
                 continue;
             };
-            let Some(purge) = link.purge.as_ref().filter(|purge| purge.done_at.is_none()) else {
-                // Taken back since.
+            let Some(purge) = link.purge.as_ref().filter(|purge| purge.is_wanted()) else {
+                // Taken back or given up since.
                 continue;
             };
             // A clock that was far ahead for a while must not freeze anything.
@@ -89,6 +102,7 @@ impl Purges {
             let (paused, quiet) = {
                 let mut site = lock(&site);
                 site.close(link.id);
+                self.closed.insert(link.id, link.client_key.clone());
                 (site.pauses.site_until(now), site.is_quiet(link.id))
             };
             if let Some(paused) = paused.max(shared.app_held(&link.client_key, now)) {
@@ -149,17 +163,30 @@ impl Purges {
 
 /// The installation once for each way to its site that is open, with that way in use.
 fn open_ways(installation: &Installation) -> Vec<Arc<Installation>> {
-    let in_use = installation
-        .is_installed()
-        .then_some(&installation.upstream);
-    let ways = in_use.into_iter().chain(&installation.standby);
-    ways.map(|way| {
+    let with = |way: &Upstream| {
         Arc::new(Installation {
             upstream: way.clone(),
             ..installation.clone()
         })
-    })
-    .collect()
+    };
+    installation.open_ways().map(with).collect()
+}
+
+/// What to do about a deletion that failed.
+fn how_to_go_on(link: &Link, way: UpstreamKind, in_use: bool) -> String {
+    let (id, key, way) = (link.id, &link.client_key, way.as_str());
+    let cure = if in_use {
+        format!(
+            "`jira-connect-proxy links remove {id} --abandon-purge` leaves what is not deleted yet in Jira"
+        )
+    } else {
+        format!(
+            "`jira-connect-proxy installations remove {key} --upstream {way}` forgets it, and the deletion ends without"
+        )
+    };
+    format!(
+        "it is tried again by itself; Jira must be reachable, and the app installed or the credentials good. If {way} opens the site no more, {cure}"
+    )
 }
 
 impl Shared {
@@ -213,7 +240,7 @@ impl Shared {
             tokio::time::sleep(self.forwarder.timeout()).await;
             self.delete_all_marked(link, &ways).await?;
         }
-        self.purged(link).await
+        self.purged(link, &purge.namespace).await
     }
 
     async fn delete_all_marked(
@@ -221,10 +248,18 @@ impl Shared {
         link: &Link,
         ways: &[Arc<Installation>],
     ) -> Result<(), Setback> {
+        // A way that is dead keeps nobody from deleting what was sent the others.
+        let mut failed = Ok(());
         for way in ways {
-            for family in Family::ALL {
-                self.delete_marked(link, way, family).await?;
-            }
+            let deleted = self.delete_all_sent(link, way).await;
+            failed = failed.and(deleted);
+        }
+        failed
+    }
+
+    async fn delete_all_sent(&self, link: &Link, way: &Arc<Installation>) -> Result<(), Setback> {
+        for family in Family::ALL {
+            self.delete_marked(link, way, family).await?;
         }
         Ok(())
     }
@@ -286,11 +321,13 @@ impl Shared {
             Err(setback) => setback,
         };
         self.set_back(installation, call.endpoint(), &[], &setback, now);
+        let way = installation.upstream.kind();
+        let in_use = self.store.installation(&link.client_key);
+        let in_use = in_use.is_some_and(|used| used.upstream.kind() == way);
         let problem = DeliveryProblem {
             code: setback.reason.to_owned(),
-            message: setback.message.clone(),
-            hint: "it is tried again by itself; Jira must be reachable, and the app installed or the credentials good"
-                .to_owned(),
+            message: format!("through {}: {}", way.as_str(), setback.message),
+            hint: how_to_go_on(link, way, in_use),
             at: now,
             id: id.simple().to_string(),
         };
@@ -320,17 +357,16 @@ impl Shared {
         }
     }
 
-    async fn purged(&self, link: &Link) -> Result<(), Setback> {
-        let (id, now) = (link.id, clock::now());
+    async fn purged(&self, link: &Link, namespace: &Namespace) -> Result<(), Setback> {
+        let (id, now, namespace) = (link.id, clock::now(), namespace.clone());
         let done = self.store.transact(move |transaction| {
-            linking::purged(transaction, id, now);
+            linking::purged(transaction, id, &namespace, now);
             Ok::<(), std::convert::Infallible>(())
         });
         if let Err(error) = done.await {
             tracing::error!(link.id = %id, "the deletion of its data can't be noted, it is made again: {error}");
             return Err(Setback::own(error.to_string()));
         }
-        lock(&self.site(&link.client_key)).open_again(id);
         tracing::info!(link.id = %id, client.key = %link.client_key, "all data of the link is deleted from Jira");
         Ok(())
     }

@@ -84,6 +84,7 @@ fn a_removal_that_waits_is_no_removal_yet() {
         not_before: Some(at(20)),
         begun: false,
         done_at: None,
+        abandoned_at: None,
         last_error: None,
     });
     assert!(link.can_be_taken_back());

@@ -23,7 +23,7 @@ pub(super) struct View<'a> {
     attempts: u32,
     next_attempt_at: Option<Timestamp>,
     last_error: Option<Cow<'a, DeliveryProblem>>,
-    purge: Option<PurgeView<'a>>,
+    purge: Option<PurgeView>,
     can_purge: bool,
     can_undo: bool,
     /// What the last look at the instance found broken.
@@ -38,9 +38,9 @@ struct Fault {
 }
 
 #[derive(Serialize)]
-struct PurgeView<'a> {
+struct PurgeView {
     state: &'static str,
-    last_error: Option<&'a DeliveryProblem>,
+    last_error: Option<DeliveryProblem>,
 }
 
 impl<'a> View<'a> {
@@ -56,15 +56,27 @@ impl<'a> View<'a> {
             attempts: link.attempts,
             next_attempt_at: (!link.is_settled()).then_some(link.next_attempt_at),
             last_error: link.last_error.as_ref().map(discreet_problem),
-            purge: link.purge.as_ref().map(|purge| PurgeView {
-                state: purge.state(),
-                last_error: purge.last_error.as_ref(),
-            }),
+            purge: purge(link),
             faults: faults(link, rounds),
             can_purge: link.is_marked(),
             can_undo: link.can_be_taken_back(),
         }
     }
+}
+
+/// One that was given up is none for a Jira admin, who can't type what an operator is told to.
+fn purge(link: &Link) -> Option<PurgeView> {
+    let purge = link.purge.as_ref().filter(|purge| !purge.is_abandoned())?;
+    let last_error = purge.last_error.as_ref().map(|problem| DeliveryProblem {
+        hint:
+            "it is tried again by itself; if it can't end, the operator of the relay can give it up"
+                .to_owned(),
+        ..problem.clone()
+    });
+    Some(PurgeView {
+        state: purge.state(),
+        last_error,
+    })
 }
 
 fn faults(link: &Link, rounds: &Rounds) -> Vec<Fault> {

@@ -1,14 +1,19 @@
 //! A site moves from one way of reaching it to another, with its links, their namespaces and what waits.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::Scene;
 use crate::{
-    cloud::{FAMILIES, Installed},
-    harness::{SECRET, code, printed},
+    cloud::{Cloud, FAMILIES, Installed},
+    fakes::{FakeJira, http::client},
+    harness::{RelayProcess, SECRET, Settings, admin, checked, code, printed},
+    outside::Session,
     stage::{APP_KEY, CLIENT_KEY, GitLab, linked},
 };
 
@@ -227,32 +232,158 @@ async fn the_data_of_a_link_is_deleted_wherever_it_was_sent() {
     }
 }
 
+impl Scene {
+    /// The Connect app is uninstalled.
+    async fn connect_ends(&self) {
+        let relay = self.relay.app_base_url();
+        assert_eq!(self.jira.uninstalled(&relay).await.status(), 204);
+    }
+
+    async fn refused_removal(&self, query: &str) -> (String, String) {
+        let path = format!("/api/v1/installations/{CLIENT_KEY}{query}");
+        let refused = self.relay.admin("DELETE", &path, None, 409).await;
+        let text = |name: &str| refused["error"][name].as_str().expect("text").to_owned();
+        (text("code"), text("hint"))
+    }
+
+    async fn until_told_the_end(&self, gitlab: &GitLab) {
+        let told = |links: &[Value]| links[0]["acknowledged"] == "uninstalled";
+        self.relay.until_links("told", told).await;
+        assert_eq!(gitlab.state().await["installations"], json!({}));
+    }
+}
+
+/// How often an instance was told that it is over.
+async fn endings(gitlab: &GitLab) -> usize {
+    let state = gitlab.state().await;
+    let events = state["events"].as_array().expect("events");
+    let ended = events.iter().filter(|told| told["event"] == "uninstalled");
+    ended.count()
+}
+
+/// The two steps of a move are easily done in the wrong order.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waits_outlives_the_old_app_if_another_way_is_open() {
+async fn while_another_way_is_open_no_instance_hears_of_an_uninstall() {
     let scene = with_connect().await;
     let (gitlabs, links) = linked(&scene.relay, CLIENT_KEY, 1).await;
     let forge = install_forge(&scene).await;
     scene
         .cloud
         .fault("acme", json!({"mode": "status", "status": 503}));
+    gitlabs[0].sends("builds", json!({"build_number": 8})).await;
+    scene.connect_ends().await;
+    let site = scene.installation().await;
+    assert_eq!(site["state"], "uninstalled");
+    assert_eq!(site["problem"]["code"], "move_awaited", "{site:#}");
+    let status = printed(&scene.relay, &["status"], 0).await;
+    let cure = format!("installations move {CLIENT_KEY} --to forge");
+    assert!(status.contains(&cure), "{status}");
+    // What was kept and what comes now waits for the move; what can't wait is refused.
     gitlabs[0].sends("builds", json!({"build_number": 9})).await;
-    let relay = scene.relay.app_base_url();
-    assert_eq!(scene.jira.uninstalled(&relay).await.status(), 204);
-    scene
-        .relay
-        .admin("POST", "/api/v1/spool/retry", None, 202)
-        .await;
+    let user = gitlabs[0].send("user", json!({})).await;
+    assert_eq!(user["status"], 401, "{user:#}");
+    let retry = "/api/v1/spool/retry";
+    scene.relay.admin("POST", retry, None, 202).await;
     let awaited = |spool: &Value| spool.to_string().contains("move_awaited");
     scene
         .relay
         .until_spool("it waits for a move", awaited)
         .await;
+    assert_eq!(scene.relay.spool().await["waiting"], 2);
+
     let wish = json!({"to": "forge"});
     scene.relay.admin("POST", MOVE, Some(wish), 200).await;
     scene.relay.until_drained().await;
-    scene.built(&forge.provider, &links, 9);
-    let told = |links: &[Value]| links[0]["state"] == "connected";
-    scene.relay.until_links("told anew", told).await;
+    for number in [8, 9] {
+        scene.built(&forge.provider, &links, number);
+    }
+    scene.both_push(&forge.provider, &gitlabs, &links, 10).await;
+    assert_eq!(endings(&gitlabs[0]).await, 0);
+
+    // Now nothing else is open.
+    scene.cloud.with(&forge, "uninstall", json!({}));
+    scene.until_told_the_end(&gitlabs[0]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_last_way_is_shut_the_instances_hear_of_it() {
+    let scene = with_connect().await;
+    let (gitlabs, _) = linked(&scene.relay, CLIENT_KEY, 1).await;
+    install_forge(&scene).await;
+    scene.connect_ends().await;
+    // Back as it was, with nothing told.
+    let relay = scene.relay.app_base_url();
+    assert_eq!(scene.jira.installed(&relay, SECRET).await.status(), 204);
+    assert_eq!(scene.installation().await["state"], "installed");
+    assert_eq!(endings(&gitlabs[0]).await, 0);
+    gitlabs[0].sends("builds", json!({})).await;
+    scene.connect_ends().await;
+    let arguments = ["installations", "remove", CLIENT_KEY, "--upstream", "forge"];
+    let said = printed(&scene.relay, &arguments, 0).await;
+    assert!(said.contains("no way to the site is left"), "{said}");
+    scene.until_told_the_end(&gitlabs[0]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_that_can_be_moved_is_not_left_by_mistake() {
+    let scene = with_connect().await;
+    let (gitlabs, _) = linked(&scene.relay, CLIENT_KEY, 1).await;
+    install_forge(&scene).await;
+    let (code, hint) = scene.refused_removal("").await;
+    assert_eq!(code, "installation_can_move");
+    let cure = format!("installations move {CLIENT_KEY} --to forge");
+    assert!(hint.contains(&cure), "{hint}");
+    let arguments = ["installations", "move", CLIENT_KEY, "--to", "forge"];
+    printed(&scene.relay, &arguments, 0).await;
+    let arguments = [
+        "installations",
+        "remove",
+        CLIENT_KEY,
+        "--upstream",
+        "connect",
+    ];
+    let said = printed(&scene.relay, &arguments, 0).await;
+    assert!(said.contains("connect stands by no more"), "{said}");
+    assert_eq!(endings(&gitlabs[0]).await, 0);
+
+    // Meant so: the instances hear of it, whatever stands by.
+    let relay = scene.relay.app_base_url();
+    assert_eq!(scene.jira.installed(&relay, SECRET).await.status(), 204);
+    let arguments = ["installations", "remove", CLIENT_KEY, "--force"];
+    let said = printed(&scene.relay, &arguments, 0).await;
+    assert!(said.contains("if its app is still installed"), "{said}");
+    scene.until_told_the_end(&gitlabs[0]).await;
+    assert_eq!(scene.installation().await["standby"], json!(["connect"]));
+}
+
+/// Connect says goodbye once, and a site that was deleted, or imported into another, says nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connect_app_that_went_without_a_word_is_left_by_force() {
+    let scene = with_connect().await;
+    let (gitlabs, _) = linked(&scene.relay, CLIENT_KEY, 1).await;
+    let (code, hint) = scene.refused_removal("").await;
+    assert_eq!(code, "installation_has_app");
+    let cure = format!("installations remove {CLIENT_KEY} --force");
+    assert!(hint.contains(&cure), "{hint}");
+    let malformed = format!("/api/v1/installations/{CLIENT_KEY}?force=perhaps");
+    let refused = scene.relay.admin("DELETE", &malformed, None, 400).await;
+    assert_eq!(refused["error"]["code"], "force_malformed");
+    let arguments = ["installations", "remove", CLIENT_KEY, "--force"];
+    let said = printed(&scene.relay, &arguments, 0).await;
+    assert!(said.contains("if its app is still installed"), "{said}");
+    assert!(!said.contains("credentials"), "{said}");
+    scene.until_told_the_end(&gitlabs[0]).await;
+    let trail = scene.audit("installation_uninstalled").await;
+    assert_eq!(
+        (&trail[0]["actor"], &trail[0]["note"]),
+        (&json!("admin"), &json!("connect (forced)"))
+    );
+    // It was alive.
+    let relay = scene.relay.app_base_url();
+    assert_eq!(scene.jira.installed(&relay, SECRET).await.status(), 204);
+    let back = |links: &[Value]| links[0]["state"] == "connected";
+    scene.relay.until_links("back", back).await;
+    assert_eq!(scene.installation().await["state"], "installed");
 }
 
 /// Connect may end with any of these, and with another way open nothing of it is an instance's to mend.
@@ -348,4 +479,445 @@ async fn a_connect_app_and_the_forge_app_that_carries_it_are_one_installation() 
     let told = scene.cloud.with(&installed, "scheduled", json!({}));
     assert_eq!(told["delivered"], true, "{told}");
     assert_eq!(scene.installation().await["client_key"], CLIENT_KEY);
+}
+
+/// What was tried and given up again leaves a record that knows the site's cloud id, which a Connect app never tells.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_after_a_trial_goes_to_the_record_that_lives() {
+    let scene = Scene::set().await;
+    let credential = scene.cloud.credential(&scene.acme, &FAMILIES);
+    let wish = json!({
+        "upstream": "oauth", "site_url": scene.acme.url,
+        "client_id": credential.client_id, "client_secret": credential.client_secret,
+    });
+    let path = "/api/v1/installations";
+    let tried = scene
+        .relay
+        .admin("POST", path, Some(wish.clone()), 201)
+        .await;
+    let tried = tried["client_key"].as_str().expect("key").to_owned();
+    printed(&scene.relay, &["installations", "remove", &tried], 0).await;
+
+    // Another customer's site of the same name is another site, and none of that record's.
+    let namesake = scene.cloud.site("namesake");
+    let called = json!({"site": "namesake", "base_url": scene.acme.url});
+    scene.cloud.ask("rename", called.clone());
+    let stranger = scene.cloud.install(&scene.app, &namesake, json!({}));
+    assert_eq!(stranger.told["delivered"], true, "{}", stranger.told);
+    let of = async |client_key: &str| {
+        let all = scene.installations().await;
+        let found = all.iter().find(|site| site["client_key"] == client_key);
+        found.cloned().unwrap_or_default()
+    };
+    let ways = |site: &Value| (site["state"].clone(), site["standby"].clone());
+    let shut = (json!("uninstalled"), json!([]));
+    assert_eq!(ways(&of(&tried).await), shut, "a namesake's app");
+    scene.cloud.with(&stranger, "uninstall", json!({}));
+    // ... and neither is a Forge app that was here before.
+    let before = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    assert_eq!(of(&tried).await["state"], "uninstalled");
+    assert_eq!(of(&tried).await["standby"], json!(["forge"]));
+    scene.cloud.with(&before, "uninstall", json!({}));
+    assert_eq!(ways(&of(&tried).await), shut);
+
+    scene.cloud.connect(&scene.acme, APP_KEY, &[SECRET]);
+    let relay = scene.relay.app_base_url();
+    assert_eq!(scene.jira.installed(&relay, SECRET).await.status(), 204);
+    let (gitlabs, links) = linked(&scene.relay, CLIENT_KEY, 1).await;
+    let forge = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    assert_eq!(forge.told["delivered"], true, "{}", forge.told);
+    let standing = scene.relay.admin("POST", path, Some(wish), 200).await;
+    assert_eq!(standing["client_key"], CLIENT_KEY, "{standing:#}");
+    assert_eq!(ways(&of(&tried).await), shut);
+    let both = (json!("installed"), json!(["forge", "oauth"]));
+    assert_eq!(ways(&of(CLIENT_KEY).await), both);
+    scene
+        .relay
+        .admin("POST", MOVE, Some(json!({"to": "forge"})), 200)
+        .await;
+    scene.both_push(&forge.provider, &gitlabs, &links, 1).await;
+    // The next trigger finds the same record.
+    scene.cloud.with(&forge, "scheduled", json!({}));
+    assert_eq!(ways(&of(&tried).await), shut);
+    assert_eq!(scene.relay.links().await.len(), 1);
+}
+
+/// What told of itself under another address is another record, until an operator says that it is one site.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_records_of_one_site_are_named_and_made_one() {
+    let scene = with_connect().await;
+    let called = |name: &str| {
+        let rename = json!({"site": "acme", "base_url": name});
+        scene.cloud.ask("rename", rename);
+    };
+    called("https://acme.atlassian.net");
+    let forge = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    assert_eq!(forge.told["delivered"], true, "{}", forge.told);
+    let all = scene.installations().await;
+    let twin = all.iter().find(|site| site["upstream"] == "forge");
+    let twin = twin.expect("a record of its own")["client_key"].clone();
+    let twin = twin.as_str().expect("key");
+    let doctor = async || printed(&scene.relay, &["doctor"], 0).await;
+    assert!(
+        !doctor().await.contains("twin_installations"),
+        "nobody can know"
+    );
+    called(&scene.acme.url);
+    scene.cloud.with(&forge, "scheduled", json!({}));
+    let said = doctor().await;
+    assert!(
+        said.contains("twin_installations") && said.contains(twin),
+        "{said}"
+    );
+
+    let join = async |one: &str, other: &str, code| {
+        let arguments = ["installations", "join", one, "--into", other];
+        printed(&scene.relay, &arguments, code).await
+    };
+    let said = join(CLIENT_KEY, twin, 1).await;
+    assert!(said.contains("the other way round"), "{said}");
+    let said = join(twin, twin, 1).await;
+    assert!(said.contains("no_twins"), "{said}");
+    let (gitlabs, _) = linked(&scene.relay, twin, 1).await;
+    let said = join(twin, CLIENT_KEY, 1).await;
+    assert!(said.contains("installation_has_links"), "{said}");
+    scene
+        .cloud
+        .fault("api", json!({"mode": "status", "status": 503}));
+    gitlabs[0].sends("builds", json!({})).await;
+    printed(&scene.relay, &["links", "remove", &gitlabs[0].url], 0).await;
+    scene.relay.until_links("gone", <[Value]>::is_empty).await;
+    let said = join(twin, CLIENT_KEY, 1).await;
+    assert!(said.contains("writes_wait"), "{said}");
+    scene.cloud.heal("api");
+    scene.relay.until_drained().await;
+
+    let (gitlabs, links) = linked(&scene.relay, CLIENT_KEY, 1).await;
+    let said = join(twin, CLIENT_KEY, 0).await;
+    assert!(
+        said.contains("connect is used, and forge stands by"),
+        "{said}"
+    );
+    assert_eq!(scene.audit("installations_joined").await.len(), 1);
+    // The next trigger finds the same record.
+    let told = scene.cloud.with(&forge, "scheduled", json!({}));
+    assert_eq!(told["delivered"], true, "{told}");
+    assert_eq!(scene.installation().await["standby"], json!(["forge"]));
+    assert!(!doctor().await.contains("twin_installations"));
+    let wish = json!({"to": "forge"});
+    scene.relay.admin("POST", MOVE, Some(wish), 200).await;
+    scene.both_push(&forge.provider, &gitlabs, &links, 1).await;
+}
+
+fn purge_path(link: &Value, how: &str) -> String {
+    format!(
+        "/api/v1/links/{}?purge={how}",
+        link["id"].as_str().expect("id")
+    )
+}
+
+/// What is left of a link's builds.
+fn of_link(scene: &Scene, provider: &str, link: &Value) -> usize {
+    let ns = link["namespace"].as_str().expect("namespace");
+    let keys = scene.cloud.keys(&scene.acme, provider, "builds");
+    keys.iter().filter(|key| key.starts_with(ns)).count()
+}
+
+/// Connect has ended, which the relay hears from nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_says_which_way_is_dead_and_goes_on_without_it() {
+    let scene = with_connect().await;
+    let (gitlabs, links) = linked(&scene.relay, CLIENT_KEY, 1).await;
+    let forge = install_forge(&scene).await;
+    scene.both_push("connect", &gitlabs, &links, 1).await;
+    let wish = json!({"to": "forge"});
+    scene.relay.admin("POST", MOVE, Some(wish), 200).await;
+    scene.both_push(&forge.provider, &gitlabs, &links, 2).await;
+    scene
+        .cloud
+        .fault("acme", json!({"mode": "status", "status": 401}));
+    let path = purge_path(&links[0], "true");
+    scene.relay.admin("DELETE", &path, None, 202).await;
+    let failed = |links: &[Value]| links[0]["purge"]["last_error"].is_object();
+    let now = scene.relay.until_links("it fails", failed).await;
+    let problem = &now[0]["purge"]["last_error"];
+    let text = |name: &str| problem[name].as_str().expect("text").to_owned();
+    assert!(
+        text("message").starts_with("through connect: "),
+        "{problem:#}"
+    );
+    let cure = format!("installations remove {CLIENT_KEY} --upstream connect");
+    assert!(text("hint").contains(&cure), "{problem:#}");
+    assert_eq!(
+        of_link(&scene, &forge.provider, &links[0]),
+        0,
+        "the living is not kept waiting"
+    );
+    let arguments = [
+        "installations",
+        "remove",
+        CLIENT_KEY,
+        "--upstream",
+        "connect",
+    ];
+    printed(&scene.relay, &arguments, 0).await;
+    scene.relay.until_links("purged", <[Value]>::is_empty).await;
+    let trail = scene.audit("link_data_deleted").await;
+    let note = trail[0]["note"].as_str().expect("note");
+    assert!(note.ends_with("of what was sent through forge"), "{note}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_that_cannot_end_is_given_up() {
+    let scene = with_connect().await;
+    let (mut gitlabs, links) = linked(&scene.relay, CLIENT_KEY, 1).await;
+    scene.both_push("connect", &gitlabs, &links, 1).await;
+    let abandon = purge_path(&links[0], "abandon");
+    let refused = scene.relay.admin("DELETE", &abandon, None, 409).await;
+    assert_eq!(refused["error"]["code"], "link_not_being_purged");
+    scene
+        .cloud
+        .fault("acme", json!({"mode": "status", "status": 401}));
+    // The instance is not told either, so that there is something to come back to.
+    gitlabs[0].mode("error500").await;
+    let path = purge_path(&links[0], "true");
+    scene.relay.admin("DELETE", &path, None, 202).await;
+    let failed = |links: &[Value]| links[0]["purge"]["last_error"].is_object();
+    let now = scene.relay.until_links("it fails", failed).await;
+    let id = links[0]["id"].as_str().expect("id");
+    let cure = format!("links remove {id} --abandon-purge");
+    let hint = now[0]["purge"]["last_error"]["hint"]
+        .as_str()
+        .expect("hint");
+    assert!(hint.contains(&cure), "{hint}");
+    // A Jira admin is not told what an operator types.
+    let session = Session::enter(&scene.relay, CLIENT_KEY).await;
+    let shown = async || session.call("GET", "links", None, 200).await["links"][0]["purge"].clone();
+    let hint = shown().await["last_error"]["hint"].to_string();
+    assert!(hint.contains("the operator of the relay"), "{hint}");
+    for query in ["?force=true", ""] {
+        let (code, hint) = scene.refused_removal(query).await;
+        if query.is_empty() {
+            assert_eq!(code, "installation_has_app");
+        } else {
+            assert_eq!(code, "link_being_purged");
+            assert!(hint.contains(&cure), "{hint}");
+        }
+    }
+
+    let arguments = ["links", "remove", id, "--abandon-purge"];
+    let said = printed(&scene.relay, &arguments, 0).await;
+    assert!(
+        said.contains("what was not deleted yet stays in Jira"),
+        "{said}"
+    );
+    assert_eq!(scene.relay.links().await[0]["purge"]["state"], "abandoned");
+    assert_eq!(shown().await, Value::Null);
+    let trail = scene.audit("link_purge_abandoned").await;
+    let ns = links[0]["namespace"].as_str().expect("namespace");
+    assert!(trail[0]["note"].as_str().expect("note").contains(ns));
+    // Linked again, nothing of it is hit by a deletion that may be on its way yet.
+    gitlabs[0].mode("ok").await;
+    scene.cloud.heal("acme");
+    let again = scene.relay.link(CLIENT_KEY, &gitlabs[0].url).await;
+    assert_eq!(
+        (&again["id"], &again["purge"]),
+        (&links[0]["id"], &Value::Null)
+    );
+    assert_ne!(again["namespace"], links[0]["namespace"]);
+    scene
+        .relay
+        .admin("POST", "/api/v1/spool/retry", None, 202)
+        .await;
+    scene.both_push("connect", &gitlabs, &[again], 2).await;
+    assert!(of_link(&scene, "connect", &links[0]) > 0);
+
+    // ... and gone for good, with what was not deleted.
+    gitlabs[0].mode("error500").await;
+    scene
+        .cloud
+        .fault("acme", json!({"mode": "status", "status": 401}));
+    scene.relay.admin("DELETE", &path, None, 202).await;
+    scene.relay.until_links("it fails", failed).await;
+    scene.relay.admin("DELETE", &abandon, None, 202).await;
+    gitlabs[0].mode("ok").await;
+    scene.relay.until_links("gone", <[Value]>::is_empty).await;
+    gitlabs.clear();
+}
+
+/// Nobody can delete any more what came with credentials that are gone; what the Forge app sent, it can.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_way_that_stands_by_sent_can_be_deleted_after_the_end() {
+    let scene = Scene::set().await;
+    let credential = scene.cloud.credential(&scene.acme, &FAMILIES);
+    let wish = json!({
+        "upstream": "oauth", "site_url": scene.acme.url,
+        "client_id": credential.client_id, "client_secret": credential.client_secret,
+    });
+    let path = "/api/v1/installations";
+    let added = scene.relay.admin("POST", path, Some(wish), 201).await;
+    let key = added["client_key"].as_str().expect("key");
+    let (gitlabs, links) = linked(&scene.relay, key, 1).await;
+    let forge = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    for (to, provider) in [("forge", &forge.provider), ("oauth", &credential.provider)] {
+        printed(&scene.relay, &["installations", "move", key, "--to", to], 0).await;
+        scene.both_push(provider, &gitlabs, &links, 1).await;
+    }
+    printed(
+        &scene.relay,
+        &["installations", "remove", key, "--force"],
+        0,
+    )
+    .await;
+    scene.until_told_the_end(&gitlabs[0]).await;
+    let path = purge_path(&links[0], "true");
+    scene.relay.admin("DELETE", &path, None, 202).await;
+    scene.relay.until_links("purged", <[Value]>::is_empty).await;
+    assert_eq!(of_link(&scene, &forge.provider, &links[0]), 0);
+    assert!(of_link(&scene, &credential.provider, &links[0]) > 0);
+}
+
+/// Nobody can know that Jira has taken a write whose answer was lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_whose_answer_was_lost_is_sent_the_new_way_too() {
+    let scene = with_connect().await;
+    let (gitlabs, links) = linked(&scene.relay, CLIENT_KEY, 1).await;
+    let forge = install_forge(&scene).await;
+    let lost = json!({"mode": "status_after_store", "status": 503, "match": {"method": "POST"}});
+    scene.cloud.fault("acme", lost);
+    gitlabs[0].sends("builds", json!({"build_number": 5})).await;
+    scene.built("connect", &links, 5);
+    assert_eq!(scene.relay.spool().await["waiting"], 1);
+    let wish = json!({"to": "forge"});
+    scene.relay.admin("POST", MOVE, Some(wish), 200).await;
+    scene.relay.until_drained().await;
+    for provider in ["connect", &forge.provider] {
+        scene.built(provider, &links, 5);
+    }
+    // Both can be deleted.
+    scene.cloud.heal("acme");
+    let path = purge_path(&links[0], "true");
+    scene.relay.admin("DELETE", &path, None, 202).await;
+    scene.relay.until_links("purged", <[Value]>::is_empty).await;
+    for provider in ["connect", &forge.provider] {
+        assert_eq!(of_link(&scene, provider, &links[0]), 0);
+    }
+}
+
+/// kill -9 somewhere in a move: the site is on one way or on the other, and all that it has is with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_is_done_whole_or_not_at_all_whenever_the_relay_dies() {
+    let cloud = Cloud::start();
+    let acme = cloud.site("acme");
+    let app = cloud.ask("app", json!({}))["app_id"].clone();
+    let app = app.as_str().expect("app").to_owned();
+    let mut jira = FakeJira::start(CLIENT_KEY).await;
+    jira.base_url.clone_from(&acme.url);
+    let folder = tempfile::tempdir().expect("folder");
+    let mut settings = Settings::new(folder.path(), &jira);
+    cloud.aim(&mut settings, &app, &[&acme]);
+    cloud.ask("app", json!({"app_id": app, "remote": settings.url()}));
+    cloud.connect(&acme, APP_KEY, &[SECRET]);
+    let client = client();
+    let mut relay = RelayProcess::start(&settings, &client).await;
+    let token = settings.know_secrets();
+    let (admin_url, base) = (settings.admin_url(), settings.app_base_url());
+    let ask = async |method: &str, path: &str, body: Option<Value>| {
+        let path = format!("/api/v1/{path}");
+        let answer = admin(&client, &admin_url, &token, method, &path, body).await?;
+        let answer = checked(answer);
+        Some((
+            answer.status().as_u16(),
+            serde_json::from_slice::<Value>(answer.body()).expect("JSON"),
+        ))
+    };
+    let read = async |path: &str| ask("GET", path, None).await.expect("an answer").1;
+    assert_eq!(jira.installed(&base, SECRET).await.status(), 204);
+    let forge = cloud.install(&app, &acme, json!({}));
+    assert_eq!(forge.told["delivered"], true, "{}", forge.told);
+    let gitlab = GitLab::start_for(&settings.url(), "", &[]);
+    let wish = json!({"client_key": CLIENT_KEY, "instance_url": gitlab.url});
+    let linked = ask("POST", "links", Some(wish)).await.expect("an answer");
+    assert_eq!(linked.1["state"], "connected", "{linked:?}");
+    for door in ["acme", "api"] {
+        let away = json!({"mode": "status", "status": 503, "match": {"method": "POST"}});
+        cloud.fault(door, away);
+    }
+    for number in 1..=5 {
+        gitlab
+            .sends("builds", json!({"build_number": number}))
+            .await;
+    }
+
+    let (mut in_use, mut moves, mut random) = ("connect", 0, 0x9e37_79b9_7f4a_7c15_u64);
+    for round in 0..12 {
+        let to = if in_use == "connect" {
+            "forge"
+        } else {
+            "connect"
+        };
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        let life = Duration::from_micros((random >> 33) % 25_000);
+        let path = format!("installations/{CLIENT_KEY}/move");
+        let moving = ask("POST", &path, Some(json!({"to": to})));
+        // Every fourth may end, so that it is known to have been done.
+        let life = if round % 4 == 3 {
+            Duration::from_secs(30)
+        } else {
+            life
+        };
+        let told = tokio::time::timeout(life, moving).await;
+        relay.kill();
+        relay = RelayProcess::start(&settings, &client).await;
+        let site = read("installations").await[0].clone();
+        let now = site["upstream"].as_str().expect("upstream").to_owned();
+        if let Ok(Some((status, answer))) = told {
+            assert_eq!((status, &*now), (200, to), "acknowledged: {answer:#}");
+        }
+        if now == to {
+            (in_use, moves) = (to, moves + 1);
+        }
+        let other = if in_use == "connect" {
+            "forge"
+        } else {
+            "connect"
+        };
+        assert_eq!(
+            (&site["state"], &site["upstream"], &site["standby"]),
+            (&json!("installed"), &json!(in_use), &json!([other]))
+        );
+        let trail = read("audit?limit=1000").await;
+        let moved = trail.as_array().expect("trail").iter();
+        let moved = moved.filter(|entry| entry["action"] == "installation_moved");
+        assert_eq!(moved.count(), moves, "a move and its entry are one");
+        let links = read("links").await;
+        for name in ["id", "namespace", "mode", "state", "generation"] {
+            assert_eq!(links[0][name], linked.1[name], "{name}");
+        }
+        assert_eq!(links.as_array().map(Vec::len), Some(1));
+        assert_eq!(read("spool").await["waiting"], 5);
+    }
+    assert!(moves >= 3, "too few moves were done: {moves}");
+    for door in ["acme", "api"] {
+        cloud.heal(door);
+    }
+    ask("POST", "spool/retry", None).await;
+    let deadline = std::time::Instant::now() + crate::harness::PATIENCE;
+    while read("spool").await["waiting"] != 0 {
+        assert!(std::time::Instant::now() < deadline, "it does not drain");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let ns = linked.1["namespace"].as_str().expect("namespace");
+    let expected: Vec<String> = (1..=5).map(|number| format!("{ns}-700/{number}")).collect();
+    let none: [String; 0] = [];
+    let (used, unused) = match in_use {
+        "connect" => ("connect", &*forge.provider),
+        _ => (&*forge.provider, "connect"),
+    };
+    assert_eq!(cloud.keys(&acme, used, "builds"), expected);
+    assert_eq!(cloud.keys(&acme, unused, "builds"), none);
+    drop(relay);
+    assert_eq!(cloud.violations(), json!([]));
 }

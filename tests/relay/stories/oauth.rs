@@ -691,7 +691,7 @@ async fn beside_an_app_credentials_stand_by() {
 
     let path = format!("{PATH}/{CLIENT_KEY}");
     let refused = relay.admin("DELETE", &path, None, 409).await;
-    assert_eq!(code(&refused), "installation_has_app");
+    assert_eq!(code(&refused), "installation_can_move");
     for (query, status, expected) in [
         ("?upstream=forge", 404, "upstream_unknown"),
         ("?upstream=telnet", 400, "upstream_malformed"),
