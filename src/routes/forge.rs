@@ -78,6 +78,9 @@ pub(super) async fn receive(
     let (verifier, sites) = app(public)?;
     let (head, body) = request.into_parts();
     let invocation = prove(public, verifier, &head.headers, arrival).await?;
+    if invocation.is_pages() {
+        return Err(not_forges(sites, &invocation, arrival));
+    }
     let taken = async {
         // Nothing in it is needed, but a connection can only be used again behind it.
         read_small_body(body, &head.headers, &public.limits).await?;
@@ -108,6 +111,31 @@ pub(super) async fn receive(
             }
             Err(reject)
         }
+    }
+}
+
+/// Somebody at the page tries to speak for Forge: to have the relay leave the site, for one. The log line says who; the
+/// audit trail tells what changed, and is nothing that anybody may fill.
+fn not_forges(sites: &ForgeSites, invocation: &VerifiedInvocation, arrival: &Arrival) -> Reject {
+    if let Some(known) = sites.find(&invocation.installation_id) {
+        let _ = arrival.notes.client_key.set(known.client_key.clone());
+    }
+    let VerifiedInvocation {
+        account_id, module, ..
+    } = invocation;
+    Reject {
+        internal: Some(format!(
+            "the Jira user {} called it from {} {}",
+            account_id.as_deref().unwrap_or("without a name"),
+            module.kind,
+            module.key
+        )),
+        ..Reject::new(
+            RejectKind::Forbidden,
+            "trigger_not_forges",
+            "somebody at the app's page called what only Forge itself may call",
+            "nothing was changed; whoever wants the app gone uninstalls it in Jira, and Forge tells the relay",
+        )
     }
 }
 

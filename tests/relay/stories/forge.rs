@@ -408,6 +408,25 @@ async fn hostile_tokens_change_nothing_and_are_answered_401() {
         assert_eq!(told["swallowed"], "INVALID_FORGE_INVOCATION_TOKEN");
         assert_eq!(scene.installation().await, before, "{what}");
     }
+    // One that is the page's is believed, and is no trigger's.
+    for command in ["upgrade", "scheduled", "uninstall"] {
+        let fit = scene.cloud.with(&installed, "fit", json!({"kind": "ui"}));
+        let how = json!({"token": fit["token"], "retries": 0, "status": null});
+        let told = scene.cloud.with(&installed, command, how);
+        assert_eq!(status(&told), Some(403), "{command}: {told:#}");
+        assert_eq!(scene.installation().await, before, "{command}");
+    }
+    // Nor is a trigger's the page's.
+    let fit = scene
+        .cloud
+        .with(&installed, "fit", json!({"kind": "event"}));
+    let how = json!({"path": "/-/jira_connect/links", "token": fit["token"]});
+    let (status_of_page, body) = scene.page(&installed, how);
+    assert_eq!(
+        (status_of_page, &body["error"]["code"]),
+        (403, &json!("user_missing"))
+    );
+    assert_eq!(scene.installation().await, before);
     let evil = scene.cloud.requests("acme");
     assert!(evil.is_empty(), "nobody asked where a token said: {evil:?}");
 
@@ -427,6 +446,71 @@ async fn hostile_tokens_change_nothing_and_are_answered_401() {
         assert_eq!(status(&told), Some(401), "{told:#}");
     }
     assert_eq!(scene.installation().await["state"], "installed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_at_the_page_does_not_speak_for_forge() {
+    let scene = Scene::set_with(|settings| {
+        settings.set("FORGE__ENVIRONMENTS", "PRODUCTION,STAGING");
+        settings.set("LIMITS__REQUESTS_PER_ADDRESS_PER_SEC", "0");
+    })
+    .await;
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    let staging = json!({"environment": "STAGING", "silent": true});
+    let staging = scene.cloud.install(&scene.app, &scene.acme, staging);
+    let client_key = scene.installation().await["client_key"].clone();
+    let (gitlabs, _links) = linked(&scene.relay, client_key.as_str().expect("key"), 1).await;
+    let before = scene.installation().await;
+    let mut refused = 0;
+    for trigger in ["events", "scheduled", "uninstall"] {
+        for (what, how) in [
+            ("an admin of the page's", json!({})),
+            ("somebody else", json!({"principal": "member"})),
+            (
+                "a browser",
+                json!({"via": "requestRemote", "principal": "member"}),
+            ),
+            (
+                "nobody, at the page",
+                json!({"claims": {"principal": null}}),
+            ),
+            (
+                "nobody, at the page's endpoint",
+                json!({"claims": {"principal": null, "app.module": {"type": "core:endpoint", "key": "page"}}}),
+            ),
+            (
+                "somebody, as if from elsewhere",
+                json!({"claims": {"app.module": {"type": "core:trigger", "key": "lifecycle"}}}),
+            ),
+        ] {
+            for installed in [&installed, &staging] {
+                let mut call = how.clone();
+                call["method"] = "POST".into();
+                call["path"] = format!("/-/jira_connect/forge/{trigger}").into();
+                call["body"] = json!({"eventType": "avi:forge:installed:app"});
+                let (status, body) = scene.page(installed, call);
+                let told = (status, &body["error"]["code"]);
+                assert_eq!(
+                    told,
+                    (403, &json!("trigger_not_forges")),
+                    "{what}, {trigger}"
+                );
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!(scene.installation().await, before);
+    assert!(scene.audit("installation_uninstalled").await.is_empty());
+    assert_ne!(gitlabs[0].state().await["installations"], json!({}));
+    let counted = scene
+        .relay
+        .metric("jira_connect_proxy_rejections_total", "trigger_not_forges")
+        .await;
+    assert_eq!(counted, f64::from(refused));
+    // Forge itself still does.
+    let told = scene.cloud.with(&installed, "uninstall", json!({}));
+    assert_eq!(told["delivered"], true, "{told}");
+    scene.everybody_knows_the_end(&gitlabs).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
