@@ -21,19 +21,24 @@ use crate::{
 const SERVER_INFO: &str = "/rest/api/3/serverInfo";
 
 impl Scene {
-    /// How often the site was asked what it is.
+    /// How often sites were asked what they are.
     fn questions(&self) -> usize {
+        self.questions_below("")
+    }
+
+    /// ... below this path of the gateway's.
+    fn questions_below(&self, path: &str) -> usize {
         let requests = self.cloud.requests("api");
         let asked = |request: &&Value| {
-            let path = request["path"].as_str();
-            path.is_some_and(|path| path.ends_with(SERVER_INFO))
+            let asked = request["path"].as_str().unwrap_or_default();
+            asked.starts_with(path) && asked.ends_with(SERVER_INFO)
         };
         requests.iter().filter(asked).count()
     }
 
-    async fn until_questions(&self, more: usize) {
-        let (deadline, wanted) = (Instant::now() + PATIENCE, self.questions() + more);
-        while self.questions() < wanted {
+    async fn until_asked(&self, times: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.questions() < times {
             assert!(Instant::now() < deadline, "Jira was not asked");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -138,6 +143,10 @@ async fn writes_wait_for_a_token_over_a_restart() {
         1.0
     );
 
+    // What waits for nobody is told so.
+    let user = gitlabs[0].send("user", json!({})).await;
+    assert_eq!(user["status"], 502, "{user:#}");
+    assert!(user.to_string().contains("every hour"), "{user:#}");
     for command in ["installations", "status", "doctor"] {
         let output = scene.relay.command_line(&[command]).await;
         let told = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -700,22 +709,22 @@ async fn a_site_is_gone_when_jira_says_so_again_and_nothing_comes() {
     let client_key = scene.installation().await["client_key"].clone();
     let (gitlabs, _links) = linked(&scene.relay, client_key.as_str().expect("key"), 1).await;
 
-    // Silent for longer than it may be, but Jira takes the token; or nobody knows; or it said no once.
-    scene.until_questions(2).await;
-    scene
-        .cloud
-        .fault("api", json!({"mode": "status", "status": 503, "times": 2}));
-    scene.until_questions(2).await;
-    scene
-        .cloud
-        .fault("api", json!({"mode": "reset", "times": 2}));
-    scene.until_questions(2).await;
-    scene
-        .cloud
-        .fault("api", json!({"mode": "status", "status": 401, "times": 1}));
-    scene.until_questions(3).await;
-    assert_eq!(scene.installation().await["state"], "installed");
+    // Silent for longer than it may be, and Jira refuses a write; but whoever asks hears nothing, or one no, or yes.
+    let below =
+        |path: &str| json!({"path_prefix": format!("/ex/jira/{}{path}", scene.acme.cloud_id)});
+    for (mode, status, times) in [("status", 503, 2), ("reset", 0, 2), ("status", 401, 1)] {
+        let on = below(SERVER_INFO);
+        let fault = json!({"mode": mode, "status": status, "times": times, "match": on});
+        scene.cloud.fault("api", fault);
+    }
+    let on = below("/rest/builds");
+    let fault = json!({"mode": "status", "status": 401, "times": 1, "match": on});
+    scene.cloud.fault("api", fault);
+    let asked = scene.questions();
     gitlabs[0].sends("builds", json!({})).await;
+    scene.until_asked(asked + 6).await;
+    assert_eq!(scene.installation().await["state"], "installed");
+    scene.relay.until_drained().await;
 
     // Gone without a word.
     scene
@@ -734,6 +743,33 @@ async fn a_site_is_gone_when_jira_says_so_again_and_nothing_comes() {
             .is_some_and(|note| note.contains("refused"))
     );
     scene.relay.until_drained().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jira_is_asked_once_about_a_token_that_it_takes() {
+    let scene = Scene::set_with(|settings| settings.set("FORGE__CHECK_EVERY_SECS", "1")).await;
+    scene
+        .cloud
+        .ask("system_tokens", json!({"lifetime_secs": 600}));
+    let of = |cloud_id: &str| format!("/ex/jira/{cloud_id}/");
+    let (acme, other) = (of(&scene.acme.cloud_id), of(&scene.other.cloud_id));
+    let unknown = json!({"mode": "status", "status": 503, "match": {"path_prefix": other}});
+    scene.cloud.fault("api", unknown);
+    // Its page says where it is, so it is asked by nothing but the look at tokens that are about to end.
+    for site in [&scene.acme, &scene.other] {
+        let installed = scene
+            .cloud
+            .install(&scene.app, site, json!({"silent": true}));
+        let (status, _) = scene.page(&installed, json!({"path": "/-/jira_connect/page/boot"}));
+        assert_eq!(status, 200);
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while scene.questions_below(&acme) < 1 || scene.questions_below(&other) < 4 {
+        assert!(Instant::now() < deadline, "Jira was not asked");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // One answer is enough, and none is not.
+    assert_eq!(scene.questions_below(&acme), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
