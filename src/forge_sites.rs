@@ -266,8 +266,13 @@ impl ForgeSites {
     }
 
     /// Jira has refused the token more than once, and nothing has come for very long, though we were there to hear it.
+    /// A token from the page proves nothing by that: anybody there could have made it up.
     fn is_gone(&self, forge: &Forge, now: Timestamp) -> bool {
-        let refused = forge.refused.map_or(0, |refused| refused.times);
+        let token = forge.system_token.as_ref();
+        let refused = forge
+            .refused
+            .filter(|_| token.is_some_and(|token| !token.from_page));
+        let refused = refused.map_or(0, |refused| refused.times);
         let there = now.duration_since(self.started_at);
         refused >= REFUSALS_THAT_COUNT
             && now.duration_since(forge.told_at) >= self.gone_after

@@ -3,8 +3,10 @@
 
 use std::time::{Duration, Instant};
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::Request;
 use http_body_util::Full;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::Scene;
@@ -52,6 +54,18 @@ impl Scene {
                 return installation;
             }
             assert!(Instant::now() < deadline, "never {state}: {installation:#}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn until_problem(&self, code: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let installation = self.installation().await;
+            if installation["problem"]["code"] == code {
+                return;
+            }
+            assert!(Instant::now() < deadline, "never {code}: {installation:#}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -520,6 +534,121 @@ async fn whoever_is_at_the_page_does_not_speak_for_forge() {
     let told = scene.cloud.with(&installed, "uninstall", json!({}));
     assert_eq!(told["delivered"], true, "{told}");
     scene.everybody_knows_the_end(&gitlabs).await;
+}
+
+/// A token for Jira's API that somebody made up.
+fn made_up(life_secs: i64) -> String {
+    let exp = Timestamp::now().as_second() + life_secs;
+    let claims = URL_SAFE_NO_PAD.encode(format!(r#"{{"exp":{exp}}}"#));
+    format!("e30.{claims}.c2ln")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_somebody_at_the_page_made_up_keeps_no_better_one_away() {
+    let scene = Scene::set_with(|settings| settings.set("FORGE__CHECK_EVERY_SECS", "1")).await;
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    let client_key = scene.installation().await["client_key"].clone();
+    let (gitlabs, links) = linked(&scene.relay, client_key.as_str().expect("key"), 1).await;
+    let brings = |token: Value| {
+        let call = json!({
+            "path": "/-/jira_connect/links", "principal": "member", "via": "requestRemote",
+            "headers": {"x-forge-oauth-system": token},
+        });
+        scene.page(&installed, call)
+    };
+    let end = async || scene.installation().await["forge"]["token_expires_at"].clone();
+
+    // While Forge's own is good, nobody's word is taken.
+    let before = end().await;
+    assert_eq!(brings(made_up(86_400).into()).0, 200);
+    assert_eq!(end().await, before);
+    gitlabs[0]
+        .sends("builds", json!({"build_number": 80}))
+        .await;
+    assert_eq!(scene.relay.spool().await["waiting"], 0);
+    scene.built(&installed.provider, &links, 80);
+
+    // Two are one too many, whichever is meant.
+    let token = token_of(&scene, &installed);
+    let (status_of_page, body) = brings(json!([token, made_up(86_400)]));
+    let told = (status_of_page, &body["error"]["code"]);
+    assert_eq!(told, (400, &json!("system_token_ambiguous")));
+
+    // Once Jira has said no to it, the page brings another one: a false one for as long as Jira is not asked ...
+    scene.cloud.with(&installed, "expire", json!({}));
+    gitlabs[0]
+        .sends("builds", json!({"build_number": 81}))
+        .await;
+    assert_eq!(scene.relay.spool().await["waiting"], 1);
+    scene.until_problem("forge_token_refused").await;
+    assert_eq!(brings(made_up(86_400).into()).0, 200);
+    assert_ne!(end().await, before);
+    scene.until_problem("forge_token_refused").await;
+    // ... and then a good one, though it ends long before that.
+    assert_eq!(brings(token_of(&scene, &installed)).0, 200);
+    scene.relay.until_drained().await;
+    scene.built(&installed.provider, &links, 81);
+
+    // What Forge sends by itself is better than whatever came from the page.
+    scene.cloud.with(&installed, "expire", json!({}));
+    gitlabs[0]
+        .sends("builds", json!({"build_number": 82}))
+        .await;
+    scene.until_problem("forge_token_refused").await;
+    assert_eq!(brings(made_up(86_400).into()).0, 200);
+    let told = scene.cloud.with(&installed, "scheduled", json!({}));
+    assert_eq!(told["delivered"], true, "{told}");
+    scene.relay.until_drained().await;
+    scene.built(&installed.provider, &links, 82);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn that_jira_refuses_a_made_up_token_is_no_goodbye() {
+    let scene = Scene::set_with(|settings| {
+        settings.set("FORGE__CHECK_EVERY_SECS", "1");
+        settings.set("FORGE__GONE_AFTER_SECS", "1");
+    })
+    .await;
+    let silent = json!({"silent": true});
+    let installed = scene.cloud.install(&scene.app, &scene.acme, silent);
+    let call = json!({
+        "path": "/-/jira_connect/links", "principal": "member", "via": "requestRemote",
+        "headers": {"x-forge-oauth-system": made_up(3600)},
+    });
+    assert_eq!(scene.page(&installed, call).0, 200);
+    scene.until_asked(4).await;
+    assert_eq!(scene.installation().await["state"], "installed");
+    let told = scene.cloud.with(&installed, "scheduled", json!({}));
+    assert_eq!(told["delivered"], true, "{told}");
+    assert_eq!(scene.installation().await["problem"], Value::Null);
+}
+
+fn token_of(scene: &Scene, installed: &Installed) -> Value {
+    scene.cloud.with(installed, "system_token", json!({}))["token"].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_was_revoked_yields_to_one_that_ends_sooner() {
+    let scene = Scene::set().await;
+    scene
+        .cloud
+        .ask("system_tokens", json!({"lifetime_secs": 7200}));
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    let client_key = scene.installation().await["client_key"].clone();
+    let (gitlabs, links) = linked(&scene.relay, client_key.as_str().expect("key"), 1).await;
+    scene.cloud.with(&installed, "expire", json!({}));
+    gitlabs[0]
+        .sends("builds", json!({"build_number": 90}))
+        .await;
+    assert_eq!(scene.relay.spool().await["waiting"], 1);
+    scene
+        .cloud
+        .ask("system_tokens", json!({"lifetime_secs": 3300}));
+    let told = scene.cloud.with(&installed, "scheduled", json!({}));
+    assert_eq!(told["delivered"], true, "{told}");
+    scene.relay.until_drained().await;
+    scene.built(&installed.provider, &links, 90);
+    assert_eq!(scene.cloud.violations(), json!([]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
