@@ -367,7 +367,7 @@ impl ForgeSites {
                     client.key = %known.client_key, %status,
                     "Jira refuses the token of the Forge app for {}, which is in its time: {told}", known.base_url
                 );
-                self.write_down(known, forge.refused(now)).await
+                self.note_verdict(known, token, Some(now)).await
             }
             Err(error) => {
                 tracing::info!(client.key = %known.client_key, "{}: {error}", known.base_url);
@@ -385,7 +385,7 @@ impl ForgeSites {
     async fn found(
         &self,
         known: &Arc<Installation>,
-        forge: &Forge,
+        token: &SystemToken,
         info: ServerInfo,
         now: Timestamp,
     ) -> Result<(), TransactError<FollowError>> {
@@ -397,14 +397,10 @@ impl ForgeSites {
         let same = known.base_url == base_url && known.display_url == display_url;
         // Of a way that stands by, the one in use knows better.
         if same || known.upstream.kind() != UpstreamKind::Forge {
-            if forge.refused.is_none() {
+            if known.forge().is_some_and(|forge| forge.refused.is_none()) {
                 return Ok(());
             }
-            let forge = Forge {
-                refused: None,
-                ..forge.clone()
-            };
-            return self.write_down(known, forge).await;
+            return self.note_verdict(known, token, None).await;
         }
         tracing::info!(
             client.key = %known.client_key,
@@ -442,19 +438,27 @@ impl ForgeSites {
         Ok(())
     }
 
-    /// Notes something about a token, if it is still the one.
-    async fn write_down(
+    /// Notes what Jira says to a token, if it is still the one: that it refused it just now, or takes it. Whatever else
+    /// was told while Jira was asked stays.
+    async fn note_verdict(
         &self,
         known: &Arc<Installation>,
-        forge: Forge,
+        token: &SystemToken,
+        refused_at: Option<Timestamp>,
     ) -> Result<(), TransactError<FollowError>> {
-        let client_key = known.client_key.clone();
+        let (client_key, token) = (known.client_key.clone(), token.clone());
         self.store
             .transact(move |transaction| {
                 let known = transaction.installation(&client_key);
-                let current = known.and_then(|known| known.forge()?.system_token.clone());
-                if current == forge.system_token {
-                    sites::told(transaction, &client_key, forge)?;
+                let current = known.as_ref().and_then(|known| known.forge());
+                let current = current.filter(|forge| forge.system_token.as_ref() == Some(&token));
+                if let Some(forge) = current {
+                    let taken = || Forge {
+                        refused: None,
+                        ..forge.clone()
+                    };
+                    let judged = refused_at.map_or_else(taken, |now| forge.refused(now));
+                    sites::told(transaction, &client_key, judged)?;
                 }
                 Ok(())
             })

@@ -652,6 +652,39 @@ async fn a_token_that_was_revoked_yields_to_one_that_ends_sooner() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_comes_while_jira_is_asked_stays_noted() {
+    let scene = Scene::set().await;
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    let url = format!("{}/forge/scheduled", scene.relay.app_base_url());
+    let deadline = Instant::now() + PATIENCE;
+    // On a slow machine Jira's no may come too late to be one.
+    for minor in 1.. {
+        assert!(Instant::now() < deadline, "Jira's no was never heard");
+        let fit = scene
+            .cloud
+            .with(&installed, "fit", json!({"kind": "scheduled"}));
+        let slow = json!({"mode": "status", "status": 401, "delay_ms": 1000, "times": 1});
+        scene.cloud.fault("api", slow);
+        let asked = scene.questions();
+        let bearer = format!("Bearer {}", fit["token"].as_str().expect("token"));
+        let request = Request::post(&url).header("authorization", bearer);
+        let request = request.body(Full::default()).expect("request");
+        let trigger = tokio::spawn(async move { send(&client(), request).await });
+        scene.until_asked(asked + 1).await;
+        let version = format!("2.{minor}.0");
+        let upgrade = json!({"version": version, "system_token": false});
+        let told = scene.cloud.with(&installed, "upgrade", upgrade);
+        assert_eq!(told["delivered"], true, "{told}");
+        assert_eq!(checked(trigger.await.expect("task")).status(), 204);
+        let site = scene.installation().await;
+        assert_eq!(site["forge"]["app_version"], version);
+        if site["problem"]["code"] == "forge_token_refused" {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_installation_speaks_for_itself_only() {
     let scene = Scene::set().await;
     let acme = scene.cloud.install(&scene.app, &scene.acme, json!({}));
