@@ -1,12 +1,16 @@
 //! A site with the operator's Forge app, from its first event to its last, and what the app's page may do. Forge, its
 //! tokens and Jira are the judges'.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::Request;
 use http_body_util::Full;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+use jira_connect_proxy::{metrics::Metrics, sites, store::StoreOwner};
 use serde_json::{Value, json};
 
 use super::Scene;
@@ -16,7 +20,7 @@ use crate::{
         FakeJira,
         http::{client, send},
     },
-    harness::{PATIENCE, RelayProcess, SECRET, Settings, admin, checked},
+    harness::{PATIENCE, RelayProcess, SECRET, Settings, admin, checked, printed},
     stage::{APP_KEY, CLIENT_KEY, linked},
 };
 
@@ -932,6 +936,72 @@ async fn jira_is_asked_once_about_a_token_that_it_takes() {
     }
     // One answer is enough, and none is not.
     assert_eq!(scene.questions_below(&acme), 1);
+}
+
+/// Takes it that so much time has passed since anything was noted of the only site. The relay must not run.
+fn time_passed(settings: &Settings, passed: SignedDuration) {
+    let (store, metrics) = (settings.config().store, Metrics::new().expect("metrics"));
+    tokio::task::block_in_place(|| {
+        let owner = StoreOwner::open(&store, Arc::new(metrics)).expect("store");
+        let known = owner.store().installations().pop().expect("a site");
+        let mut forge = known.forge().expect("a Forge app").clone();
+        forge.told_at -= passed;
+        if let Some(token) = &mut forge.system_token {
+            token.expires_at -= passed;
+        }
+        let key = known.client_key.clone();
+        let noted = owner
+            .store()
+            .transact(move |transaction| sites::told(transaction, &key, forge));
+        tokio::runtime::Handle::current()
+            .block_on(noted)
+            .expect("noted");
+        owner.close().expect("closed");
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_vanished_while_the_relay_was_away_is_silent_until_an_operator_removes_it() {
+    let mut scene = Scene::set_with(|settings| {
+        settings.set("FORGE__CHECK_EVERY_SECS", "1");
+        settings.set("FORGE__GONE_AFTER_SECS", "1");
+    })
+    .await;
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    let client_key = scene.installation().await["client_key"].clone();
+    let client_key = client_key.as_str().expect("key");
+    let (gitlabs, _links) = linked(&scene.relay, client_key, 1).await;
+    let remove = ["installations", "remove", client_key];
+    let refused = printed(&scene.relay, &remove, 1).await;
+    assert!(refused.contains("installation_has_app"), "{refused}");
+
+    // There is nothing to ask Jira with when the relay comes back, so Jira can't say no.
+    scene.relay.stop().await;
+    scene
+        .cloud
+        .with(&installed, "uninstall", json!({"silent": true}));
+    time_passed(&scene.relay.settings, SignedDuration::from_hours(4));
+    scene.relay.restart().await;
+    scene.relay.new_client();
+    gitlabs[0]
+        .sends("builds", json!({"build_number": 71}))
+        .await;
+    scene.until_problem("forge_silent").await;
+    assert_eq!(scene.relay.spool().await["waiting"], 1, "lost is nothing");
+    let silent = "jira_connect_proxy_forge_silent_installations";
+    assert_eq!(scene.relay.metric(silent, "").await, 1.0);
+    for command in ["installations", "status", "doctor"] {
+        let output = scene.relay.command_line(&[command]).await;
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(told.contains("Forge has sent nothing for long"), "{told}");
+        assert!(told.contains("installations remove KEY"), "{told}");
+    }
+    // Silence alone is no goodbye, whatever forge.gone_after_secs says.
+    assert_eq!(scene.installation().await["state"], "installed");
+    printed(&scene.relay, &remove, 0).await;
+    scene.everybody_knows_the_end(&gitlabs).await;
+    scene.relay.until_drained().await;
+    assert_eq!(scene.relay.metric(silent, "").await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
