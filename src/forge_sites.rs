@@ -10,9 +10,14 @@ mod standing;
 
 pub use standing::{Standing, is_silent, measure, standing};
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
+use futures_util::{StreamExt as _, stream};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
@@ -22,13 +27,14 @@ use crate::{
         Actor, AuditEntry, ClientKey, ForgeInstallationId, Installation, InstancePolicy,
         JiraBaseUrl, JiraSites, Upstream, UpstreamKind,
         installation::{InstallationChange, SiteAddress},
-        upstream::Forge,
+        upstream::{Forge, SystemToken},
     },
     jira::{
         Forwarder,
         server_info::{self, NotTold, ServerInfo},
     },
     linking::FollowError,
+    lock::lock,
     reject::{Reject, RejectKind},
     sites,
     spool::Spool,
@@ -43,6 +49,9 @@ const STRAGGLERS: SignedDuration = SignedDuration::from_mins(5);
 
 /// Near its end, a token is good for a last question, if no better one has come.
 const LAST_QUESTION: SignedDuration = SignedDuration::from_mins(15);
+
+/// So many sites are asked at a time: those that say nothing keep the others waiting only so long.
+const ASKED_AT_ONCE: usize = 8;
 
 /// One refusal may be a mistake of anybody's.
 const REFUSALS_THAT_COUNT: u32 = 2;
@@ -65,6 +74,8 @@ pub struct ForgeSites {
     pub gone_after: SignedDuration,
     /// While we were not there, nothing could be heard.
     pub started_at: Timestamp,
+    /// Sites that have answered the last question, with the end of the token that it was asked with.
+    answered: Mutex<HashMap<ClientKey, Timestamp>>,
 }
 
 /// What an invocation told.
@@ -127,6 +138,7 @@ impl ForgeSites {
             check_every: config.check_every,
             gone_after: config.gone_after,
             started_at: now,
+            answered: Mutex::default(),
         }
     }
 
@@ -240,33 +252,43 @@ impl ForgeSites {
 
     /// Asks Jira about sites whose app may be gone, and leaves those that are.
     async fn check(&self, now: Timestamp) {
-        for known in self.store.installations() {
+        lock(&self.answered).retain(|_, end| now < *end);
+        let known = stream::iter(self.store.installations());
+        let looks = known.for_each_concurrent(ASKED_AT_ONCE, |known| async move {
             let Some(forge) = known.forge().filter(|_| is_open(&known)) else {
-                continue;
+                return;
             };
             if self.is_gone(forge, now) {
                 self.leave_gone(&known, forge, now).await;
             } else if self.is_doubtful(&known, forge, now) {
                 self.look(&known, now).await;
             }
-        }
+        });
+        looks.await;
     }
 
     /// Jira has refused the token more than once, and nothing has come for very long, though we were there to hear it.
+    /// A token from the page proves nothing by that: anybody there could have made it up.
     fn is_gone(&self, forge: &Forge, now: Timestamp) -> bool {
-        let refused = forge.refused.map_or(0, |refused| refused.times);
+        let token = forge.system_token.as_ref();
+        let refused = forge
+            .refused
+            .filter(|_| token.is_some_and(|token| !token.from_page));
+        let refused = refused.map_or(0, |refused| refused.times);
         let there = now.duration_since(self.started_at);
         refused >= REFUSALS_THAT_COUNT
             && now.duration_since(forge.told_at) >= self.gone_after
             && there >= SILENT_AFTER.min(self.gone_after)
     }
 
-    /// A question is worth while: there is a token for it, and either it was refused or it is the last chance.
+    /// A question is worth while: there is a token for it, and either it was refused or it is the last chance, which
+    /// needs no more than one answer: each hour has such a quarter for each site whose tokens live no longer.
     fn is_doubtful(&self, known: &Arc<Installation>, forge: &Forge, now: Timestamp) -> bool {
         let Some(token) = forge.valid_token(now) else {
             return false;
         };
-        self.was_refused(known, forge) || token.expires_at.duration_since(now) < LAST_QUESTION
+        let answered = || lock(&self.answered).get(&known.client_key) == Some(&token.expires_at);
+        self.was_refused(known, forge) || is_ending(token, now) && !answered()
     }
 
     fn was_refused(&self, known: &Arc<Installation>, forge: &Forge) -> bool {
@@ -337,14 +359,17 @@ impl ForgeSites {
         let written = match asked {
             Ok(info) => {
                 self.forwarder.forget_refusal(known);
-                self.found(known, forge, info, now).await
+                if is_ending(token, now) {
+                    lock(&self.answered).insert(known.client_key.clone(), token.expires_at);
+                }
+                self.found(known, token, info, now).await
             }
             Err(NotTold::Refused { status, told }) => {
                 tracing::warn!(
                     client.key = %known.client_key, %status,
                     "Jira refuses the token of the Forge app for {}, which is in its time: {told}", known.base_url
                 );
-                self.write_down(known, forge.refused(now)).await
+                self.note_verdict(known, token, Some(now)).await
             }
             Err(error) => {
                 tracing::info!(client.key = %known.client_key, "{}: {error}", known.base_url);
@@ -362,7 +387,7 @@ impl ForgeSites {
     async fn found(
         &self,
         known: &Arc<Installation>,
-        forge: &Forge,
+        token: &SystemToken,
         info: ServerInfo,
         now: Timestamp,
     ) -> Result<(), TransactError<FollowError>> {
@@ -374,14 +399,10 @@ impl ForgeSites {
         let same = known.base_url == base_url && known.display_url == display_url;
         // Of a way that stands by, the one in use knows better.
         if same || known.upstream.kind() != UpstreamKind::Forge {
-            if forge.refused.is_none() {
+            if known.forge().is_some_and(|forge| forge.refused.is_none()) {
                 return Ok(());
             }
-            let forge = Forge {
-                refused: None,
-                ..forge.clone()
-            };
-            return self.write_down(known, forge).await;
+            return self.note_verdict(known, token, None).await;
         }
         tracing::info!(
             client.key = %known.client_key,
@@ -419,19 +440,27 @@ impl ForgeSites {
         Ok(())
     }
 
-    /// Notes something about a token, if it is still the one.
-    async fn write_down(
+    /// Notes what Jira says to a token, if it is still the one: that it refused it just now, or takes it. Whatever else
+    /// was told while Jira was asked stays.
+    async fn note_verdict(
         &self,
         known: &Arc<Installation>,
-        forge: Forge,
+        token: &SystemToken,
+        refused_at: Option<Timestamp>,
     ) -> Result<(), TransactError<FollowError>> {
-        let client_key = known.client_key.clone();
+        let (client_key, token) = (known.client_key.clone(), token.clone());
         self.store
             .transact(move |transaction| {
                 let known = transaction.installation(&client_key);
-                let current = known.and_then(|known| known.forge()?.system_token.clone());
-                if current == forge.system_token {
-                    sites::told(transaction, &client_key, forge)?;
+                let current = known.as_ref().and_then(|known| known.forge());
+                let current = current.filter(|forge| forge.system_token.as_ref() == Some(&token));
+                if let Some(forge) = current {
+                    let taken = || Forge {
+                        refused: None,
+                        ..forge.clone()
+                    };
+                    let judged = refused_at.map_or_else(taken, |now| forge.refused(now));
+                    sites::told(transaction, &client_key, judged)?;
                 }
                 Ok(())
             })
@@ -478,6 +507,10 @@ fn note(
         client_key: client_key.clone(),
         change: InstallationChange::Unchanged,
     })
+}
+
+fn is_ending(token: &SystemToken, now: Timestamp) -> bool {
+    token.expires_at.duration_since(now) < LAST_QUESTION
 }
 
 fn has(known: &Installation, id: &ForgeInstallationId) -> bool {

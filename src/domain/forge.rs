@@ -13,6 +13,12 @@ const APP: &str = "ari:cloud:ecosystem::app/";
 const INSTALLATION: &str = "ari:cloud:ecosystem::installation/";
 const ENVIRONMENT: &str = "ari:cloud:ecosystem::environment/";
 
+/// The type of the one module of our app that people see.
+pub const PAGE_MODULE: &str = "jira:adminPage";
+
+/// The key of the endpoint that the page's calls go through, and nothing else.
+pub const PAGE_ENDPOINT: &str = "page";
+
 /// A Forge app: `ari:cloud:ecosystem::app/<uuid>`, as `app.id` stands in its manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -94,8 +94,12 @@ pub struct Refusals {
 pub struct SystemToken {
     /// The token.
     pub token: Credential,
-    /// When Jira stops to take it.
+    /// When Jira stops to take it, as it says itself.
     pub expires_at: Timestamp,
+    /// It came with a call of the app's page, whose user could have put anything in its place: the invocation token
+    /// beside it does not bind it.
+    #[serde(default)]
+    pub from_page: bool,
 }
 
 /// What a Jira admin made for us (Jira: Settings > Apps > OAuth credentials).
@@ -220,14 +224,26 @@ impl Oauth {
 }
 
 impl Forge {
-    /// What is known after another invocation, if something of it is worth a note. The token that lives longest is
-    /// kept, whichever comes last; `doubted` is one that Jira has refused, so that any that lives as long is better.
+    /// What is known after another invocation, if something of it is worth a note.
+    ///
+    /// Of the tokens that Forge sent by itself the one that lives longest is kept, whichever comes last. One that Jira
+    /// seems to have refused (`doubted`) yields to any other. One from the page is the last resort: it is taken while
+    /// there is none, or Jira has said no to the one there is, and yields to any that Forge sends by itself. So whoever
+    /// is at the page keeps no good token away, and none that is no good for longer than to the next trigger.
     pub fn after(&self, told: &Self, doubted: bool, now: Timestamp) -> Option<Self> {
-        let better = |new: &&SystemToken| match &self.system_token {
-            None => true,
-            Some(known) if known.token == new.token => false,
-            Some(known) if doubted || known.expires_at <= now => new.expires_at >= known.expires_at,
-            Some(known) => new.expires_at.duration_since(known.expires_at) >= NOTABLY_LONGER,
+        let better = |new: &&SystemToken| {
+            let Some(known) = &self.system_token else {
+                return true;
+            };
+            if known.token == new.token || new.expires_at <= now {
+                return false;
+            }
+            let is_over = known.expires_at <= now;
+            if new.from_page {
+                return is_over || self.refused.is_some();
+            }
+            let longer = new.expires_at.duration_since(known.expires_at);
+            is_over || doubted || known.from_page || longer >= NOTABLY_LONGER
         };
         let better = told.system_token.as_ref().filter(better);
         let other = self.app_version != told.app_version || self.cloud_id != told.cloud_id;
@@ -235,7 +251,7 @@ impl Forge {
         (better.is_some() || other || due).then(|| Self {
             system_token: better.or(self.system_token.as_ref()).cloned(),
             told_at: self.told_at.max(now),
-            refused: None,
+            refused: self.refused.filter(|_| better.is_none()),
             ..told.clone()
         })
     }
@@ -326,6 +342,7 @@ mod tests {
             system_token: token.map(|(token, expires_at)| SystemToken {
                 token: Credential::parse(token).expect("token"),
                 expires_at: at(expires_at),
+                from_page: false,
             }),
             told_at: at(told_at),
             refused: None,
@@ -370,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_jira_refused_gives_way_to_any_that_lives_as_long() {
+    fn a_token_that_jira_refused_gives_way_to_any_other() {
         let known = forge(Some(("known", 155)), 100)
             .refused(at(110))
             .refused(at(115));
@@ -384,10 +401,55 @@ mod tests {
         let next = known.after(&younger, true, at(101)).expect("noted");
         let token = next.system_token.expect("token");
         assert_eq!((token.token.expose(), next.refused), ("younger", None));
+        let sooner = forge(Some(("sooner", 112)), 111);
+        let next = known.after(&sooner, true, at(111)).expect("noted");
+        assert_eq!(next.system_token, sooner.system_token);
+        // The same again is no other, one that is over is none, and both leave the refusals as they are.
+        assert_eq!(known.after(&known, true, at(111)), None);
+        assert_eq!(known.after(&sooner, true, at(112)), None);
+        let next = known.after(&sooner, true, at(131)).expect("noted");
         assert_eq!(
-            known.after(&forge(Some(("older", 154)), 101), true, at(101)),
-            None
+            (&next.system_token, next.refused),
+            (&known.system_token, known.refused)
         );
+    }
+
+    #[test]
+    fn a_token_from_the_page_is_the_last_resort() {
+        let from_page = |token, expires_at, told_at| {
+            let mut told = forge(Some((token, expires_at)), told_at);
+            if let Some(token) = &mut told.system_token {
+                token.from_page = true;
+            }
+            told
+        };
+        let kept = |before: &Forge, told: &Forge, doubted, now| {
+            let next = before.after(told, doubted, at(now));
+            let token = next.and_then(|next| next.system_token);
+            token.map(|token| token.token.expose().to_owned())
+        };
+        let page = |now| from_page("page", 340, now);
+        let known = forge(Some(("known", 155)), 100);
+        assert_eq!(kept(&known, &page(101), false, 101), None);
+        // That Jira refused something is no word against the token.
+        assert_eq!(kept(&known, &page(101), true, 101), None);
+        let refused = known.refused(at(110));
+        assert_eq!(
+            kept(&refused, &page(111), true, 111).as_deref(),
+            Some("page")
+        );
+        assert_eq!(
+            kept(&known, &page(155), false, 155).as_deref(),
+            Some("page")
+        );
+        let none = forge(None, 100);
+        assert_eq!(kept(&none, &page(101), false, 101).as_deref(), Some("page"));
+        // It stays while nobody refuses it, and yields to what Forge sends by itself.
+        let known = page(100);
+        let other = from_page("other", 500, 101);
+        assert_eq!(kept(&known, &other, false, 101), None);
+        let sooner = forge(Some(("sooner", 156)), 101);
+        assert_eq!(kept(&known, &sooner, false, 101).as_deref(), Some("sooner"));
     }
 
     #[test]

@@ -5,7 +5,10 @@ use serde_json::{Map, Value, json};
 use super::{BUILT_PAGE_FOLDER, NotPossible, UNREGISTERED, egress::Egress, yaml};
 use crate::{
     config::Config,
-    domain::{CONNECT_PATH, InstanceUrl},
+    domain::{
+        CONNECT_PATH, InstanceUrl,
+        forge::{PAGE_ENDPOINT, PAGE_MODULE},
+    },
     jira,
 };
 
@@ -171,18 +174,18 @@ fn modules(config: &Config) -> Result<String, NotPossible> {
 modules:
   # The page where Jira administrators link instances and groups: Jira settings
   # > Apps. Its calls go to the relay.
-  jira:adminPage:
+  {PAGE_MODULE}:
     - key: gitlab
       title: {}
       resource: page
       resolver:
-        endpoint: page
+        endpoint: {PAGE_ENDPOINT}
       useAsGetStarted: true
       useAsConfig: true
 
   # Where in the relay Forge's calls go. The page says itself where its own go.
   endpoint:
-    - key: page
+    - key: {PAGE_ENDPOINT}
       remote: relay
       auth:
         appSystemToken:

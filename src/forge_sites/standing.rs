@@ -152,6 +152,7 @@ mod tests {
             system_token: token_until.map(|minute| SystemToken {
                 token: Credential::parse("token").expect("token"),
                 expires_at: at(minute),
+                from_page: false,
             }),
             told_at: at(0),
             refused: None,

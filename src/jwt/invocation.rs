@@ -6,7 +6,9 @@
 //! 25 s, an environment's id names app and environment.
 //!
 //! The token binds tenant, user and module, but not method, path or body (there is no `qsh`). That leaves the replay:
-//! a token is good for one request.
+//! a token is good for one request. And it leaves the path to whoever is at the page: `invokeRemote` and `requestRemote`
+//! call any address of the remote, so an address that only Forge itself should call has to ask
+//! [`VerifiedInvocation::is_pages`].
 //!
 //! What is not in every token: calls of a page have a `principal` and a `context` with `siteUrl`; triggers (events,
 //! scheduled ones) have no principal, and of the context at most the cloud id, which is why the site's address is
@@ -25,6 +27,7 @@ use super::{
 use crate::domain::{
     ApiBaseUrl, CloudId, ForgeAppId, ForgeEnvironmentId, ForgeEnvironmentType, ForgeInstallationId,
     JiraApiUrl, JiraBaseUrl, JiraSites, KeyId,
+    forge::{PAGE_ENDPOINT, PAGE_MODULE},
 };
 
 /// The issuer of every invocation token.
@@ -72,7 +75,8 @@ pub struct VerifiedInvocation {
 /// A module of the app's manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Module {
-    /// Its type. Forge says `core:endpoint` of most calls, and `core:trigger` of some triggers.
+    /// Its type: for calls of a page the page's own or `core:endpoint`, for others `core:endpoint`. Some triggers have
+    /// been seen to say `core:trigger`, so nothing can be asked of them but not to be the page's.
     pub kind: String,
     /// Its key in the manifest.
     pub key: String,
@@ -121,6 +125,16 @@ struct UnverifiedModule {
 struct Context {
     cloud_id: Option<String>,
     site_url: Option<String>,
+}
+
+impl VerifiedInvocation {
+    /// Whether somebody at the app's page made the call, who then chose its address and all its headers but the token.
+    /// Only calls of a page have a `principal`, by the documentation; whoever has none there is nobody, and still there.
+    pub fn is_pages(&self) -> bool {
+        self.account_id.is_some()
+            || self.module.kind == PAGE_MODULE
+            || self.module.key == PAGE_ENDPOINT
+    }
 }
 
 impl InvocationVerifier {

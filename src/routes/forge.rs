@@ -36,8 +36,9 @@ const SYSTEM_TOKEN: &str = "x-forge-oauth-system";
 /// A token lives at least so long, and does not always say how long.
 const TOKEN_LIFE: SignedDuration = SignedDuration::from_mins(55);
 
-/// Whatever a token says, it is not counted on for longer than this.
-const TOKEN_LIFE_MAX: SignedDuration = SignedDuration::from_hours(24);
+/// Whatever a token says, it is not counted on for longer than Atlassian lets one live ("Configuring scheduled triggers
+/// to invoke a remote backend").
+const TOKEN_LIFE_MAX: SignedDuration = SignedDuration::from_hours(4);
 
 /// What made Forge call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +79,9 @@ pub(super) async fn receive(
     let (verifier, sites) = app(public)?;
     let (head, body) = request.into_parts();
     let invocation = prove(public, verifier, &head.headers, arrival).await?;
+    if invocation.is_pages() {
+        return Err(not_forges(sites, &invocation, arrival));
+    }
     let taken = async {
         // Nothing in it is needed, but a connection can only be used again behind it.
         read_small_body(body, &head.headers, &public.limits).await?;
@@ -111,6 +115,31 @@ pub(super) async fn receive(
     }
 }
 
+/// Somebody at the page tries to speak for Forge: to have the relay leave the site, for one. The log line says who; the
+/// audit trail tells what changed, and is nothing that anybody may fill.
+fn not_forges(sites: &ForgeSites, invocation: &VerifiedInvocation, arrival: &Arrival) -> Reject {
+    if let Some(known) = sites.find(&invocation.installation_id) {
+        let _ = arrival.notes.client_key.set(known.client_key.clone());
+    }
+    let VerifiedInvocation {
+        account_id, module, ..
+    } = invocation;
+    Reject {
+        internal: Some(format!(
+            "the Jira user {} called it from {} {}",
+            account_id.as_deref().unwrap_or("without a name"),
+            module.kind,
+            module.key
+        )),
+        ..Reject::new(
+            RejectKind::Forbidden,
+            "trigger_not_forges",
+            "somebody at the app's page called what only Forge itself may call",
+            "nothing was changed; whoever wants the app gone uninstalls it in Jira, and Forge tells the relay",
+        )
+    }
+}
+
 /// What an event or a schedule told. Nothing, if it was sent before the app was uninstalled.
 async fn hear(
     sites: &ForgeSites,
@@ -120,7 +149,7 @@ async fn hear(
     arrival: &Arrival,
 ) -> Result<Option<Heard>, Reject> {
     let is_event = trigger == Trigger::Event;
-    let told = told(invocation, headers, is_event, arrival.now);
+    let told = told(invocation, headers, is_event, arrival.now)?;
     match sites
         .hear(told, audit(invocation, arrival), arrival.now)
         .await
@@ -171,7 +200,7 @@ pub(super) async fn caller(
             "only the app's page in Jira may call this",
         )
     })?;
-    let told = told(&invocation, headers, false, arrival.now);
+    let told = told(&invocation, headers, false, arrival.now)?;
     let heard = sites
         .hear(told, audit(&invocation, arrival), arrival.now)
         .await?;
@@ -242,24 +271,38 @@ fn told(
     headers: &HeaderMap,
     is_event: bool,
     now: Timestamp,
-) -> Told {
-    Told {
+) -> Result<Told, Reject> {
+    let mut headers = headers.get_all(SYSTEM_TOKEN).iter();
+    let header = headers.next();
+    if headers.next().is_some() {
+        return Err(Reject::new(
+            RejectKind::Malformed,
+            "system_token_ambiguous",
+            "the request brings more than one token of the app's own",
+            "Forge sends one: look what else puts x-forge-oauth-system into requests",
+        ));
+    }
+    Ok(Told {
         forge: Forge {
             installation_id: invocation.installation_id.clone(),
             cloud_id: invocation.cloud_id.clone(),
             app_version: Some(invocation.app_version.clone()),
-            system_token: system_token(headers.get(SYSTEM_TOKEN), now),
+            system_token: system_token(header, invocation.is_pages(), now),
             told_at: now,
             refused: None,
         },
         site: invocation.site.clone(),
         issued_at: invocation.issued_at,
         is_event,
-    }
+    })
 }
 
-/// The app's token, if the call brings a usable one. Nothing in it is proven, and only Jira needs it to be.
-fn system_token(header: Option<&HeaderValue>, now: Timestamp) -> Option<SystemToken> {
+/// The app's token, if the call brings a usable one. Nothing in it is proven, nor bound to the invocation.
+fn system_token(
+    header: Option<&HeaderValue>,
+    from_page: bool,
+    now: Timestamp,
+) -> Option<SystemToken> {
     let token = Credential::parse(header?.to_str().ok()?).ok()?;
     let from_now = |life| now.saturating_add(life).unwrap_or(now);
     let told = unverified_expiry(token.expose());
@@ -267,6 +310,7 @@ fn system_token(header: Option<&HeaderValue>, now: Timestamp) -> Option<SystemTo
     Some(SystemToken {
         token,
         expires_at: expires_at.min(from_now(TOKEN_LIFE_MAX)),
+        from_page,
     })
 }
 
@@ -293,21 +337,21 @@ mod tests {
         };
         let end = |text: &str| {
             let header = HeaderValue::from_str(text).expect("header");
-            let token = system_token(Some(&header), now);
+            let token = system_token(Some(&header), false, now);
             token.map(|token| token.expires_at.as_second() - 1_800_000_000)
         };
         assert_eq!(end(&jwt(1_800_003_000)), Some(3000));
         assert_eq!(end(&jwt(1_799_999_999)), Some(-1), "over");
         assert_eq!(
             end(&jwt(1_900_000_000)),
-            Some(86_400),
+            Some(4 * 3600),
             "so long is not believed"
         );
         assert_eq!(end("opaque"), Some(55 * 60));
         assert_eq!(end(""), None);
         assert_eq!(end("two words"), None);
         assert_eq!(end(&"k".repeat(8193)), None);
-        assert_eq!(system_token(None, now), None);
+        assert_eq!(system_token(None, false, now), None);
     }
 
     #[test]

@@ -507,10 +507,15 @@ impl From<ForwardError> for Reject {
                 "Jira did not answer",
                 "try again; if it stays so, the operator should look at the log",
             ),
-            ForwardError::Token(_) | ForwardError::TokenAwaited => (
+            ForwardError::Token(_) => (
                 "jira_token_missing",
                 "the relay has no token for this Jira site now",
                 "try again; if it stays so, the operator should look at the log",
+            ),
+            ForwardError::TokenAwaited => (
+                "jira_token_missing",
+                "the relay has no token for this Jira site until Atlassian sends one, which it does every hour",
+                "try again in some minutes, or open the app's page in Jira, which brings one at once; if it stays so, the operator should run the doctor",
             ),
             ForwardError::Lacking(_) => {
                 return Self::new(

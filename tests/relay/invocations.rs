@@ -105,9 +105,11 @@ async fn a_page_and_a_trigger_prove_what_they_say() {
     let module = (page.module.kind.as_str(), page.module.key.as_str());
     assert_eq!(module, ("jira:adminPage", "page"));
     assert_eq!(page.issued_at, at(NOW));
+    assert!(page.is_pages());
 
     let token = stage.forge.sign(&stage.forge.trigger(NOW));
     let trigger = stage.verify(&token).await.expect("believed");
+    assert!(!trigger.is_pages());
     assert_eq!((trigger.account_id, trigger.site), (None, None));
     assert_eq!(trigger.cloud_id, page.cloud_id);
     assert_eq!(stage.forge.fetches(), 1, "one set for both");

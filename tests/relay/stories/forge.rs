@@ -1,10 +1,16 @@
 //! A site with the operator's Forge app, from its first event to its last, and what the app's page may do. Forge, its
 //! tokens and Jira are the judges'.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::Request;
 use http_body_util::Full;
+use jiff::{SignedDuration, Timestamp};
+use jira_connect_proxy::{metrics::Metrics, sites, store::StoreOwner};
 use serde_json::{Value, json};
 
 use super::Scene;
@@ -14,26 +20,31 @@ use crate::{
         FakeJira,
         http::{client, send},
     },
-    harness::{PATIENCE, RelayProcess, SECRET, Settings, admin, checked},
+    harness::{PATIENCE, RelayProcess, SECRET, Settings, admin, checked, printed},
     stage::{APP_KEY, CLIENT_KEY, linked},
 };
 
 const SERVER_INFO: &str = "/rest/api/3/serverInfo";
 
 impl Scene {
-    /// How often the site was asked what it is.
+    /// How often sites were asked what they are.
     fn questions(&self) -> usize {
+        self.questions_below("")
+    }
+
+    /// ... below this path of the gateway's.
+    fn questions_below(&self, path: &str) -> usize {
         let requests = self.cloud.requests("api");
         let asked = |request: &&Value| {
-            let path = request["path"].as_str();
-            path.is_some_and(|path| path.ends_with(SERVER_INFO))
+            let asked = request["path"].as_str().unwrap_or_default();
+            asked.starts_with(path) && asked.ends_with(SERVER_INFO)
         };
         requests.iter().filter(asked).count()
     }
 
-    async fn until_questions(&self, more: usize) {
-        let (deadline, wanted) = (Instant::now() + PATIENCE, self.questions() + more);
-        while self.questions() < wanted {
+    async fn until_asked(&self, times: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.questions() < times {
             assert!(Instant::now() < deadline, "Jira was not asked");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -47,6 +58,18 @@ impl Scene {
                 return installation;
             }
             assert!(Instant::now() < deadline, "never {state}: {installation:#}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn until_problem(&self, code: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let installation = self.installation().await;
+            if installation["problem"]["code"] == code {
+                return;
+            }
+            assert!(Instant::now() < deadline, "never {code}: {installation:#}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -138,6 +161,10 @@ async fn writes_wait_for_a_token_over_a_restart() {
         1.0
     );
 
+    // What waits for nobody is told so.
+    let user = gitlabs[0].send("user", json!({})).await;
+    assert_eq!(user["status"], 502, "{user:#}");
+    assert!(user.to_string().contains("every hour"), "{user:#}");
     for command in ["installations", "status", "doctor"] {
         let output = scene.relay.command_line(&[command]).await;
         let told = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -408,6 +435,25 @@ async fn hostile_tokens_change_nothing_and_are_answered_401() {
         assert_eq!(told["swallowed"], "INVALID_FORGE_INVOCATION_TOKEN");
         assert_eq!(scene.installation().await, before, "{what}");
     }
+    // One that is the page's is believed, and is no trigger's.
+    for command in ["upgrade", "scheduled", "uninstall"] {
+        let fit = scene.cloud.with(&installed, "fit", json!({"kind": "ui"}));
+        let how = json!({"token": fit["token"], "retries": 0, "status": null});
+        let told = scene.cloud.with(&installed, command, how);
+        assert_eq!(status(&told), Some(403), "{command}: {told:#}");
+        assert_eq!(scene.installation().await, before, "{command}");
+    }
+    // Nor is a trigger's the page's.
+    let fit = scene
+        .cloud
+        .with(&installed, "fit", json!({"kind": "event"}));
+    let how = json!({"path": "/-/jira_connect/links", "token": fit["token"]});
+    let (status_of_page, body) = scene.page(&installed, how);
+    assert_eq!(
+        (status_of_page, &body["error"]["code"]),
+        (403, &json!("user_missing"))
+    );
+    assert_eq!(scene.installation().await, before);
     let evil = scene.cloud.requests("acme");
     assert!(evil.is_empty(), "nobody asked where a token said: {evil:?}");
 
@@ -427,6 +473,219 @@ async fn hostile_tokens_change_nothing_and_are_answered_401() {
         assert_eq!(status(&told), Some(401), "{told:#}");
     }
     assert_eq!(scene.installation().await["state"], "installed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_at_the_page_does_not_speak_for_forge() {
+    let scene = Scene::set_with(|settings| {
+        settings.set("FORGE__ENVIRONMENTS", "PRODUCTION,STAGING");
+        settings.set("LIMITS__REQUESTS_PER_ADDRESS_PER_SEC", "0");
+    })
+    .await;
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    let staging = json!({"environment": "STAGING", "silent": true});
+    let staging = scene.cloud.install(&scene.app, &scene.acme, staging);
+    let client_key = scene.installation().await["client_key"].clone();
+    let (gitlabs, _links) = linked(&scene.relay, client_key.as_str().expect("key"), 1).await;
+    let before = scene.installation().await;
+    let mut refused = 0;
+    for trigger in ["events", "scheduled", "uninstall"] {
+        for (what, how) in [
+            ("an admin of the page's", json!({})),
+            ("somebody else", json!({"principal": "member"})),
+            (
+                "a browser",
+                json!({"via": "requestRemote", "principal": "member"}),
+            ),
+            (
+                "nobody, at the page",
+                json!({"claims": {"principal": null}}),
+            ),
+            (
+                "nobody, at the page's endpoint",
+                json!({"claims": {"principal": null, "app.module": {"type": "core:endpoint", "key": "page"}}}),
+            ),
+            (
+                "somebody, as if from elsewhere",
+                json!({"claims": {"app.module": {"type": "core:trigger", "key": "lifecycle"}}}),
+            ),
+        ] {
+            for installed in [&installed, &staging] {
+                let mut call = how.clone();
+                call["method"] = "POST".into();
+                call["path"] = format!("/-/jira_connect/forge/{trigger}").into();
+                call["body"] = json!({"eventType": "avi:forge:installed:app"});
+                let (status, body) = scene.page(installed, call);
+                let told = (status, &body["error"]["code"]);
+                assert_eq!(
+                    told,
+                    (403, &json!("trigger_not_forges")),
+                    "{what}, {trigger}"
+                );
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!(scene.installation().await, before);
+    assert!(scene.audit("installation_uninstalled").await.is_empty());
+    assert_ne!(gitlabs[0].state().await["installations"], json!({}));
+    let counted = scene
+        .relay
+        .metric("jira_connect_proxy_rejections_total", "trigger_not_forges")
+        .await;
+    assert_eq!(counted, f64::from(refused));
+    // Forge itself still does.
+    let told = scene.cloud.with(&installed, "uninstall", json!({}));
+    assert_eq!(told["delivered"], true, "{told}");
+    scene.everybody_knows_the_end(&gitlabs).await;
+}
+
+/// A token for Jira's API that somebody made up.
+fn made_up(life_secs: i64) -> String {
+    let exp = Timestamp::now().as_second() + life_secs;
+    let claims = URL_SAFE_NO_PAD.encode(format!(r#"{{"exp":{exp}}}"#));
+    format!("e30.{claims}.c2ln")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_somebody_at_the_page_made_up_keeps_no_better_one_away() {
+    let scene = Scene::set_with(|settings| settings.set("FORGE__CHECK_EVERY_SECS", "1")).await;
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    let client_key = scene.installation().await["client_key"].clone();
+    let (gitlabs, links) = linked(&scene.relay, client_key.as_str().expect("key"), 1).await;
+    let brings = |token: Value| {
+        let call = json!({
+            "path": "/-/jira_connect/links", "principal": "member", "via": "requestRemote",
+            "headers": {"x-forge-oauth-system": token},
+        });
+        scene.page(&installed, call)
+    };
+    let end = async || scene.installation().await["forge"]["token_expires_at"].clone();
+
+    // While Forge's own is good, nobody's word is taken.
+    let before = end().await;
+    assert_eq!(brings(made_up(86_400).into()).0, 200);
+    assert_eq!(end().await, before);
+    gitlabs[0]
+        .sends("builds", json!({"build_number": 80}))
+        .await;
+    assert_eq!(scene.relay.spool().await["waiting"], 0);
+    scene.built(&installed.provider, &links, 80);
+
+    // Two are one too many, whichever is meant.
+    let token = token_of(&scene, &installed);
+    let (status_of_page, body) = brings(json!([token, made_up(86_400)]));
+    let told = (status_of_page, &body["error"]["code"]);
+    assert_eq!(told, (400, &json!("system_token_ambiguous")));
+
+    // Once Jira has said no to it, the page brings another one: a false one for as long as Jira is not asked ...
+    scene.cloud.with(&installed, "expire", json!({}));
+    gitlabs[0]
+        .sends("builds", json!({"build_number": 81}))
+        .await;
+    assert_eq!(scene.relay.spool().await["waiting"], 1);
+    scene.until_problem("forge_token_refused").await;
+    assert_eq!(brings(made_up(86_400).into()).0, 200);
+    assert_ne!(end().await, before);
+    scene.until_problem("forge_token_refused").await;
+    // ... and then a good one, though it ends long before that.
+    assert_eq!(brings(token_of(&scene, &installed)).0, 200);
+    scene.relay.until_drained().await;
+    scene.built(&installed.provider, &links, 81);
+
+    // What Forge sends by itself is better than whatever came from the page.
+    scene.cloud.with(&installed, "expire", json!({}));
+    gitlabs[0]
+        .sends("builds", json!({"build_number": 82}))
+        .await;
+    scene.until_problem("forge_token_refused").await;
+    assert_eq!(brings(made_up(86_400).into()).0, 200);
+    let told = scene.cloud.with(&installed, "scheduled", json!({}));
+    assert_eq!(told["delivered"], true, "{told}");
+    scene.relay.until_drained().await;
+    scene.built(&installed.provider, &links, 82);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn that_jira_refuses_a_made_up_token_is_no_goodbye() {
+    let scene = Scene::set_with(|settings| {
+        settings.set("FORGE__CHECK_EVERY_SECS", "1");
+        settings.set("FORGE__GONE_AFTER_SECS", "1");
+    })
+    .await;
+    let silent = json!({"silent": true});
+    let installed = scene.cloud.install(&scene.app, &scene.acme, silent);
+    let call = json!({
+        "path": "/-/jira_connect/links", "principal": "member", "via": "requestRemote",
+        "headers": {"x-forge-oauth-system": made_up(3600)},
+    });
+    assert_eq!(scene.page(&installed, call).0, 200);
+    scene.until_asked(4).await;
+    assert_eq!(scene.installation().await["state"], "installed");
+    let told = scene.cloud.with(&installed, "scheduled", json!({}));
+    assert_eq!(told["delivered"], true, "{told}");
+    assert_eq!(scene.installation().await["problem"], Value::Null);
+}
+
+fn token_of(scene: &Scene, installed: &Installed) -> Value {
+    scene.cloud.with(installed, "system_token", json!({}))["token"].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_was_revoked_yields_to_one_that_ends_sooner() {
+    let scene = Scene::set().await;
+    scene
+        .cloud
+        .ask("system_tokens", json!({"lifetime_secs": 7200}));
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    let client_key = scene.installation().await["client_key"].clone();
+    let (gitlabs, links) = linked(&scene.relay, client_key.as_str().expect("key"), 1).await;
+    scene.cloud.with(&installed, "expire", json!({}));
+    gitlabs[0]
+        .sends("builds", json!({"build_number": 90}))
+        .await;
+    assert_eq!(scene.relay.spool().await["waiting"], 1);
+    scene
+        .cloud
+        .ask("system_tokens", json!({"lifetime_secs": 3300}));
+    let told = scene.cloud.with(&installed, "scheduled", json!({}));
+    assert_eq!(told["delivered"], true, "{told}");
+    scene.relay.until_drained().await;
+    scene.built(&installed.provider, &links, 90);
+    assert_eq!(scene.cloud.violations(), json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_while_jira_is_asked_stays_noted() {
+    let scene = Scene::set().await;
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    let url = format!("{}/forge/scheduled", scene.relay.app_base_url());
+    let deadline = Instant::now() + PATIENCE;
+    // On a slow machine Jira's no may come too late to be one.
+    for minor in 1.. {
+        assert!(Instant::now() < deadline, "Jira's no was never heard");
+        let fit = scene
+            .cloud
+            .with(&installed, "fit", json!({"kind": "scheduled"}));
+        let slow = json!({"mode": "status", "status": 401, "delay_ms": 1000, "times": 1});
+        scene.cloud.fault("api", slow);
+        let asked = scene.questions();
+        let bearer = format!("Bearer {}", fit["token"].as_str().expect("token"));
+        let request = Request::post(&url).header("authorization", bearer);
+        let request = request.body(Full::default()).expect("request");
+        let trigger = tokio::spawn(async move { send(&client(), request).await });
+        scene.until_asked(asked + 1).await;
+        let version = format!("2.{minor}.0");
+        let upgrade = json!({"version": version, "system_token": false});
+        let told = scene.cloud.with(&installed, "upgrade", upgrade);
+        assert_eq!(told["delivered"], true, "{told}");
+        assert_eq!(checked(trigger.await.expect("task")).status(), 204);
+        let site = scene.installation().await;
+        assert_eq!(site["forge"]["app_version"], version);
+        if site["problem"]["code"] == "forge_token_refused" {
+            return;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -616,22 +875,22 @@ async fn a_site_is_gone_when_jira_says_so_again_and_nothing_comes() {
     let client_key = scene.installation().await["client_key"].clone();
     let (gitlabs, _links) = linked(&scene.relay, client_key.as_str().expect("key"), 1).await;
 
-    // Silent for longer than it may be, but Jira takes the token; or nobody knows; or it said no once.
-    scene.until_questions(2).await;
-    scene
-        .cloud
-        .fault("api", json!({"mode": "status", "status": 503, "times": 2}));
-    scene.until_questions(2).await;
-    scene
-        .cloud
-        .fault("api", json!({"mode": "reset", "times": 2}));
-    scene.until_questions(2).await;
-    scene
-        .cloud
-        .fault("api", json!({"mode": "status", "status": 401, "times": 1}));
-    scene.until_questions(3).await;
-    assert_eq!(scene.installation().await["state"], "installed");
+    // Silent for longer than it may be, and Jira refuses a write; but whoever asks hears nothing, or one no, or yes.
+    let below =
+        |path: &str| json!({"path_prefix": format!("/ex/jira/{}{path}", scene.acme.cloud_id)});
+    for (mode, status, times) in [("status", 503, 2), ("reset", 0, 2), ("status", 401, 1)] {
+        let on = below(SERVER_INFO);
+        let fault = json!({"mode": mode, "status": status, "times": times, "match": on});
+        scene.cloud.fault("api", fault);
+    }
+    let on = below("/rest/builds");
+    let fault = json!({"mode": "status", "status": 401, "times": 1, "match": on});
+    scene.cloud.fault("api", fault);
+    let asked = scene.questions();
     gitlabs[0].sends("builds", json!({})).await;
+    scene.until_asked(asked + 6).await;
+    assert_eq!(scene.installation().await["state"], "installed");
+    scene.relay.until_drained().await;
 
     // Gone without a word.
     scene
@@ -650,6 +909,99 @@ async fn a_site_is_gone_when_jira_says_so_again_and_nothing_comes() {
             .is_some_and(|note| note.contains("refused"))
     );
     scene.relay.until_drained().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jira_is_asked_once_about_a_token_that_it_takes() {
+    let scene = Scene::set_with(|settings| settings.set("FORGE__CHECK_EVERY_SECS", "1")).await;
+    scene
+        .cloud
+        .ask("system_tokens", json!({"lifetime_secs": 600}));
+    let of = |cloud_id: &str| format!("/ex/jira/{cloud_id}/");
+    let (acme, other) = (of(&scene.acme.cloud_id), of(&scene.other.cloud_id));
+    let unknown = json!({"mode": "status", "status": 503, "match": {"path_prefix": other}});
+    scene.cloud.fault("api", unknown);
+    // Its page says where it is, so it is asked by nothing but the look at tokens that are about to end.
+    for site in [&scene.acme, &scene.other] {
+        let installed = scene
+            .cloud
+            .install(&scene.app, site, json!({"silent": true}));
+        let (status, _) = scene.page(&installed, json!({"path": "/-/jira_connect/page/boot"}));
+        assert_eq!(status, 200);
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while scene.questions_below(&acme) < 1 || scene.questions_below(&other) < 4 {
+        assert!(Instant::now() < deadline, "Jira was not asked");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // One answer is enough, and none is not.
+    assert_eq!(scene.questions_below(&acme), 1);
+}
+
+/// Takes it that so much time has passed since anything was noted of the only site. The relay must not run.
+fn time_passed(settings: &Settings, passed: SignedDuration) {
+    let (store, metrics) = (settings.config().store, Metrics::new().expect("metrics"));
+    tokio::task::block_in_place(|| {
+        let owner = StoreOwner::open(&store, Arc::new(metrics)).expect("store");
+        let known = owner.store().installations().pop().expect("a site");
+        let mut forge = known.forge().expect("a Forge app").clone();
+        forge.told_at -= passed;
+        if let Some(token) = &mut forge.system_token {
+            token.expires_at -= passed;
+        }
+        let key = known.client_key.clone();
+        let noted = owner
+            .store()
+            .transact(move |transaction| sites::told(transaction, &key, forge));
+        tokio::runtime::Handle::current()
+            .block_on(noted)
+            .expect("noted");
+        owner.close().expect("closed");
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_vanished_while_the_relay_was_away_is_silent_until_an_operator_removes_it() {
+    let mut scene = Scene::set_with(|settings| {
+        settings.set("FORGE__CHECK_EVERY_SECS", "1");
+        settings.set("FORGE__GONE_AFTER_SECS", "1");
+    })
+    .await;
+    let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    let client_key = scene.installation().await["client_key"].clone();
+    let client_key = client_key.as_str().expect("key");
+    let (gitlabs, _links) = linked(&scene.relay, client_key, 1).await;
+    let remove = ["installations", "remove", client_key];
+    let refused = printed(&scene.relay, &remove, 1).await;
+    assert!(refused.contains("installation_has_app"), "{refused}");
+
+    // There is nothing to ask Jira with when the relay comes back, so Jira can't say no.
+    scene.relay.stop().await;
+    scene
+        .cloud
+        .with(&installed, "uninstall", json!({"silent": true}));
+    time_passed(&scene.relay.settings, SignedDuration::from_hours(4));
+    scene.relay.restart().await;
+    scene.relay.new_client();
+    gitlabs[0]
+        .sends("builds", json!({"build_number": 71}))
+        .await;
+    scene.until_problem("forge_silent").await;
+    assert_eq!(scene.relay.spool().await["waiting"], 1, "lost is nothing");
+    let silent = "jira_connect_proxy_forge_silent_installations";
+    assert_eq!(scene.relay.metric(silent, "").await, 1.0);
+    for command in ["installations", "status", "doctor"] {
+        let output = scene.relay.command_line(&[command]).await;
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(told.contains("Forge has sent nothing for long"), "{told}");
+        assert!(told.contains("installations remove KEY"), "{told}");
+    }
+    // Silence alone is no goodbye, whatever forge.gone_after_secs says.
+    assert_eq!(scene.installation().await["state"], "installed");
+    printed(&scene.relay, &remove, 0).await;
+    scene.everybody_knows_the_end(&gitlabs).await;
+    scene.relay.until_drained().await;
+    assert_eq!(scene.relay.metric(silent, "").await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
