@@ -260,8 +260,13 @@ impl Setback {
         }
     }
 
-    /// The way in use is shut, and others are open.
-    pub fn move_awaited(others: &[Upstream], told: &str) -> Self {
+    /// The way in use was left, and others are open.
+    pub fn of_shut_way(others: &[Upstream]) -> Self {
+        Self::move_awaited(others, "the way to the site is shut")
+    }
+
+    /// The way in use takes nothing, and others are open.
+    fn move_awaited(others: &[Upstream], told: &str) -> Self {
         let others: Vec<_> = others.iter().map(|way| way.kind().as_str()).collect();
         let others = others.join(" or ");
         Self {

@@ -15,9 +15,7 @@ use super::{Public, path_and_query};
 use crate::{
     body::Body,
     clock,
-    domain::{
-        Actor, AuditEntry, ClientKey, Family, Installation, JiraCall, Link, Namespace, Upstream,
-    },
+    domain::{Actor, AuditEntry, ClientKey, Family, Installation, JiraCall, Link, Namespace},
     exchange::{Arrival, read_body},
     jira::{
         Setback, calls,
@@ -325,8 +323,8 @@ async fn write(
             (ticket, Why::Behind("over_rate"))
         }
         Admission::Direct(ticket) if !installation.is_installed() => {
-            let others = installation.standby.iter().map(Upstream::kind);
-            (ticket, Why::SetBack(Setback::move_awaited(others)))
+            let setback = Setback::of_shut_way(&installation.standby);
+            (ticket, Why::SetBack(setback, installation))
         }
         Admission::Direct(ticket) => {
             let sent = deliver(&public.forwarder, &installation, &call, &body, size, now);

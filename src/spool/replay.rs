@@ -163,8 +163,7 @@ impl Shared {
                 if !left.standby.is_empty()
                     && now.duration_since(write.received_at) < self.settings.max_age =>
             {
-                let told = "the way to the site is shut";
-                return Fate::Later(Setback::move_awaited(&left.standby, told), left);
+                return Fate::Later(Setback::of_shut_way(&left.standby), left);
             }
             Some(left) if left.upstream.kind() == UpstreamKind::Oauth => {
                 let message = "the site's credentials were removed";

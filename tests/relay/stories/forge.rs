@@ -837,6 +837,28 @@ async fn the_page_works_while_forge_stands_by_and_says_when_nothing_else_is_left
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_connect_part_that_came_too_late_is_told_with_the_cure() {
+    let scene = Scene::set().await;
+    scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    let client_key = scene.installation().await["client_key"].clone();
+    let client_key = client_key.as_str().expect("key");
+    let (_gitlabs, _links) = linked(&scene.relay, client_key, 1).await;
+    scene.cloud.connect(&scene.acme, APP_KEY, &[SECRET]);
+    let base = scene.relay.app_base_url();
+    assert_eq!(scene.jira.installed(&base, SECRET).await.status(), 204);
+    let output = scene.relay.command_line(&["doctor"]).await;
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    for part in [
+        "twin_installations",
+        client_key,
+        CLIENT_KEY,
+        "installations join",
+    ] {
+        assert!(told.contains(part), "{part} is not in {told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_site_that_was_renamed_is_followed_at_the_next_trigger() {
     let scene = Scene::set().await;
     let installed = scene.cloud.install(&scene.app, &scene.acme, json!({}));
