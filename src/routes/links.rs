@@ -44,6 +44,9 @@ const REFLECTION: SignedDuration = SignedDuration::from_secs(10);
 /// Calls to instances for one site's page.
 const CALLS_AT_ONCE: usize = 16;
 
+/// For a turn among them.
+const TURN_PATIENCE: Duration = Duration::from_secs(10);
+
 /// How long a name may take to be looked up before nothing is said about its address.
 const LOOKUP_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -346,7 +349,17 @@ impl<'a> Visit<'a> {
         let client_key = &self.caller.installation.client_key;
         let new = || Ok::<_, Infallible>(Arc::new(Semaphore::new(CALLS_AT_ONCE)));
         let Ok(turns) = self.public.page_turns.get_or_insert_with(client_key, new);
-        turns.acquire_owned().await.map_err(Reject::internal)
+        tokio::time::timeout(TURN_PATIENCE, turns.acquire_owned())
+            .await
+            .map_err(|_| {
+                Reject::new(
+                    RejectKind::Unavailable,
+                    "page_busy",
+                    "this site's page waits for answers from many instances already",
+                    "try again in a minute",
+                )
+            })?
+            .map_err(Reject::internal)
     }
 
     async fn groups(&self, id: &str) -> Result<Response<Full<Bytes>>, Reject> {

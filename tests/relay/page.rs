@@ -1,9 +1,12 @@
 //! The page inside Jira, without a browser: what Jira's frame gets, and what the page's calls may do. What a person
 //! sees is in `tests/browser`.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicU16, AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -39,6 +42,8 @@ struct Site {
     asked: Arc<AtomicUsize>,
     /// Answers with this status, if not 0.
     broken: Arc<AtomicU16>,
+    /// Takes so many milliseconds for it.
+    slow: Arc<AtomicU64>,
     questions: Arc<Mutex<Vec<Value>>>,
 }
 
@@ -46,7 +51,9 @@ impl Site {
     /// `admin` is one, `member` is none.
     async fn start() -> Self {
         let (asked, broken) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU16::new(0)));
+        let slow = Arc::new(AtomicU64::new(0));
         let questions = Arc::new(Mutex::new(Vec::new()));
+        let pause = Arc::clone(&slow);
         let (counter, status, log) = (
             Arc::clone(&asked),
             Arc::clone(&broken),
@@ -55,8 +62,10 @@ impl Site {
         let server = FakeServer::start(move |request: Request<Bytes>| {
             let (counter, status) = (Arc::clone(&counter), status.load(Ordering::SeqCst));
             let log = Arc::clone(&log);
+            let pause = Duration::from_millis(pause.load(Ordering::SeqCst));
             async move {
                 counter.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep(pause).await;
                 if status != 0 {
                     return answer(status, "");
                 }
@@ -76,6 +85,7 @@ impl Site {
             server,
             asked,
             broken,
+            slow,
             questions,
         }
     }
@@ -534,6 +544,18 @@ async fn only_jira_admins_change_anything() {
     let list: Value = serde_json::from_slice(list.body()).expect("JSON");
     assert_eq!(list["reason"]["code"], "jira_unavailable");
     assert_eq!(stage.relay.links().await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_jira_keeps_an_admin_waiting_once() {
+    let stage = Stage::start_with(&[("JIRA__ANSWER_TIMEOUT_MS", "20000")]).await;
+    stage.site.slow.store(4000, Ordering::SeqCst);
+    let list = stage.admin("GET", "links", None, 200).await;
+    assert_eq!(list["reason"]["code"], "jira_unavailable", "{list:#}");
+    // The question goes on, and whoever asks next waits for the same one.
+    let list = stage.admin("GET", "links", None, 200).await;
+    assert_eq!(list["may_change"], true, "{list:#}");
+    assert_eq!(stage.site.asked.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
