@@ -274,33 +274,49 @@ async fn jiras_frame_gets_the_page_and_nobody_else_does() {
     );
 
     // What is not proven gets a page too, because it is shown in a frame, and tells its cause.
-    for (query, secret, claims, expected) in [
-        ("lic=active", SECRET_2, json!({}), "token_signature"),
+    for (query, secret, claims, expected, cause) in [
+        (
+            "lic=active",
+            SECRET_2,
+            json!({}),
+            "token_signature",
+            "signs with another secret",
+        ),
         (
             "lic=active",
             SECRET,
             json!({"qsh": "0"}),
             "token_query_hash",
+            "was changed on its way",
         ),
         (
             "lic=active",
             SECRET,
             json!({"qsh": "context-qsh"}),
             "token_context_refused",
+            "was changed on its way",
         ),
         (
             "lic=active",
             SECRET,
             json!({"iat": 1000, "exp": 1180}),
             "token_expired",
+            "good for a few minutes only",
         ),
         (
             "lic=active",
             SECRET,
             json!({"iss": "stranger"}),
             "token_unknown_issuer",
+            "does not know this Jira site",
         ),
-        ("lic=a&lic=b", SECRET, json!({}), "repeated_parameter"),
+        (
+            "lic=a&lic=b",
+            SECRET,
+            json!({}),
+            "repeated_parameter",
+            "no address that Jira makes",
+        ),
     ] {
         let before = stage
             .relay
@@ -319,6 +335,7 @@ async fn jiras_frame_gets_the_page_and_nobody_else_does() {
             "{expected}: {html}"
         );
         assert!(html.starts_with("<!DOCTYPE html>"), "{html}");
+        assert!(html.contains(cause), "{cause} in {html}");
         assert!(
             html.contains(header_of(refused.headers(), "x-request-id")),
             "{html}"
@@ -335,6 +352,7 @@ async fn jiras_frame_gets_the_page_and_nobody_else_does() {
     for display_url in [
         "https://*",
         "https://a;frame-ancestors",
+        "http://jira.acme.example",
         "javascript:alert(1)",
     ] {
         let installed = stage
@@ -351,14 +369,16 @@ async fn jiras_frame_gets_the_page_and_nobody_else_does() {
         );
     }
 
-    let outside = stage.get("subscriptions", &[]).await;
-    assert_eq!(outside.status(), 401);
-    assert!(
-        text(&outside).contains("This page lives inside Jira"),
-        "{}",
-        text(&outside)
-    );
-    assert_eq!(directive(&outside, "script-src"), [&assets]);
+    for bare in ["subscriptions", "subscriptions?xdm_e=x&cp="] {
+        let outside = stage.get(bare, &[]).await;
+        assert_eq!(outside.status(), 401);
+        assert!(
+            text(&outside).contains("This page lives inside Jira"),
+            "{}",
+            text(&outside)
+        );
+        assert_eq!(directive(&outside, "script-src"), [&assets]);
+    }
 
     let callback = stage.get("oauth_callbacks?code=c0de&state=s", &[]).await;
     assert_eq!(callback.status(), 200);
