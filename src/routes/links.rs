@@ -29,12 +29,13 @@ use crate::{
     exchange::{Arrival, json, parse_json, read_small_body},
     gitlab::{
         groups::{GroupsError, context_token},
-        probe::{Check, Finding},
+        probe::{Check, Finding, Verdict},
     },
     jira::admins::NotProven,
     jwt::{Target, shared_key::TOKEN_LIFE_SECS},
     linking,
     reject::{Reject, RejectKind},
+    rounds::Health,
     trace,
 };
 
@@ -328,7 +329,7 @@ impl<'a> Visit<'a> {
         let link = self.link(id)?;
         self.admin().await?;
         let _turn = self.turn().await?;
-        self.public.rounds.look_now(&link.instance_url).await;
+        self.public.rounds.look_now(&link).await;
         // Much may have happened meanwhile.
         self.answer(StatusCode::OK, &*self.link(id)?)
     }
@@ -341,7 +342,15 @@ impl<'a> Visit<'a> {
         let link = linker
             .change(move |transaction| linking::resend(transaction, id, audit, now))
             .await?;
-        self.answer(StatusCode::OK, &linker.outcome(link).await)
+        let link = linker.outcome(link).await;
+        // What the last look found may just have been mended.
+        let rounds = &self.public.rounds;
+        let broken = |health: Health| health.verdict == Verdict::Fail;
+        if link.is_settled() && rounds.health(&link).is_some_and(broken) {
+            let _turn = self.turn().await?;
+            rounds.look_now(&Arc::new(link.clone())).await;
+        }
+        self.answer(StatusCode::OK, &link)
     }
 
     /// A site's page makes so many calls to instances at once; the others wait for their turn.
@@ -372,6 +381,7 @@ impl<'a> Visit<'a> {
             .linked_groups(&link, &self.caller.installation, account_id)
             .await
             .map_err(|error| self.refused(&error))?;
+        self.public.rounds.heard(&link.instance_url);
         json(StatusCode::OK, &serde_json::json!({ "groups": groups }))
     }
 

@@ -799,7 +799,7 @@ async fn checks_tell_what_is_wrong_before_there_is_a_link() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_is_looked_at_when_somebody_asks() {
-    let stage = Stage::start().await;
+    let stage = Stage::start_with(&[("INSTANCES__LOOK_EVERY_SECS", "60")]).await;
     let instance = FakeInstance::start(&stage.relay.url(), "").await;
     let link = stage.relay.link("tenant", &instance.url()).await;
     let path = format!("links/{}", link["id"].as_str().expect("id"));
@@ -813,12 +813,92 @@ async fn an_instance_is_looked_at_when_somebody_asks() {
     let shown = look().await;
     assert_eq!(shown["state"], "connected");
     assert_eq!(shown["faults"][0]["code"], "proxy_url_missing", "{shown:#}");
+    // Its id finds the look, and stays as long as the fault.
+    let id = shown["faults"][0]["id"].as_str().expect("id").to_owned();
+    assert_eq!(look().await["faults"][0]["id"], id);
+    let found = stage
+        .relay
+        .admin("GET", &format!("/api/v1/trace/{id}"), None, 200)
+        .await;
+    assert_eq!(found["parts"][0]["what"], "look", "{found:#}");
     instance.front.lock().expect("front").allowed_origin = stage.relay.url();
     assert_eq!(look().await["faults"], json!([]));
     assert_eq!(
         stage.admin("GET", &path, None, 200).await["faults"],
         json!([])
     );
+    // What is broken is looked at again long before the next round.
+    instance.front.lock().expect("front").allowed_origin = "https://gitlab.com".to_owned();
+    assert_eq!(look().await["faults"][0]["code"], "proxy_url_missing");
+    instance.front.lock().expect("front").allowed_origin = stage.relay.url();
+    let is_whole = |links: &[Value]| links[0]["health"]["verdict"] == "warn";
+    stage.relay.until_links("whole again", is_whole).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fault_of_one_site_is_no_other_sites_and_ends_with_its_cause() {
+    let stage = Stage::start().await;
+    let mut instance = FakeInstance::start(&stage.relay.url(), "").await;
+    let mut ours = Value::Null;
+    for tenant in (0..10)
+        .map(|n| format!("other-{n}"))
+        .chain(["tenant".to_owned()])
+    {
+        if tenant != "tenant" {
+            let other = stage.jira.site(&tenant);
+            let other = other.call(&stage.relay.app_base_url(), "installed", Some(SECRET_2));
+            assert_eq!(stage.jira.send(other).await.status(), 204);
+        }
+        ours = stage.relay.link(&tenant, &instance.url()).await;
+    }
+    let path = format!("links/{}", ours["id"].as_str().expect("id"));
+    let look = async || {
+        stage
+            .admin("POST", &format!("{path}/look"), None, 200)
+            .await
+    };
+    let codes = |link: &Value| -> Vec<String> {
+        let faults = link["faults"].as_array().expect("faults").iter();
+        faults
+            .map(|fault| fault["code"].as_str().expect("code").to_owned())
+            .collect()
+    };
+
+    // Others lose their record of it: that is nothing of ours, and our loss is no less seen.
+    (0..10).for_each(|n| instance.forget(&format!("other-{n}")));
+    assert_eq!(codes(&look().await), [""; 0]);
+    instance.forget("tenant");
+    let broken = look().await;
+    assert_eq!(codes(&broken), ["instance_secret"]);
+    // What mends it shows at once.
+    let mended = stage
+        .admin("POST", &format!("{path}/resend"), None, 200)
+        .await;
+    assert_eq!(codes(&mended), [""; 0], "{mended:#}");
+
+    // So does what an operator does, without anybody's look.
+    instance.forget("tenant");
+    assert_eq!(codes(&look().await), ["instance_secret"]);
+    let resend = format!("/api/v1/{path}/resend");
+    stage.relay.admin("POST", &resend, None, 200).await;
+    let is_ours = |link: &&Value| link["id"] == ours["id"];
+    let is_whole = |link: &Value| !link["health"].to_string().contains("instance_secret");
+    stage
+        .relay
+        .until_links("mended", |links| {
+            links.iter().find(is_ours).is_some_and(is_whole)
+        })
+        .await;
+
+    // Out of reach for a moment, and heard again.
+    instance.go_down().await;
+    assert_eq!(codes(&look().await), ["connection_failed"]);
+    instance.go_up().await;
+    stage
+        .admin("GET", &format!("{path}/groups"), None, 200)
+        .await;
+    let heard = stage.admin("GET", &path, None, 200).await;
+    assert_eq!(codes(&heard), [""; 0], "{heard:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

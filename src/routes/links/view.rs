@@ -34,7 +34,8 @@ pub(super) struct View<'a> {
 struct Fault {
     #[serde(flatten)]
     finding: Finding,
-    id: Option<String>,
+    /// Of the look that found it first.
+    id: String,
 }
 
 #[derive(Serialize)]
@@ -68,14 +69,13 @@ impl<'a> View<'a> {
 }
 
 fn faults(link: &Link, rounds: &Rounds) -> Vec<Fault> {
-    let health = rounds.health(&link.instance_url);
-    let health = health.filter(|_| link.is_settled());
-    let faults = health.iter().flat_map(|health| &health.faults);
-    let broken = faults.filter(|step| step.finding.verdict == Verdict::Fail);
+    let health = rounds.health(link).filter(|_| link.is_settled());
+    let faults = health.into_iter().flat_map(|health| health.faults);
+    let broken = faults.filter(|fault| fault.step.finding.verdict == Verdict::Fail);
     broken
-        .map(|step| Fault {
-            finding: discreet(step.finding.clone()),
-            id: None,
+        .map(|fault| Fault {
+            finding: discreet(fault.step.finding),
+            id: fault.id,
         })
         .collect()
 }
