@@ -5,6 +5,7 @@
 mod assets;
 mod branches;
 mod caller;
+mod discreet;
 mod forge;
 mod installations;
 mod lifecycle;

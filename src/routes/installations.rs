@@ -15,6 +15,7 @@ use serde_json::json;
 use super::{
     Public,
     caller::{Bound, Caller, caller, target},
+    discreet,
     links::audit,
     toolchain::is_form,
 };
@@ -185,7 +186,10 @@ async fn install(
     remove(public, caller, link.id, arrival).await?;
     let cause = link.last_error.map_or_else(
         || "It did not answer in time.".to_owned(),
-        |problem| format!("{}: {}.", problem.message, problem.hint),
+        |problem| {
+            let problem = discreet::problem(&problem);
+            format!("{}: {}.", problem.message, problem.hint)
+        },
     );
     Err(unprocessable(
         "not_installed",
@@ -234,6 +238,7 @@ fn unprocessable(code: &'static str, message: &str) -> Reject {
 
 /// Tools read `errors`, a text or texts by field.
 fn in_gitlabs_words(reject: Reject) -> Reject {
+    let reject = discreet::reject(reject);
     let errors = match reject.code {
         "not_jira_admin" => json!(NOT_ADMIN),
         "instance_url_malformed"

@@ -16,12 +16,12 @@ use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use view::{View, discreet};
+use view::View;
 
 use super::{
     Public,
     caller::{Bound, Caller, caller, target},
-    forge, outside,
+    discreet, forge, outside,
 };
 use crate::{
     client::is_private,
@@ -115,6 +115,18 @@ impl Resource {
 
 /// Answers a call of the page's. `id` and `group` are those in the path.
 pub(super) async fn serve(
+    public: &Public,
+    resource: Resource,
+    id: &str,
+    group: &str,
+    request: Request<Incoming>,
+    arrival: &Arrival,
+) -> Result<Response<Full<Bytes>>, Reject> {
+    let answer = answer(public, resource, id, group, request, arrival).await;
+    answer.map_err(discreet::reject)
+}
+
+async fn answer(
     public: &Public,
     resource: Resource,
     id: &str,
@@ -280,7 +292,7 @@ impl<'a> Visit<'a> {
         let found = Found {
             check,
             instance_url: &instance_url,
-            finding: discreet(finding),
+            finding: discreet::finding(finding),
             id: &self.arrival.id,
         };
         json(StatusCode::OK, &found)

@@ -870,6 +870,13 @@ async fn a_fault_of_one_site_is_no_other_sites_and_ends_with_its_cause() {
     instance.forget("tenant");
     let broken = look().await;
     assert_eq!(codes(&broken), ["instance_secret"]);
+    assert!(
+        !broken["faults"][0]["hint"]
+            .as_str()
+            .expect("hint")
+            .contains("links resend"),
+        "{broken:#}"
+    );
     // What mends it shows at once.
     let mended = stage
         .admin("POST", &format!("{path}/resend"), None, 200)
@@ -899,6 +906,70 @@ async fn a_fault_of_one_site_is_no_other_sites_and_ends_with_its_cause() {
         .await;
     let heard = stage.admin("GET", &path, None, 200).await;
     assert_eq!(codes(&heard), [""; 0], "{heard:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_site_learns_where_a_name_leads() {
+    let stage = Stage::start().await;
+    let mut instance = FakeInstance::start(&stage.relay.url(), "").await;
+    let url = instance.url().replace("127.0.0.1", "localhost");
+    let link = stage
+        .admin("POST", "links", Some(json!({"instance_url": url})), 201)
+        .await;
+    assert_eq!(link["state"], "connected", "{link:#}");
+    instance.go_down().await;
+    let path = format!("links/{}", link["id"].as_str().expect("id"));
+    let check = json!({"instance_url": url, "check": "reachable"});
+    let mut told = Vec::new();
+    for (method, path, body) in [
+        ("POST", "links/check".to_owned(), Some(check)),
+        ("POST", format!("{path}/look"), None),
+        ("GET", format!("{path}/groups"), None),
+        ("POST", format!("{path}/sign_in"), None),
+        ("POST", format!("{path}/resend"), None),
+        ("GET", path.clone(), None),
+    ] {
+        told.push(text(&stage.call("admin", method, &path, body).await));
+    }
+    let wish = json!({"installation": {"instance_url": "http://localhost:1"}});
+    stage.admin("DELETE", &path, None, 202).await;
+    told.push(text(
+        &stage
+            .call("admin", "PUT", "installations", Some(wish))
+            .await,
+    ));
+    for told in told {
+        assert!(told.contains("localhost can't be reached: "), "{told}");
+        assert!(
+            !told.contains("127.0.0.1") && !told.contains("::1"),
+            "{told}"
+        );
+    }
+    // An operator does.
+    let links = stage.relay.links().await;
+    let cause = links[0]["last_error"]["message"]
+        .as_str()
+        .unwrap_or_default();
+    let audit = stage.relay.admin("GET", "/api/v1/status", None, 200).await;
+    assert!(
+        cause.contains("127.0.0.1") || audit.to_string().contains("localhost can't be reached at "),
+        "{links:#?} {audit:#}"
+    );
+
+    let stage =
+        Stage::start_with(&[("INSTANCES__DANGEROUS_ALLOW_PRIVATE_ADDRESSES", "false")]).await;
+    let refused = stage
+        .admin("POST", "links", Some(json!({"instance_url": url})), 403)
+        .await;
+    let message = refused["error"].to_string();
+    assert!(
+        message.contains("an address that is not public"),
+        "{message}"
+    );
+    assert!(
+        !message.contains("127.0.0.1") && !message.contains("dangerous"),
+        "{message}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,4 @@
-//! A link as the page inside Jira shows it, and what of it is no business of a site's.
-
-use std::borrow::Cow;
+//! A link as the page inside Jira shows it.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -9,6 +7,7 @@ use crate::{
     domain::{Link, LinkId, link::DeliveryProblem},
     gitlab::probe::{Finding, Verdict},
     rounds::Rounds,
+    routes::discreet,
 };
 
 /// A link as the page shows it. Never a secret.
@@ -22,8 +21,8 @@ pub(super) struct View<'a> {
     created_at: Timestamp,
     attempts: u32,
     next_attempt_at: Option<Timestamp>,
-    last_error: Option<Cow<'a, DeliveryProblem>>,
-    purge: Option<PurgeView<'a>>,
+    last_error: Option<DeliveryProblem>,
+    purge: Option<PurgeView>,
     can_purge: bool,
     can_undo: bool,
     /// What the last look at the instance found broken.
@@ -39,13 +38,13 @@ struct Fault {
 }
 
 #[derive(Serialize)]
-struct PurgeView<'a> {
+struct PurgeView {
     state: &'static str,
-    last_error: Option<&'a DeliveryProblem>,
+    last_error: Option<DeliveryProblem>,
 }
 
 impl<'a> View<'a> {
-    /// How the page shows it, with what the last round found out about its instance.
+    /// How the page shows it, with what the last look at its instance found.
     pub(super) fn of(link: &'a Link, rounds: &Rounds) -> Self {
         Self {
             id: link.id,
@@ -56,10 +55,10 @@ impl<'a> View<'a> {
             created_at: link.created_at,
             attempts: link.attempts,
             next_attempt_at: (!link.is_settled()).then_some(link.next_attempt_at),
-            last_error: link.last_error.as_ref().map(discreet_problem),
+            last_error: link.last_error.as_ref().map(discreet::problem),
             purge: link.purge.as_ref().map(|purge| PurgeView {
                 state: purge.state(),
-                last_error: purge.last_error.as_ref(),
+                last_error: purge.last_error.as_ref().map(discreet::problem),
             }),
             faults: faults(link, rounds),
             can_purge: link.is_marked(),
@@ -74,35 +73,8 @@ fn faults(link: &Link, rounds: &Rounds) -> Vec<Fault> {
     let broken = faults.filter(|fault| fault.step.finding.verdict == Verdict::Fail);
     broken
         .map(|fault| Fault {
-            finding: discreet(fault.step.finding),
+            finding: discreet::finding(fault.step.finding),
             id: fault.id,
         })
         .collect()
 }
-
-/// Where a name leads inside the operator's network is no business of a site's.
-pub(super) fn discreet(finding: Finding) -> Finding {
-    match finding.code {
-        "address_not_public" | "instance_address_not_public" => Finding {
-            message: PRIVATE.to_owned(),
-            hint: Some(PRIVATE_HINT.to_owned()),
-            ..finding
-        },
-        _ => finding,
-    }
-}
-
-fn discreet_problem(problem: &DeliveryProblem) -> Cow<'_, DeliveryProblem> {
-    if problem.code != "address_not_public" {
-        return Cow::Borrowed(problem);
-    }
-    Cow::Owned(DeliveryProblem {
-        message: PRIVATE.to_owned(),
-        hint: PRIVATE_HINT.to_owned(),
-        ..problem.clone()
-    })
-}
-
-const PRIVATE: &str = "its name leads to an address that is not public";
-const PRIVATE_HINT: &str =
-    "if the instance lives in a private network, the operator of the relay can allow that";
