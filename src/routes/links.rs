@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     client::is_private,
+    clock,
     domain::{Actor, AuditEntry, InstanceUrl, Link, LinkId, LinkMode},
     exchange::{Arrival, json, parse_json, read_small_body},
     gitlab::{
@@ -67,6 +68,8 @@ pub(super) enum Resource {
     Look,
     /// To tell one's instance anew.
     Resend,
+    /// To leave one as it was before its removal was asked for.
+    Undo,
     /// The groups of one's instance that are linked to the site.
     Groups,
     /// One of these.
@@ -95,6 +98,7 @@ impl Resource {
             Self::Check => "links/check",
             Self::Look => "links/id/look",
             Self::Resend => "links/id/resend",
+            Self::Undo => "links/id/undo",
             Self::Groups => "links/id/groups",
             Self::Group => "links/id/groups/id",
             Self::SignIn => "links/id/sign_in",
@@ -108,7 +112,12 @@ impl Resource {
             Self::One => "GET or DELETE",
             Self::Groups => "GET",
             Self::Group => "DELETE",
-            Self::Check | Self::Look | Self::Resend | Self::SignIn | Self::ContextToken => "POST",
+            Self::Check
+            | Self::Look
+            | Self::Resend
+            | Self::Undo
+            | Self::SignIn
+            | Self::ContextToken => "POST",
         }
     }
 }
@@ -155,6 +164,7 @@ async fn answer(
         }
         (Resource::Look, &Method::POST) => visit.look(id).await,
         (Resource::Resend, &Method::POST) => visit.resend(id).await,
+        (Resource::Undo, &Method::POST) => visit.undo(id).await,
         (Resource::Groups, &Method::GET) => visit.groups(id).await,
         (Resource::Group, &Method::DELETE) => visit.unlink_group(id, group).await,
         (Resource::SignIn, &Method::POST) => visit.sign_in(id).await,
@@ -217,7 +227,7 @@ impl<'a> Visit<'a> {
             }),
             links: links
                 .iter()
-                .map(|link| View::of(link, &self.public.rounds))
+                .map(|link| View::of(link, &self.public.rounds, self.arrival.now))
                 .collect(),
         };
         json(StatusCode::OK, &page)
@@ -362,6 +372,20 @@ impl<'a> Visit<'a> {
             let _turn = self.turn().await?;
             rounds.look_now(&Arc::new(link.clone())).await;
         }
+        self.answer(StatusCode::OK, &link)
+    }
+
+    async fn undo(&self, id: &str) -> Result<Response<Full<Bytes>>, Reject> {
+        let id = self.link(id)?.id;
+        self.admin().await?;
+        let audit = audit(self.arrival, &self.caller, "link_removal_undone");
+        // By the clock, not from when the request came: the instance may be told meanwhile.
+        let undone = self
+            .public
+            .linker
+            .change(move |transaction| linking::undo_removal(transaction, id, audit, clock::now()));
+        let link = undone.await?;
+        trace::wanted(&link);
         self.answer(StatusCode::OK, &link)
     }
 
@@ -524,7 +548,8 @@ impl<'a> Visit<'a> {
     }
 
     fn answer(&self, status: StatusCode, link: &Link) -> Result<Response<Full<Bytes>>, Reject> {
-        json(status, &View::of(link, &self.public.rounds))
+        let view = View::of(link, &self.public.rounds, self.arrival.now);
+        json(status, &view)
     }
 }
 

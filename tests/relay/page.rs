@@ -486,6 +486,7 @@ async fn only_the_pages_own_tokens_count_and_only_for_their_site() {
         ("DELETE", format!("links/{theirs}")),
         ("POST", format!("links/{theirs}/look")),
         ("POST", format!("links/{theirs}/resend")),
+        ("POST", format!("links/{theirs}/undo")),
         ("GET", format!("links/{theirs}/groups")),
         ("DELETE", format!("links/{theirs}/groups/1")),
         ("POST", format!("links/{theirs}/sign_in")),
@@ -514,6 +515,7 @@ async fn only_jira_admins_change_anything() {
         ("DELETE", format!("links/{id}"), None),
         ("POST", format!("links/{id}/look"), None),
         ("POST", format!("links/{id}/resend"), None),
+        ("POST", format!("links/{id}/undo"), None),
         ("DELETE", format!("links/{id}/groups/1"), None),
         ("POST", format!("links/{id}/sign_in"), None),
         ("POST", format!("links/{id}/context_token"), None),
@@ -607,26 +609,44 @@ async fn an_instance_is_added_removed_and_taken_back() {
     assert_eq!(removed["state"], "removing");
     assert_eq!(removed["purge"]["state"], "pending");
     assert_eq!(removed["can_undo"], true);
-    let back = stage.admin("POST", "links", Some(wish), 201).await;
+    let undo = format!("{path}/undo");
+    let back = stage.admin("POST", &undo, None, 200).await;
     assert_eq!(
         (&back["state"], &back["id"]),
         (&json!("connected"), &link["id"]),
         "{back:#}"
     );
-    assert_eq!(back["purge"], Value::Null);
-    let told = instance.state().events;
-    assert!(
-        told.iter().all(|told| told.event == "installed"),
-        "{told:#?}"
+    assert_eq!(
+        (&back["purge"], &back["can_undo"]),
+        (&Value::Null, &json!(false))
     );
+    // Pressed twice, it is as undone.
+    assert_eq!(stage.admin("POST", &undo, None, 200).await, back);
+    assert_eq!(instance.state().events.len(), 1, "nobody is told anything");
+
+    // Added in place of undone, it is told again.
+    stage.admin("DELETE", &path, None, 202).await;
+    let back = stage.admin("POST", "links", Some(wish), 201).await;
+    assert_eq!(back["id"], link["id"]);
 
     // Removed for good: some seconds later the instance is told, and the link is gone.
     stage.admin("DELETE", &path, None, 202).await;
     assert!(instance.known("tenant").is_some());
+    instance.behave(Behaviour::StoresThenFails(502));
     instance
-        .until("uninstalled", |state| state.installations.is_empty())
+        .until("uninstalled", |state| {
+            state.events.iter().any(|told| told.event == "uninstalled")
+        })
         .await;
+    // It may have been told, so that it was removed can't be undone.
+    let shown = stage.admin("GET", &path, None, 200).await;
+    assert_eq!(shown["can_undo"], false, "{shown:#}");
+    let late = stage.admin("POST", &undo, None, 409).await;
+    assert_eq!(late["error"]["code"], "too_late_to_undo");
+    instance.behave(Behaviour::Honest);
     stage.relay.until_links("gone", <[Value]>::is_empty).await;
+    let gone = stage.admin("POST", &undo, None, 404).await;
+    assert_eq!(gone["error"]["code"], "link_unknown");
 
     let audit = stage.relay.admin("GET", "/api/v1/audit", None, 200).await;
     let by_admin: Vec<&str> = audit
@@ -641,6 +661,7 @@ async fn an_instance_is_added_removed_and_taken_back() {
         "link_created",
         "link_purge_requested",
         "link_removal_requested",
+        "link_removal_undone",
     ] {
         assert!(by_admin.contains(&action), "{action} in {by_admin:?}");
     }

@@ -44,8 +44,8 @@ struct PurgeView {
 }
 
 impl<'a> View<'a> {
-    /// How the page shows it, with what the last look at its instance found.
-    pub(super) fn of(link: &'a Link, rounds: &Rounds) -> Self {
+    /// How the page shows it at `now`, with what the last look at its instance found.
+    pub(super) fn of(link: &'a Link, rounds: &Rounds, now: Timestamp) -> Self {
         Self {
             id: link.id,
             instance_url: link.instance_url.as_str(),
@@ -62,7 +62,7 @@ impl<'a> View<'a> {
             }),
             faults: faults(link, rounds),
             can_purge: link.is_marked(),
-            can_undo: link.can_be_taken_back(),
+            can_undo: link.can_be_undone(now),
         }
     }
 }
