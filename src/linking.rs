@@ -322,6 +322,28 @@ pub fn undo_removal(
     Ok(link)
 }
 
+/// Wants a link gone in the way in which it was leaving before [`add`] took that back.
+pub fn leave_again(
+    transaction: &mut Transaction<'_>,
+    before: &Link,
+    audit: AuditEntry,
+    now: Timestamp,
+) -> Result<Link, LinkRefusal> {
+    if before.hand_back {
+        let mut link = known(transaction, before.id)?;
+        link.want_handed_back(now);
+        transaction.audit(audit.about(&link));
+        transaction.replace_link(link.clone());
+        return Ok(link);
+    }
+    let rule = if before.purge.is_some() {
+        purge
+    } else {
+        remove
+    };
+    rule(transaction, before.id, audit, now)
+}
+
 /// Everything that the link wrote is deleted.
 pub fn purged(transaction: &mut Transaction<'_>, id: LinkId, now: Timestamp) {
     let Ok(mut link) = known(transaction, id) else {

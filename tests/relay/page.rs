@@ -1075,10 +1075,10 @@ async fn tools_that_know_gitlabs_proxy_find_the_one_instance() {
     let stage = Stage::start().await;
     let mut first = FakeInstance::start(&stage.relay.url(), "").await;
     let second = FakeInstance::start(&stage.relay.url(), "/gitlab").await;
-    let put = async |account: &str, url: Value| {
+    let put_json = async |account: &str, installation: Value| {
         let body = json!({
             "jwt": stage.context_token(Some(account)),
-            "installation": {"instance_url": url},
+            "installation": installation,
         });
         let request = Request::put(format!("{}/installations", stage.relay.app_base_url()))
             .header(header::CONTENT_TYPE, "application/json")
@@ -1088,6 +1088,8 @@ async fn tools_that_know_gitlabs_proxy_find_the_one_instance() {
         let body: Value = serde_json::from_slice(answer.body()).expect("JSON");
         (answer.status().as_u16(), body)
     };
+    let put =
+        async |account: &str, url: Value| put_json(account, json!({ "instance_url": url })).await;
     // As `curl -d` sends it, and a form.
     let put_form = async |fields: &[(&str, &str)]| {
         let mut form = form_urlencoded::Serializer::new(String::new());
@@ -1123,8 +1125,22 @@ async fn tools_that_know_gitlabs_proxy_find_the_one_instance() {
     let same = [("installation[instance_url]", first.url())];
     let same = same.each_ref().map(|(name, value)| (*name, value.as_str()));
     assert_eq!(put_form(&same).await, (200, is(&first.url())));
+    // What is left out, or misspelt, is no wish to have none.
     assert_eq!(put_form(&[]).await.0, 400);
+    for silent in [json!({}), json!({"instanceUrl": second.url()})] {
+        assert_eq!(put_json("admin", silent.clone()).await.0, 400, "{silent}");
+    }
     assert_eq!(shown().await, is(&first.url()));
+    assert!(
+        !stage
+            .relay
+            .links()
+            .await
+            .iter()
+            .any(|link| link["state"] == "removing")
+    );
+    // A stranger hears what GitLab says to one.
+    assert_eq!(stage.get("installations", &[]).await.status(), 403);
 
     // One that can't be told changes nothing.
     let (status, body) = put("admin", json!("http://127.0.0.1:1")).await;
@@ -1157,11 +1173,17 @@ async fn tools_that_know_gitlabs_proxy_find_the_one_instance() {
         .until_links("one", |links| links.len() == 1)
         .await;
 
-    // With several, tools may look.
+    // With several, tools may look, and say once more what they see.
     stage.relay.link("tenant", &first.url()).await;
-    let (status, body) = put("admin", Value::Null).await;
-    assert_eq!(status, 422, "{body}");
+    for other in [Value::Null, json!(first.url())] {
+        let (status, body) = put("admin", other).await;
+        assert_eq!(status, 422, "{body}");
+    }
     assert_eq!(shown().await, is(&second.url()));
+    assert_eq!(
+        put("admin", json!(second.url())).await,
+        (200, is(&second.url()))
+    );
     first.go_down().await;
     let link = stage.relay.links().await[1]["id"]
         .as_str()
@@ -1178,4 +1200,29 @@ async fn tools_that_know_gitlabs_proxy_find_the_one_instance() {
     second
         .until("uninstalled", |state| state.installations.is_empty())
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tool_that_fails_leaves_a_removal_as_it_was() {
+    let stage = Stage::start().await;
+    let mut instance = FakeInstance::start(&stage.relay.url(), "").await;
+    let link = stage.relay.link("tenant", &instance.url()).await;
+    instance.go_down().await;
+    let path = format!("/api/v1/links/{}", link["id"].as_str().expect("id"));
+    let removal = format!("links/{}?purge=true", link["id"].as_str().expect("id"));
+    stage.admin("DELETE", &removal, None, 202).await;
+
+    let wish = json!({"installation": {"instance_url": instance.url()}});
+    let refused = stage
+        .call("admin", "PUT", "installations", Some(wish))
+        .await;
+    assert_eq!(refused.status(), 422, "{}", text(&refused));
+    assert!(
+        text(&refused).contains("can't be reached"),
+        "{}",
+        text(&refused)
+    );
+    let link = stage.relay.admin("GET", &path, None, 200).await;
+    assert_eq!(link["state"], "removing", "{link:#}");
+    assert!(link["purge"].is_object(), "{link:#}");
 }
