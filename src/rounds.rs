@@ -208,22 +208,20 @@ impl Rounds {
         failing.into_iter().map(|(_, instance)| instance).collect()
     }
 
-    /// Of these, the ones that confirmed something since.
+    /// What was found broken, and confirmed something since.
     fn changed(&self) -> BTreeSet<InstanceUrl> {
-        let failing = self.failing();
-        let is_news = |link: &Arc<Link>| {
-            failing.contains(&link.instance_url)
-                && is_connected(link)
-                && self
-                    .health
-                    .get(&link.instance_url)
-                    .is_some_and(|health| !health.confirmed.contains(&(link.id, link.desired)))
-        };
-        if failing.is_empty() {
-            return failing;
+        let is_broken = |health: &Health| health.verdict == Verdict::Fail;
+        if !self.health.iter().any(|health| is_broken(&health)) {
+            return BTreeSet::new();
         }
         let links = self.store.links();
-        let news = links.iter().filter(|link| is_news(link));
+        let news = links.iter().filter(|link| {
+            let health = self.health.get(&link.instance_url);
+            is_connected(link)
+                && health.is_some_and(|health| {
+                    is_broken(&health) && !health.confirmed.contains(&(link.id, link.desired))
+                })
+        });
         news.map(|link| link.instance_url.clone()).collect()
     }
 

@@ -368,8 +368,10 @@ impl<'a> Visit<'a> {
         // What the last look found may just have been mended.
         let rounds = &self.public.rounds;
         let broken = |health: Health| health.verdict == Verdict::Fail;
-        if link.is_settled() && rounds.health(&link).is_some_and(broken) {
-            let _turn = self.turn().await?;
+        if link.is_settled()
+            && rounds.health(&link).is_some_and(broken)
+            && let Ok(_turn) = self.turn().await
+        {
             rounds.look_now(&Arc::new(link.clone())).await;
         }
         self.answer(StatusCode::OK, &link)
@@ -385,7 +387,9 @@ impl<'a> Visit<'a> {
             .linker
             .change(move |transaction| linking::undo_removal(transaction, id, audit, clock::now()));
         let link = undone.await?;
-        trace::wanted(&link);
+        if !link.is_settled() {
+            trace::wanted(&link);
+        }
         self.answer(StatusCode::OK, &link)
     }
 
