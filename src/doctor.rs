@@ -3,7 +3,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt as _, future::join_all, stream};
 use http::{Request, StatusCode};
 use http_body_util::Full;
 use jiff::{SignedDuration, Timestamp};
@@ -13,7 +13,8 @@ use serde_json::Value;
 use crate::{
     client::{Client, Destination},
     domain::{
-        Installation, InstanceUrl, JiraBaseUrl, LifecycleEventKind, Link, LinkMode, Upstream,
+        Installation, InstanceUrl, JiraBaseUrl, LifecycleEventKind, Link, LinkId, LinkMode,
+        Upstream,
     },
     forge_sites,
     gitlab::{
@@ -29,8 +30,14 @@ use crate::{
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// An instance may be linked to any number of sites; so many tell enough.
-const LINKS_LOOKED_AT: usize = 8;
+/// An instance may be linked to any number of sites. An operator who asks sees so many.
+pub const LINKS_TOLD: usize = 8;
+
+/// Links of one instance that are tried out at once.
+const LINKS_AT_ONCE: usize = 8;
+
+/// For all of them; the others are left to the next look.
+const LINKS_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Sites whose credentials are tried out, all at once.
 const SITES_LOOKED_AT: usize = 64;
@@ -100,6 +107,9 @@ pub struct Report {
 pub struct Step {
     /// Which.
     pub rung: &'static str,
+    /// Whose, if it is not about the instance as all its links have it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub link_id: Option<LinkId>,
     /// What was found.
     #[serde(flatten)]
     pub finding: Finding,
@@ -146,9 +156,15 @@ const CHECKS: [(&str, Check); 6] = [
 ];
 
 impl Doctor {
-    /// Walks the ladder of an instance. What a rung depends on and broke leaves those above unknown.
-    pub async fn instance(&self, instance: &InstanceUrl, depth: Depth, now: Timestamp) -> Report {
-        let links: Vec<Arc<Link>> = self.links_to(instance);
+    /// Walks the ladder of an instance, up to what these of its links find there. What a rung depends on and broke
+    /// leaves those above unknown.
+    pub async fn instance(
+        &self,
+        instance: &InstanceUrl,
+        links: &[Arc<Link>],
+        depth: Depth,
+        now: Timestamp,
+    ) -> Report {
         let mut steps = Vec::new();
         let prober = &self.prober.afresh();
         let reached = prober.look(instance, Check::Reachable, now).await;
@@ -166,15 +182,12 @@ impl Doctor {
                 ),
                 _ => Finding::ok(rung, *message),
             };
-            steps.push(Step { rung, finding });
+            steps.push(Step::new(rung, finding));
         }
         if broken.is_some() {
             let above = CHECKS.iter().map(|(rung, _)| *rung);
             let above = above.chain(["secret", "traffic"]);
-            steps.extend(above.map(|rung| Step {
-                rung,
-                finding: not_reached(),
-            }));
+            steps.extend(above.map(|rung| Step::new(rung, not_reached())));
             return Report::new(instance.to_string(), steps);
         }
         let version = links.iter().find_map(|link| link.gitlab_version.as_ref());
@@ -186,20 +199,21 @@ impl Doctor {
             if let (Check::Gitlab, Verdict::Ok, Some(version)) = (check, finding.verdict, version) {
                 finding.message = format!("it is GitLab {version}");
             }
-            Step { rung, finding }
+            Step::new(rung, finding)
         });
-        let of_links = links.iter().take(LINKS_LOOKED_AT).map(|link| async {
-            let secret = Step {
-                rung: "secret",
-                finding: self.secret(link).await,
-            };
-            let traffic = Step {
-                rung: "traffic",
-                finding: traffic(link, now),
-            };
-            [secret, traffic]
-        });
-        let (checks, of_links) = tokio::join!(join_all(checks), join_all(of_links));
+        let of_links = stream::iter(links.to_vec())
+            .map(|link| async move {
+                let secret = Step::new("secret", self.secret(&link).await);
+                let traffic = Step::new("traffic", traffic(&link, now));
+                [secret, traffic].map(|step| Step {
+                    link_id: Some(link.id),
+                    ..step
+                })
+            })
+            .buffered(LINKS_AT_ONCE)
+            .take_until(tokio::time::sleep(LINKS_PATIENCE))
+            .collect::<Vec<_>>();
+        let (checks, of_links) = tokio::join!(join_all(checks), of_links);
         steps.extend(checks);
         steps.extend(of_links.into_iter().flatten());
         Report::new(instance.to_string(), steps)
@@ -235,11 +249,12 @@ impl Doctor {
             .chain(credentials)
             .chain(of_twins)
             .chain(of_itself)
-            .filter_map(|(rung, finding)| finding.map(|finding| Step { rung, finding }));
+            .filter_map(|(rung, finding)| finding.map(|finding| Step::new(rung, finding)));
         Report::new("relay".to_owned(), steps.collect())
     }
 
-    fn links_to(&self, instance: &InstanceUrl) -> Vec<Arc<Link>> {
+    /// The links that an instance knows, or is to know.
+    pub fn links_to(&self, instance: &InstanceUrl) -> Vec<Arc<Link>> {
         let mut links = self.store.links();
         links.retain(|link| {
             link.instance_url == *instance && link.desired.event == LifecycleEventKind::Installed
@@ -481,6 +496,23 @@ impl Doctor {
             .map_err(|error| error.to_string())?;
         let (head, body) = answer.into_parts();
         Ok((head.status, body, head.headers))
+    }
+}
+
+impl Step {
+    fn new(rung: &'static str, finding: Finding) -> Self {
+        Self {
+            rung,
+            link_id: None,
+            finding,
+        }
+    }
+
+    /// Whether it says that the instance gave no answer.
+    pub fn is_out_of_reach(&self) -> bool {
+        let code = &self.finding.code;
+        self.finding.verdict == Verdict::Fail
+            && REACH.iter().any(|(.., codes)| codes.contains(code))
     }
 }
 

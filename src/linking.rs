@@ -74,6 +74,9 @@ pub enum LinkRefusal {
     /// It is on its way out.
     #[error("the link {0} is being removed")]
     BeingRemoved(LinkId),
+    /// Its removal has begun.
+    #[error("it is too late to undo the removal: the instance is being told, or was")]
+    TooLateToUndo,
     /// What it wrote is being deleted.
     #[error("the data of the link {0} is being deleted from Jira")]
     BeingPurged(LinkId),
@@ -323,6 +326,51 @@ pub fn abandon_purge(
     });
     transaction.settle_link(link.clone());
     Ok(link)
+}
+
+/// Undoes a removal that nobody has heard of: the link is as it was. No policy is asked, because nothing is made.
+pub fn undo_removal(
+    transaction: &mut Transaction<'_>,
+    id: LinkId,
+    audit: AuditEntry,
+    now: Timestamp,
+) -> Result<Link, LinkRefusal> {
+    let mut link = known(transaction, id)?;
+    if !link.remove {
+        return Ok(link);
+    }
+    match transaction.installation(&link.client_key) {
+        Some(installation) if installation.is_installed() => {}
+        _ => return Err(LinkRefusal::Uninstalled(link.client_key)),
+    }
+    if !link.can_be_undone(now) {
+        return Err(LinkRefusal::TooLateToUndo);
+    }
+    link.undo_removal(now);
+    transaction.audit(AuditEntry {
+        note: Some(link.instance_url.to_string()),
+        ..audit.about(&link)
+    });
+    transaction.put_link(link.clone())?;
+    Ok(link)
+}
+
+/// Wants a link gone in the way in which it was leaving before [`add`] took that back.
+pub fn leave_again(
+    transaction: &mut Transaction<'_>,
+    before: &Link,
+    audit: AuditEntry,
+    now: Timestamp,
+) -> Result<Link, LinkRefusal> {
+    if before.hand_back {
+        let mut link = known(transaction, before.id)?;
+        link.want_handed_back(now);
+        transaction.audit(audit.about(&link));
+        transaction.replace_link(link.clone());
+        return Ok(link);
+    }
+    let rule = if before.is_purging() { purge } else { remove };
+    rule(transaction, before.id, audit, now)
 }
 
 /// Everything that the link wrote under this namespace is deleted, where a way is open.
@@ -590,6 +638,11 @@ impl From<LinkRefusal> for Reject {
                 RejectKind::NotFound,
                 "link_unknown",
                 "GET /api/v1/links lists them".to_owned(),
+            ),
+            LinkRefusal::TooLateToUndo => (
+                RejectKind::Conflict,
+                "too_late_to_undo",
+                "add the instance again; its groups must be linked again then".to_owned(),
             ),
             LinkRefusal::BeingPurged(id) => (
                 RejectKind::Conflict,

@@ -253,6 +253,7 @@ impl Relay {
             store.clone(),
             config.instances.look_every,
             Arc::clone(&metrics),
+            Arc::clone(&traces),
         ));
         let admin_forwarder = Arc::clone(&forwarder);
         let forge_sites = config.forge.as_ref().map(|forge| {

@@ -5,6 +5,7 @@
 mod assets;
 mod branches;
 mod caller;
+mod discreet;
 mod forge;
 mod installations;
 mod lifecycle;
@@ -204,6 +205,7 @@ impl Public {
             ("links/{id}/look", Route::Links(Resource::Look)),
             ("links/{id}/resend", Route::Links(Resource::Resend)),
             ("links/{id}/sign_in", Route::Links(Resource::SignIn)),
+            ("links/{id}/undo", Route::Links(Resource::Undo)),
             ("logo.svg", Route::Logo),
             ("oauth_callbacks", Route::OauthCallback),
             ("page", Route::Outside(outside::Door::Page)),

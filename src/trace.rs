@@ -86,7 +86,7 @@ struct Entry {
     bytes: usize,
 }
 
-/// One request, delivery or replay.
+/// One request, delivery, replay or look.
 #[derive(Debug)]
 pub struct Trace {
     /// Its id in the log. A replay has that of the request that brought the write.
@@ -155,6 +155,11 @@ pub enum Subject {
         client_key: ClientKey,
         /// Which family of data.
         family: &'static str,
+    },
+    /// An instance is looked at.
+    Look {
+        /// Which.
+        instance_url: InstanceUrl,
     },
 }
 
@@ -275,7 +280,7 @@ impl Trace {
             Subject::Deletion { link, .. } => wanted.iter().any(|(removed, goal)| {
                 removed == link && goal.event == LifecycleEventKind::Uninstalled
             }),
-            Subject::Request { .. } | Subject::Replay { .. } => false,
+            Subject::Request { .. } | Subject::Replay { .. } | Subject::Look { .. } => false,
         }
     }
 
@@ -314,6 +319,7 @@ impl Subject {
             Self::Replay { client_key, .. } | Self::Deletion { client_key, .. } => {
                 client_key.as_str().len()
             }
+            Self::Look { instance_url } => instance_url.as_str().len(),
         }
     }
 
@@ -343,6 +349,7 @@ impl Subject {
                 client_key,
                 family,
             } => format!("the {family} data of the link {link} of {client_key}, in Jira"),
+            Self::Look { instance_url } => format!("a look at {instance_url}"),
         }
     }
 
@@ -355,6 +362,7 @@ impl Subject {
             } => format!("{} to {instance_url}", goal.event),
             Self::Replay { endpoint, .. } => format!("replay to {endpoint}"),
             Self::Deletion { link, family, .. } => format!("deletion of {family} of {link}"),
+            Self::Look { instance_url } => format!("look at {instance_url}"),
         }
     }
 
@@ -395,6 +403,7 @@ impl Subject {
             } => json!({
                 "what": "deletion", "link_id": link, "client_key": client_key, "family": family,
             }),
+            Self::Look { instance_url } => json!({"what": "look", "instance_url": instance_url}),
         };
         with(shown, json!({"text": self.text()}))
     }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::AdminParts;
 use crate::{
-    doctor::Depth,
+    doctor::{Depth, LINKS_TOLD},
     domain::InstanceUrl,
     exchange::{Arrival, json, parse_json, read_small_body},
     reject::Reject,
@@ -37,9 +37,11 @@ pub(super) async fn look(
     let report = match wish.instance_url {
         Some(url) => {
             let instance = InstanceUrl::from_typed(&url)?;
+            let mut links = admin.doctor.links_to(&instance);
+            links.truncate(LINKS_TOLD);
             admin
                 .doctor
-                .instance(&instance, Depth::Whole, arrival.now)
+                .instance(&instance, &links, Depth::Whole, arrival.now)
                 .await
         }
         None => admin.doctor.ourselves(arrival.now).await,

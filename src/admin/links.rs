@@ -213,9 +213,6 @@ fn view<'a>(admin: &AdminParts, link: &'a Link) -> View<'a> {
             done_at: purge.done_at,
             last_error: purge.last_error.as_ref(),
         }),
-        health: admin
-            .rounds
-            .health(&link.instance_url)
-            .map(|health| health.as_ref().clone()),
+        health: admin.rounds.health(link),
     }
 }

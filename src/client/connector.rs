@@ -44,9 +44,11 @@ pub enum DialError {
         address: IpAddr,
     },
     /// Refused, unreachable, reset.
-    #[error("{address} can't be reached: {cause}")]
+    #[error("{host} can't be reached at {address}: {cause}")]
     Tcp {
-        /// Where.
+        /// Which name.
+        host: String,
+        /// Where it points.
         address: SocketAddr,
         /// What the operating system said.
         cause: String,
@@ -356,6 +358,7 @@ async fn dial_first(
                 let cause = error.to_string();
                 let (words, _) = cause.split_once(" (os error").unwrap_or((&cause, ""));
                 last = DialError::Tcp {
+                    host: host.to_owned(),
                     address,
                     cause: words.to_owned(),
                 };

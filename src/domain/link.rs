@@ -16,6 +16,9 @@ pub const REFUSED_REMOVALS_UNTIL_GONE: u32 = 5;
 /// instance, so more than one can be in use there.
 const RETIRED_SECRETS_MAX: usize = 3;
 
+/// Who undoes a removal later than this before its time might lose to it.
+const UNDO_HEADWAY: SignedDuration = SignedDuration::from_millis(500);
+
 /// A link's id: a UUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -373,6 +376,28 @@ impl Link {
     /// It is to be removed, and the instance has not been told yet.
     pub fn waits_for_second_thoughts(&self, now: Timestamp) -> bool {
         self.remove && self.attempts == 0 && !self.is_settled() && now < self.next_attempt_at
+    }
+
+    /// Whether its removal can be undone: nobody was told, nothing is deleted, and neither is about to begin.
+    pub fn can_be_undone(&self, now: Timestamp) -> bool {
+        self.waits_for_second_thoughts(after(now, UNDO_HEADWAY))
+            && !self.purge.as_ref().is_some_and(|purge| purge.begun)
+    }
+
+    /// As it was before its removal was asked for, which nobody has heard of.
+    pub fn undo_removal(&mut self, now: Timestamp) {
+        let before = Goal {
+            event: LifecycleEventKind::Installed,
+            generation: self.desired.generation.saturating_sub(1),
+        };
+        self.remove = false;
+        self.purge = None;
+        if self.acknowledged == Some(before) {
+            self.desired = before;
+            self.desired_since = now;
+        } else {
+            self.want(LifecycleEventKind::Installed, now);
+        }
     }
 
     /// What a person should see.

@@ -338,7 +338,7 @@ impl DeliveryError {
                 (502..=504, _) => "the instance is down or starting: it is tried again".to_owned(),
                 _ => "exactly 200 is success: look at what stands between this relay and the instance".to_owned(),
             },
-            Self::Sign(_) => "this relay can't sign: look at its log and at /readyz".to_owned(),
+            Self::Sign(_) => "this relay can't sign: its operator looks at its log and at /readyz".to_owned(),
             Self::Policy(_) | Self::Address => {
                 "the operator can change [instances] in the configuration and send SIGHUP".to_owned()
             }
@@ -370,7 +370,7 @@ fn send_hint(error: &SendError) -> String {
         }
         SendError::Dial(DialError::Tls { fault, .. }) => match fault {
             TlsFault::UnknownAuthority => {
-                "add the authority that signed the instance's certificate with instances.extra_ca_file, and check that the instance sends its whole chain".to_owned()
+                "check that the instance sends its whole chain; the operator of the relay can add an authority of one's own with instances.extra_ca_file".to_owned()
             }
             TlsFault::Expired => "renew the instance's certificate".to_owned(),
             TlsFault::NotYetValid => "compare the clocks, and check the instance's certificate".to_owned(),

@@ -69,9 +69,10 @@ fn spans(trace: &Trace) -> Vec<Span> {
         name: name(&trace.subject),
         kind: match &trace.subject {
             Subject::Request { .. } => SpanKind::Server,
-            Subject::Delivery { .. } | Subject::Replay { .. } | Subject::Deletion { .. } => {
-                SpanKind::Internal
-            }
+            Subject::Delivery { .. }
+            | Subject::Replay { .. }
+            | Subject::Deletion { .. }
+            | Subject::Look { .. } => SpanKind::Internal,
         } as i32,
         start_time_unix_nano: began,
         end_time_unix_nano: began,
@@ -126,6 +127,7 @@ fn name(subject: &Subject) -> String {
         Subject::Delivery { goal, .. } => format!("deliver {}", goal.event),
         Subject::Replay { endpoint, .. } => format!("replay {endpoint}"),
         Subject::Deletion { family, .. } => format!("delete {family}"),
+        Subject::Look { .. } => "look".to_owned(),
     }
 }
 
@@ -172,6 +174,10 @@ fn about(subject: &Subject) -> Vec<KeyValue> {
             text("jira_connect_proxy.link_id", &link.to_string()),
             text("jira_connect_proxy.client_key", client_key.as_str()),
         ],
+        Subject::Look { instance_url } => vec![text(
+            "jira_connect_proxy.instance_url",
+            instance_url.as_str(),
+        )],
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use maud::{DOCTYPE, PreEscaped, html};
@@ -16,8 +16,10 @@ use ring::digest::{SHA256, digest};
 
 use super::{
     Public,
+    assets::Entry,
     caller::{Bound, target},
     cookie,
+    page::{HTML, Policy, with_policy},
     toolchain::asked,
 };
 use crate::{
@@ -33,14 +35,13 @@ const COOKIE: &str = "jira_connect_proxy_instance";
 /// A year.
 const COOKIE_AGE_SECS: u32 = 31_536_000;
 
+/// What the chooser has beside the look of the other pages without the app.
 const STYLE: &str = include_str!("branches.css");
 
-/// Nothing but our own style, and nobody may frame it.
-static POLICY: LazyLock<String> = LazyLock::new(|| {
+/// It stands in the document, so the policy has to know it.
+static STYLE_SOURCE: LazyLock<String> = LazyLock::new(|| {
     let hash = STANDARD.encode(digest(&SHA256, STYLE.as_bytes()));
-    format!(
-        "default-src 'none'; style-src 'sha256-{hash}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
+    format!(" 'sha256-{hash}'")
 });
 
 /// Jira's user wants a branch. With one linked instance straight on, with several a choice.
@@ -148,10 +149,7 @@ fn chooser(
         (DOCTYPE)
         html lang="en" {
             head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="color-scheme" content="light dark";
-                title { "Create a branch for " (issue.key) }
+                (public.pages.head(&format!("Create a branch for {}", issue.key), Entry::ShellStyle))
                 style { (PreEscaped(STYLE)) }
             }
             body {
@@ -180,16 +178,11 @@ fn chooser(
             }
         }
     };
-    let mut response = typed(
-        StatusCode::OK,
-        "text/html; charset=utf-8",
-        page.into_string(),
-    )?;
-    let policy = HeaderValue::from_str(&POLICY).map_err(Reject::internal)?;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_SECURITY_POLICY, policy);
-    Ok(response)
+    let policy = public.pages.policy(&Policy {
+        styles: &STYLE_SOURCE,
+        ..Policy::default()
+    })?;
+    with_policy(typed(StatusCode::OK, HTML, page.into_string())?, policy)
 }
 
 /// Ours among the cookies, if it is one.

@@ -15,6 +15,7 @@ use serde_json::json;
 use super::{
     Public,
     caller::{Bound, Caller, caller, target},
+    discreet,
     links::audit,
     toolchain::is_form,
 };
@@ -36,6 +37,8 @@ struct Wish {
 
 #[derive(Deserialize)]
 struct Wanted {
+    /// Null is the wish to have none. Left out it is no wish, so it must be there.
+    #[serde(deserialize_with = "Option::deserialize")]
     instance_url: Option<String>,
 }
 
@@ -103,7 +106,16 @@ fn who(
 ) -> Result<Caller, Reject> {
     let target = target(public, head, None)?;
     let bound = Bound::RequestOrUser;
-    caller(public, head, &target, body_token, arrival, bound)
+    let caller = caller(public, head, &target, body_token, arrival, bound);
+    // GitLab's number for whoever it does not believe. It takes a token that was made for any request; here it must be
+    // this one's or the user's, so that an address that Jira signed for a browser changes nothing.
+    caller.map_err(|reject| match reject.kind {
+        RejectKind::Unauthenticated => Reject {
+            kind: RejectKind::Forbidden,
+            ..reject
+        },
+        _ => reject,
+    })
 }
 
 fn links(public: &Public, caller: &Caller) -> Vec<Arc<Link>> {
@@ -132,34 +144,26 @@ async fn change(
         .map(|url| InstanceUrl::from_typed(&url))
         .transpose()?;
     let links = links(public, caller);
-    let same = |url: &InstanceUrl| links.iter().find(|link| link.instance_url == *url);
-    let old = match links.as_slice() {
-        [] => None,
-        [one] => Some(one.id),
-        _ => match wanted.as_ref().and_then(same) {
-            Some(_) => return Ok(wanted),
-            None => {
-                return Err(unprocessable(
-                    "several_instances",
-                    "Several GitLab instances are connected to this Jira site: add and remove them on the app's page in Jira.",
-                ));
-            }
-        },
-    };
-    match &wanted {
+    // The one that GET shows.
+    let shown = links.first();
+    match (&wanted, shown) {
         // GitLab tells an instance that it knows once more, and does not mind a failure.
-        Some(url) if same(url).is_some() => {
-            if let Some(id) = old {
-                resend(public, caller, id, arrival).await?;
-            }
+        (Some(url), Some(shown)) if shown.instance_url == *url => {
+            resend(public, caller, shown.id, arrival).await?;
             return Ok(wanted);
         }
-        Some(url) => install(public, caller, url, arrival).await?,
-        None => {}
+        _ if links.len() > 1 => {
+            return Err(unprocessable(
+                "several_instances",
+                "Several GitLab instances are connected to this Jira site: add and remove them on the app's page in Jira.",
+            ));
+        }
+        (Some(url), _) => install(public, caller, url, arrival).await?,
+        (None, _) => {}
     }
     // Only now: until the new one is connected, the old one stays.
-    if let Some(old) = old {
-        remove(public, caller, old, arrival).await?;
+    if let Some(old) = shown {
+        remove(public, caller, old.id, arrival).await?;
     }
     Ok(wanted)
 }
@@ -172,20 +176,35 @@ async fn install(
     arrival: &Arrival,
 ) -> Result<(), Reject> {
     let client_key = caller.installation.client_key.clone();
-    let audit = audit(arrival, caller, "link_created");
+    let leaving = public.store.links_of(&client_key).into_iter();
+    let leaving = { leaving }.find(|link| link.remove && link.instance_url == *instance_url);
+    let created = audit(arrival, caller, "link_created");
     let link = public
         .linker
-        .add(client_key, instance_url.clone(), audit, arrival.now)
+        .add(client_key, instance_url.clone(), created, arrival.now)
         .await?;
     arrival.notes.link(&link);
     let link = public.linker.outcome(link).await;
     if link.is_settled() {
         return Ok(());
     }
-    remove(public, caller, link.id, arrival).await?;
+    match leaving {
+        Some(before) => {
+            let audit = audit(arrival, caller, "link_removal_requested");
+            let now = arrival.now;
+            let removed = public
+                .linker
+                .change(move |transaction| linking::leave_again(transaction, &before, audit, now));
+            removed.await?;
+        }
+        None => remove(public, caller, link.id, arrival).await?,
+    }
     let cause = link.last_error.map_or_else(
         || "It did not answer in time.".to_owned(),
-        |problem| format!("{}: {}.", problem.message, problem.hint),
+        |problem| {
+            let problem = discreet::problem(&problem);
+            format!("{}: {}.", problem.message, problem.hint)
+        },
     );
     Err(unprocessable(
         "not_installed",
@@ -234,6 +253,7 @@ fn unprocessable(code: &'static str, message: &str) -> Reject {
 
 /// Tools read `errors`, a text or texts by field.
 fn in_gitlabs_words(reject: Reject) -> Reject {
+    let reject = discreet::reject(reject);
     let errors = match reject.code {
         "not_jira_admin" => json!(NOT_ADMIN),
         "instance_url_malformed"

@@ -16,25 +16,27 @@ use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use view::{View, discreet};
+use view::View;
 
 use super::{
     Public,
     caller::{Bound, Caller, caller, target},
-    forge, outside,
+    discreet, forge, outside,
 };
 use crate::{
     client::is_private,
+    clock,
     domain::{Actor, AuditEntry, InstanceUrl, Link, LinkId, LinkMode},
     exchange::{Arrival, json, parse_json, read_small_body},
     gitlab::{
         groups::{GroupsError, context_token},
-        probe::{Check, Finding},
+        probe::{Check, Finding, Verdict},
     },
     jira::admins::NotProven,
     jwt::{Target, shared_key::TOKEN_LIFE_SECS},
     linking,
     reject::{Reject, RejectKind},
+    rounds::Health,
     trace,
 };
 
@@ -43,6 +45,9 @@ const REFLECTION: SignedDuration = SignedDuration::from_secs(10);
 
 /// Calls to instances for one site's page.
 const CALLS_AT_ONCE: usize = 16;
+
+/// For a turn among them.
+const TURN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a name may take to be looked up before nothing is said about its address.
 const LOOKUP_PATIENCE: Duration = Duration::from_secs(3);
@@ -63,6 +68,8 @@ pub(super) enum Resource {
     Look,
     /// To tell one's instance anew.
     Resend,
+    /// To leave one as it was before its removal was asked for.
+    Undo,
     /// The groups of one's instance that are linked to the site.
     Groups,
     /// One of these.
@@ -91,6 +98,7 @@ impl Resource {
             Self::Check => "links/check",
             Self::Look => "links/id/look",
             Self::Resend => "links/id/resend",
+            Self::Undo => "links/id/undo",
             Self::Groups => "links/id/groups",
             Self::Group => "links/id/groups/id",
             Self::SignIn => "links/id/sign_in",
@@ -104,13 +112,30 @@ impl Resource {
             Self::One => "GET or DELETE",
             Self::Groups => "GET",
             Self::Group => "DELETE",
-            Self::Check | Self::Look | Self::Resend | Self::SignIn | Self::ContextToken => "POST",
+            Self::Check
+            | Self::Look
+            | Self::Resend
+            | Self::Undo
+            | Self::SignIn
+            | Self::ContextToken => "POST",
         }
     }
 }
 
 /// Answers a call of the page's. `id` and `group` are those in the path.
 pub(super) async fn serve(
+    public: &Public,
+    resource: Resource,
+    id: &str,
+    group: &str,
+    request: Request<Incoming>,
+    arrival: &Arrival,
+) -> Result<Response<Full<Bytes>>, Reject> {
+    let answer = answer(public, resource, id, group, request, arrival).await;
+    answer.map_err(discreet::reject)
+}
+
+async fn answer(
     public: &Public,
     resource: Resource,
     id: &str,
@@ -139,6 +164,7 @@ pub(super) async fn serve(
         }
         (Resource::Look, &Method::POST) => visit.look(id).await,
         (Resource::Resend, &Method::POST) => visit.resend(id).await,
+        (Resource::Undo, &Method::POST) => visit.undo(id).await,
         (Resource::Groups, &Method::GET) => visit.groups(id).await,
         (Resource::Group, &Method::DELETE) => visit.unlink_group(id, group).await,
         (Resource::SignIn, &Method::POST) => visit.sign_in(id).await,
@@ -201,7 +227,7 @@ impl<'a> Visit<'a> {
             }),
             links: links
                 .iter()
-                .map(|link| View::of(link, &self.public.rounds))
+                .map(|link| View::of(link, &self.public.rounds, self.arrival.now))
                 .collect(),
         };
         json(StatusCode::OK, &page)
@@ -276,7 +302,7 @@ impl<'a> Visit<'a> {
         let found = Found {
             check,
             instance_url: &instance_url,
-            finding: discreet(finding),
+            finding: discreet::finding(finding),
             id: &self.arrival.id,
         };
         json(StatusCode::OK, &found)
@@ -325,7 +351,7 @@ impl<'a> Visit<'a> {
         let link = self.link(id)?;
         self.admin().await?;
         let _turn = self.turn().await?;
-        self.public.rounds.look_now(&link.instance_url).await;
+        self.public.rounds.look_now(&link).await;
         // Much may have happened meanwhile.
         self.answer(StatusCode::OK, &*self.link(id)?)
     }
@@ -338,7 +364,33 @@ impl<'a> Visit<'a> {
         let link = linker
             .change(move |transaction| linking::resend(transaction, id, audit, now))
             .await?;
-        self.answer(StatusCode::OK, &linker.outcome(link).await)
+        let link = linker.outcome(link).await;
+        // What the last look found may just have been mended.
+        let rounds = &self.public.rounds;
+        let broken = |health: Health| health.verdict == Verdict::Fail;
+        if link.is_settled()
+            && rounds.health(&link).is_some_and(broken)
+            && let Ok(_turn) = self.turn().await
+        {
+            rounds.look_now(&Arc::new(link.clone())).await;
+        }
+        self.answer(StatusCode::OK, &link)
+    }
+
+    async fn undo(&self, id: &str) -> Result<Response<Full<Bytes>>, Reject> {
+        let id = self.link(id)?.id;
+        self.admin().await?;
+        let audit = audit(self.arrival, &self.caller, "link_removal_undone");
+        // By the clock, not from when the request came: the instance may be told meanwhile.
+        let undone = self
+            .public
+            .linker
+            .change(move |transaction| linking::undo_removal(transaction, id, audit, clock::now()));
+        let link = undone.await?;
+        if !link.is_settled() {
+            trace::wanted(&link);
+        }
+        self.answer(StatusCode::OK, &link)
     }
 
     /// A site's page makes so many calls to instances at once; the others wait for their turn.
@@ -346,7 +398,17 @@ impl<'a> Visit<'a> {
         let client_key = &self.caller.installation.client_key;
         let new = || Ok::<_, Infallible>(Arc::new(Semaphore::new(CALLS_AT_ONCE)));
         let Ok(turns) = self.public.page_turns.get_or_insert_with(client_key, new);
-        turns.acquire_owned().await.map_err(Reject::internal)
+        tokio::time::timeout(TURN_PATIENCE, turns.acquire_owned())
+            .await
+            .map_err(|_| {
+                Reject::new(
+                    RejectKind::Unavailable,
+                    "page_busy",
+                    "this site's page waits for answers from many instances already",
+                    "try again in a minute",
+                )
+            })?
+            .map_err(Reject::internal)
     }
 
     async fn groups(&self, id: &str) -> Result<Response<Full<Bytes>>, Reject> {
@@ -359,6 +421,7 @@ impl<'a> Visit<'a> {
             .linked_groups(&link, &self.caller.installation, account_id)
             .await
             .map_err(|error| self.refused(&error))?;
+        self.public.rounds.heard(&link.instance_url);
         json(StatusCode::OK, &serde_json::json!({ "groups": groups }))
     }
 
@@ -489,7 +552,8 @@ impl<'a> Visit<'a> {
     }
 
     fn answer(&self, status: StatusCode, link: &Link) -> Result<Response<Full<Bytes>>, Reject> {
-        json(status, &View::of(link, &self.public.rounds))
+        let view = View::of(link, &self.public.rounds, self.arrival.now);
+        json(status, &view)
     }
 }
 

@@ -293,7 +293,10 @@ pub(super) fn subscriptions(
 ) -> Result<Response<Full<Bytes>>, Reject> {
     let (head, _) = request.into_parts();
     let pages = &public.pages;
-    if head.uri.query().is_none() && !head.headers.contains_key(header::AUTHORIZATION) {
+    let query = head.uri.query().unwrap_or_default().as_bytes();
+    let has_token = head.headers.contains_key(header::AUTHORIZATION)
+        || form_urlencoded::parse(query).any(|(name, _)| name == "jwt");
+    if !has_token {
         let reject = Reject::new(
             RejectKind::Unauthenticated,
             "opened_outside_jira",
@@ -325,16 +328,54 @@ pub(super) fn subscriptions(
             let links = public.store.links_of(&caller.installation.client_key);
             pages.page(&caller.installation, &links)
         }
-        Err(reject) => Err(pages.refusal(
-            reject,
-            "This page can't be shown",
-            &html! {
-                p { "Jira's permission to show it is good for a few minutes only. Reload Jira's page to get a new one." }
+        Err(reject) => {
+            let (cause, cure) = unproven(reject.code);
+            let text = html! {
+                p { (cause) " " (cure) }
                 p { "If that does not help, give the request ID to the operator of this relay." }
                 p class="id" { "Request ID " code { (arrival.id) } }
-            },
-            &pages.ancestors,
-        )),
+            };
+            let title = "This page can't be shown";
+            Err(pages.refusal(reject, title, &text, &pages.ancestors))
+        }
+    }
+}
+
+/// Why Jira's token opens nothing, and what a Jira admin can do.
+fn unproven(code: &str) -> (&'static str, &'static str) {
+    match code {
+        "token_expired" => (
+            "Jira's permission to show it is good for a few minutes only, and these are over.",
+            "Reload Jira's page to get a new one.",
+        ),
+        "token_from_the_future" | "token_not_yet_valid" => (
+            "By the relay's clock, Jira's permission to show it is not valid yet.",
+            "The operator of this relay has to set its clock.",
+        ),
+        "token_unknown_issuer" => (
+            "This relay does not know this Jira site: nobody told it that the app was installed there.",
+            "If another relay or a GitLab served the app before, the operator of this relay has to bring the site over. Else uninstall the app in Jira and install it again.",
+        ),
+        "token_site_uninstalled" => (
+            "This relay was told that the app was uninstalled from this Jira site.",
+            "Install the app in Jira again; its instances come back by themselves.",
+        ),
+        "token_signature" => (
+            "Jira signs with another secret than the one this relay was given for this Jira site: the app belongs to another relay now, or Jira's newest secret did not arrive.",
+            "Ask the operator of this relay first: the app installed anew has a new secret, but uninstalling it deletes what it wrote to Jira.",
+        ),
+        "token_audience" => (
+            "Jira's permission names another address than that of this relay.",
+            "The operator of this relay has to compare its public URL with the app's base URL in Jira.",
+        ),
+        "token_query_hash" | "token_context_refused" => (
+            "Jira's permission is for another address than the one that was opened, so the address was changed on its way.",
+            "Reload Jira's page. If it stays so, whatever stands in front of the relay must leave paths and queries as they are.",
+        ),
+        _ => (
+            "What was opened is no address that Jira makes.",
+            "Reload Jira's page.",
+        ),
     }
 }
 
@@ -391,9 +432,8 @@ fn themes(ap_js_url: &str) -> String {
 }
 
 /// Where users see the site, if that is another address. It is not proven, so only its origin counts, as the URL
-/// standard writes it.
+/// standard writes it. Over http, whoever is on the way could frame the page.
 fn display_origin(installation: &Installation) -> Option<String> {
     let url = Url::parse(installation.display_url.as_deref()?).ok()?;
-    (matches!(url.scheme(), "https" | "http") && has_plain_host(&url))
-        .then(|| url.origin().ascii_serialization())
+    (url.scheme() == "https" && has_plain_host(&url)).then(|| url.origin().ascii_serialization())
 }

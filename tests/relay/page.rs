@@ -1,9 +1,12 @@
 //! The page inside Jira, without a browser: what Jira's frame gets, and what the page's calls may do. What a person
 //! sees is in `tests/browser`.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicU16, AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -39,6 +42,8 @@ struct Site {
     asked: Arc<AtomicUsize>,
     /// Answers with this status, if not 0.
     broken: Arc<AtomicU16>,
+    /// Takes so many milliseconds for it.
+    slow: Arc<AtomicU64>,
     questions: Arc<Mutex<Vec<Value>>>,
 }
 
@@ -46,7 +51,9 @@ impl Site {
     /// `admin` is one, `member` is none.
     async fn start() -> Self {
         let (asked, broken) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU16::new(0)));
+        let slow = Arc::new(AtomicU64::new(0));
         let questions = Arc::new(Mutex::new(Vec::new()));
+        let pause = Arc::clone(&slow);
         let (counter, status, log) = (
             Arc::clone(&asked),
             Arc::clone(&broken),
@@ -55,8 +62,10 @@ impl Site {
         let server = FakeServer::start(move |request: Request<Bytes>| {
             let (counter, status) = (Arc::clone(&counter), status.load(Ordering::SeqCst));
             let log = Arc::clone(&log);
+            let pause = Duration::from_millis(pause.load(Ordering::SeqCst));
             async move {
                 counter.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep(pause).await;
                 if status != 0 {
                     return answer(status, "");
                 }
@@ -76,6 +85,7 @@ impl Site {
             server,
             asked,
             broken,
+            slow,
             questions,
         }
     }
@@ -264,33 +274,49 @@ async fn jiras_frame_gets_the_page_and_nobody_else_does() {
     );
 
     // What is not proven gets a page too, because it is shown in a frame, and tells its cause.
-    for (query, secret, claims, expected) in [
-        ("lic=active", SECRET_2, json!({}), "token_signature"),
+    for (query, secret, claims, expected, cause) in [
+        (
+            "lic=active",
+            SECRET_2,
+            json!({}),
+            "token_signature",
+            "signs with another secret",
+        ),
         (
             "lic=active",
             SECRET,
             json!({"qsh": "0"}),
             "token_query_hash",
+            "was changed on its way",
         ),
         (
             "lic=active",
             SECRET,
             json!({"qsh": "context-qsh"}),
             "token_context_refused",
+            "was changed on its way",
         ),
         (
             "lic=active",
             SECRET,
             json!({"iat": 1000, "exp": 1180}),
             "token_expired",
+            "good for a few minutes only",
         ),
         (
             "lic=active",
             SECRET,
             json!({"iss": "stranger"}),
             "token_unknown_issuer",
+            "does not know this Jira site",
         ),
-        ("lic=a&lic=b", SECRET, json!({}), "repeated_parameter"),
+        (
+            "lic=a&lic=b",
+            SECRET,
+            json!({}),
+            "repeated_parameter",
+            "no address that Jira makes",
+        ),
     ] {
         let before = stage
             .relay
@@ -309,6 +335,7 @@ async fn jiras_frame_gets_the_page_and_nobody_else_does() {
             "{expected}: {html}"
         );
         assert!(html.starts_with("<!DOCTYPE html>"), "{html}");
+        assert!(html.contains(cause), "{cause} in {html}");
         assert!(
             html.contains(header_of(refused.headers(), "x-request-id")),
             "{html}"
@@ -325,6 +352,7 @@ async fn jiras_frame_gets_the_page_and_nobody_else_does() {
     for display_url in [
         "https://*",
         "https://a;frame-ancestors",
+        "http://jira.acme.example",
         "javascript:alert(1)",
     ] {
         let installed = stage
@@ -341,14 +369,16 @@ async fn jiras_frame_gets_the_page_and_nobody_else_does() {
         );
     }
 
-    let outside = stage.get("subscriptions", &[]).await;
-    assert_eq!(outside.status(), 401);
-    assert!(
-        text(&outside).contains("This page lives inside Jira"),
-        "{}",
-        text(&outside)
-    );
-    assert_eq!(directive(&outside, "script-src"), [&assets]);
+    for bare in ["subscriptions", "subscriptions?xdm_e=x&cp="] {
+        let outside = stage.get(bare, &[]).await;
+        assert_eq!(outside.status(), 401);
+        assert!(
+            text(&outside).contains("This page lives inside Jira"),
+            "{}",
+            text(&outside)
+        );
+        assert_eq!(directive(&outside, "script-src"), [&assets]);
+    }
 
     let callback = stage.get("oauth_callbacks?code=c0de&state=s", &[]).await;
     assert_eq!(callback.status(), 200);
@@ -456,6 +486,7 @@ async fn only_the_pages_own_tokens_count_and_only_for_their_site() {
         ("DELETE", format!("links/{theirs}")),
         ("POST", format!("links/{theirs}/look")),
         ("POST", format!("links/{theirs}/resend")),
+        ("POST", format!("links/{theirs}/undo")),
         ("GET", format!("links/{theirs}/groups")),
         ("DELETE", format!("links/{theirs}/groups/1")),
         ("POST", format!("links/{theirs}/sign_in")),
@@ -484,6 +515,7 @@ async fn only_jira_admins_change_anything() {
         ("DELETE", format!("links/{id}"), None),
         ("POST", format!("links/{id}/look"), None),
         ("POST", format!("links/{id}/resend"), None),
+        ("POST", format!("links/{id}/undo"), None),
         ("DELETE", format!("links/{id}/groups/1"), None),
         ("POST", format!("links/{id}/sign_in"), None),
         ("POST", format!("links/{id}/context_token"), None),
@@ -537,6 +569,18 @@ async fn only_jira_admins_change_anything() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_slow_jira_keeps_an_admin_waiting_once() {
+    let stage = Stage::start_with(&[("JIRA__ANSWER_TIMEOUT_MS", "20000")]).await;
+    stage.site.slow.store(4000, Ordering::SeqCst);
+    let list = stage.admin("GET", "links", None, 200).await;
+    assert_eq!(list["reason"]["code"], "jira_unavailable", "{list:#}");
+    // The question goes on, and whoever asks next waits for the same one.
+    let list = stage.admin("GET", "links", None, 200).await;
+    assert_eq!(list["may_change"], true, "{list:#}");
+    assert_eq!(stage.site.asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_instance_is_added_removed_and_taken_back() {
     let stage = Stage::start().await;
     let instance = FakeInstance::start(&stage.relay.url(), "/gitlab").await;
@@ -565,26 +609,44 @@ async fn an_instance_is_added_removed_and_taken_back() {
     assert_eq!(removed["state"], "removing");
     assert_eq!(removed["purge"]["state"], "pending");
     assert_eq!(removed["can_undo"], true);
-    let back = stage.admin("POST", "links", Some(wish), 201).await;
+    let undo = format!("{path}/undo");
+    let back = stage.admin("POST", &undo, None, 200).await;
     assert_eq!(
         (&back["state"], &back["id"]),
         (&json!("connected"), &link["id"]),
         "{back:#}"
     );
-    assert_eq!(back["purge"], Value::Null);
-    let told = instance.state().events;
-    assert!(
-        told.iter().all(|told| told.event == "installed"),
-        "{told:#?}"
+    assert_eq!(
+        (&back["purge"], &back["can_undo"]),
+        (&Value::Null, &json!(false))
     );
+    // Pressed twice, it is as undone.
+    assert_eq!(stage.admin("POST", &undo, None, 200).await, back);
+    assert_eq!(instance.state().events.len(), 1, "nobody is told anything");
+
+    // Added in place of undone, it is told again.
+    stage.admin("DELETE", &path, None, 202).await;
+    let back = stage.admin("POST", "links", Some(wish), 201).await;
+    assert_eq!(back["id"], link["id"]);
 
     // Removed for good: some seconds later the instance is told, and the link is gone.
     stage.admin("DELETE", &path, None, 202).await;
     assert!(instance.known("tenant").is_some());
+    instance.behave(Behaviour::StoresThenFails(502));
     instance
-        .until("uninstalled", |state| state.installations.is_empty())
+        .until("uninstalled", |state| {
+            state.events.iter().any(|told| told.event == "uninstalled")
+        })
         .await;
+    // It may have been told, so that it was removed can't be undone.
+    let shown = stage.admin("GET", &path, None, 200).await;
+    assert_eq!(shown["can_undo"], false, "{shown:#}");
+    let late = stage.admin("POST", &undo, None, 409).await;
+    assert_eq!(late["error"]["code"], "too_late_to_undo");
+    instance.behave(Behaviour::Honest);
     stage.relay.until_links("gone", <[Value]>::is_empty).await;
+    let gone = stage.admin("POST", &undo, None, 404).await;
+    assert_eq!(gone["error"]["code"], "link_unknown");
 
     let audit = stage.relay.admin("GET", "/api/v1/audit", None, 200).await;
     let by_admin: Vec<&str> = audit
@@ -599,6 +661,7 @@ async fn an_instance_is_added_removed_and_taken_back() {
         "link_created",
         "link_purge_requested",
         "link_removal_requested",
+        "link_removal_undone",
     ] {
         assert!(by_admin.contains(&action), "{action} in {by_admin:?}");
     }
@@ -757,7 +820,7 @@ async fn checks_tell_what_is_wrong_before_there_is_a_link() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_is_looked_at_when_somebody_asks() {
-    let stage = Stage::start().await;
+    let stage = Stage::start_with(&[("INSTANCES__LOOK_EVERY_SECS", "60")]).await;
     let instance = FakeInstance::start(&stage.relay.url(), "").await;
     let link = stage.relay.link("tenant", &instance.url()).await;
     let path = format!("links/{}", link["id"].as_str().expect("id"));
@@ -771,11 +834,162 @@ async fn an_instance_is_looked_at_when_somebody_asks() {
     let shown = look().await;
     assert_eq!(shown["state"], "connected");
     assert_eq!(shown["faults"][0]["code"], "proxy_url_missing", "{shown:#}");
+    // Its id finds the look, and stays as long as the fault.
+    let id = shown["faults"][0]["id"].as_str().expect("id").to_owned();
+    assert_eq!(look().await["faults"][0]["id"], id);
+    let found = stage
+        .relay
+        .admin("GET", &format!("/api/v1/trace/{id}"), None, 200)
+        .await;
+    assert_eq!(found["parts"][0]["what"], "look", "{found:#}");
     instance.front.lock().expect("front").allowed_origin = stage.relay.url();
     assert_eq!(look().await["faults"], json!([]));
     assert_eq!(
         stage.admin("GET", &path, None, 200).await["faults"],
         json!([])
+    );
+    // What is broken is looked at again long before the next round.
+    instance.front.lock().expect("front").allowed_origin = "https://gitlab.com".to_owned();
+    assert_eq!(look().await["faults"][0]["code"], "proxy_url_missing");
+    instance.front.lock().expect("front").allowed_origin = stage.relay.url();
+    let is_whole = |links: &[Value]| links[0]["health"]["verdict"] == "warn";
+    stage.relay.until_links("whole again", is_whole).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fault_of_one_site_is_no_other_sites_and_ends_with_its_cause() {
+    let stage = Stage::start().await;
+    let mut instance = FakeInstance::start(&stage.relay.url(), "").await;
+    let mut ours = Value::Null;
+    for tenant in (0..10)
+        .map(|n| format!("other-{n}"))
+        .chain(["tenant".to_owned()])
+    {
+        if tenant != "tenant" {
+            let other = stage.jira.site(&tenant);
+            let other = other.call(&stage.relay.app_base_url(), "installed", Some(SECRET_2));
+            assert_eq!(stage.jira.send(other).await.status(), 204);
+        }
+        ours = stage.relay.link(&tenant, &instance.url()).await;
+    }
+    let path = format!("links/{}", ours["id"].as_str().expect("id"));
+    let look = async || {
+        stage
+            .admin("POST", &format!("{path}/look"), None, 200)
+            .await
+    };
+    let codes = |link: &Value| -> Vec<String> {
+        let faults = link["faults"].as_array().expect("faults").iter();
+        faults
+            .map(|fault| fault["code"].as_str().expect("code").to_owned())
+            .collect()
+    };
+
+    // Others lose their record of it: that is nothing of ours, and our loss is no less seen.
+    (0..10).for_each(|n| instance.forget(&format!("other-{n}")));
+    assert_eq!(codes(&look().await), [""; 0]);
+    instance.forget("tenant");
+    let broken = look().await;
+    assert_eq!(codes(&broken), ["instance_secret"]);
+    assert!(
+        !broken["faults"][0]["hint"]
+            .as_str()
+            .expect("hint")
+            .contains("links resend"),
+        "{broken:#}"
+    );
+    // What mends it shows at once.
+    let mended = stage
+        .admin("POST", &format!("{path}/resend"), None, 200)
+        .await;
+    assert_eq!(codes(&mended), [""; 0], "{mended:#}");
+
+    // So does what an operator does, without anybody's look.
+    instance.forget("tenant");
+    assert_eq!(codes(&look().await), ["instance_secret"]);
+    let resend = format!("/api/v1/{path}/resend");
+    stage.relay.admin("POST", &resend, None, 200).await;
+    let is_ours = |link: &&Value| link["id"] == ours["id"];
+    let is_whole = |link: &Value| !link["health"].to_string().contains("instance_secret");
+    stage
+        .relay
+        .until_links("mended", |links| {
+            links.iter().find(is_ours).is_some_and(is_whole)
+        })
+        .await;
+
+    // Out of reach for a moment, and heard again.
+    instance.go_down().await;
+    assert_eq!(codes(&look().await), ["connection_failed"]);
+    instance.go_up().await;
+    stage
+        .admin("GET", &format!("{path}/groups"), None, 200)
+        .await;
+    let heard = stage.admin("GET", &path, None, 200).await;
+    assert_eq!(codes(&heard), [""; 0], "{heard:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_site_learns_where_a_name_leads() {
+    let stage = Stage::start().await;
+    let mut instance = FakeInstance::start(&stage.relay.url(), "").await;
+    let url = instance.url().replace("127.0.0.1", "localhost");
+    let link = stage
+        .admin("POST", "links", Some(json!({"instance_url": url})), 201)
+        .await;
+    assert_eq!(link["state"], "connected", "{link:#}");
+    instance.go_down().await;
+    let path = format!("links/{}", link["id"].as_str().expect("id"));
+    let check = json!({"instance_url": url, "check": "reachable"});
+    let mut told = Vec::new();
+    for (method, path, body) in [
+        ("POST", "links/check".to_owned(), Some(check)),
+        ("POST", format!("{path}/look"), None),
+        ("GET", format!("{path}/groups"), None),
+        ("POST", format!("{path}/sign_in"), None),
+        ("POST", format!("{path}/resend"), None),
+        ("GET", path.clone(), None),
+    ] {
+        told.push(text(&stage.call("admin", method, &path, body).await));
+    }
+    let wish = json!({"installation": {"instance_url": "http://localhost:1"}});
+    stage.admin("DELETE", &path, None, 202).await;
+    told.push(text(
+        &stage
+            .call("admin", "PUT", "installations", Some(wish))
+            .await,
+    ));
+    for told in told {
+        assert!(told.contains("localhost can't be reached: "), "{told}");
+        assert!(
+            !told.contains("127.0.0.1") && !told.contains("::1"),
+            "{told}"
+        );
+    }
+    // An operator does.
+    let links = stage.relay.links().await;
+    let cause = links[0]["last_error"]["message"]
+        .as_str()
+        .unwrap_or_default();
+    let audit = stage.relay.admin("GET", "/api/v1/status", None, 200).await;
+    assert!(
+        cause.contains("127.0.0.1") || audit.to_string().contains("localhost can't be reached at "),
+        "{links:#?} {audit:#}"
+    );
+
+    let stage =
+        Stage::start_with(&[("INSTANCES__DANGEROUS_ALLOW_PRIVATE_ADDRESSES", "false")]).await;
+    let refused = stage
+        .admin("POST", "links", Some(json!({"instance_url": url})), 403)
+        .await;
+    let message = refused["error"].to_string();
+    assert!(
+        message.contains("an address that is not public"),
+        "{message}"
+    );
+    assert!(
+        !message.contains("127.0.0.1") && !message.contains("dangerous"),
+        "{message}"
     );
 }
 
@@ -861,10 +1075,10 @@ async fn tools_that_know_gitlabs_proxy_find_the_one_instance() {
     let stage = Stage::start().await;
     let mut first = FakeInstance::start(&stage.relay.url(), "").await;
     let second = FakeInstance::start(&stage.relay.url(), "/gitlab").await;
-    let put = async |account: &str, url: Value| {
+    let put_json = async |account: &str, installation: Value| {
         let body = json!({
             "jwt": stage.context_token(Some(account)),
-            "installation": {"instance_url": url},
+            "installation": installation,
         });
         let request = Request::put(format!("{}/installations", stage.relay.app_base_url()))
             .header(header::CONTENT_TYPE, "application/json")
@@ -874,6 +1088,8 @@ async fn tools_that_know_gitlabs_proxy_find_the_one_instance() {
         let body: Value = serde_json::from_slice(answer.body()).expect("JSON");
         (answer.status().as_u16(), body)
     };
+    let put =
+        async |account: &str, url: Value| put_json(account, json!({ "instance_url": url })).await;
     // As `curl -d` sends it, and a form.
     let put_form = async |fields: &[(&str, &str)]| {
         let mut form = form_urlencoded::Serializer::new(String::new());
@@ -909,8 +1125,22 @@ async fn tools_that_know_gitlabs_proxy_find_the_one_instance() {
     let same = [("installation[instance_url]", first.url())];
     let same = same.each_ref().map(|(name, value)| (*name, value.as_str()));
     assert_eq!(put_form(&same).await, (200, is(&first.url())));
+    // What is left out, or misspelt, is no wish to have none.
     assert_eq!(put_form(&[]).await.0, 400);
+    for silent in [json!({}), json!({"instanceUrl": second.url()})] {
+        assert_eq!(put_json("admin", silent.clone()).await.0, 400, "{silent}");
+    }
     assert_eq!(shown().await, is(&first.url()));
+    assert!(
+        !stage
+            .relay
+            .links()
+            .await
+            .iter()
+            .any(|link| link["state"] == "removing")
+    );
+    // A stranger hears what GitLab says to one.
+    assert_eq!(stage.get("installations", &[]).await.status(), 403);
 
     // One that can't be told changes nothing.
     let (status, body) = put("admin", json!("http://127.0.0.1:1")).await;
@@ -943,11 +1173,17 @@ async fn tools_that_know_gitlabs_proxy_find_the_one_instance() {
         .until_links("one", |links| links.len() == 1)
         .await;
 
-    // With several, tools may look.
+    // With several, tools may look, and say once more what they see.
     stage.relay.link("tenant", &first.url()).await;
-    let (status, body) = put("admin", Value::Null).await;
-    assert_eq!(status, 422, "{body}");
+    for other in [Value::Null, json!(first.url())] {
+        let (status, body) = put("admin", other).await;
+        assert_eq!(status, 422, "{body}");
+    }
     assert_eq!(shown().await, is(&second.url()));
+    assert_eq!(
+        put("admin", json!(second.url())).await,
+        (200, is(&second.url()))
+    );
     first.go_down().await;
     let link = stage.relay.links().await[1]["id"]
         .as_str()
@@ -964,4 +1200,29 @@ async fn tools_that_know_gitlabs_proxy_find_the_one_instance() {
     second
         .until("uninstalled", |state| state.installations.is_empty())
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tool_that_fails_leaves_a_removal_as_it_was() {
+    let stage = Stage::start().await;
+    let mut instance = FakeInstance::start(&stage.relay.url(), "").await;
+    let link = stage.relay.link("tenant", &instance.url()).await;
+    instance.go_down().await;
+    let path = format!("/api/v1/links/{}", link["id"].as_str().expect("id"));
+    let removal = format!("links/{}?purge=true", link["id"].as_str().expect("id"));
+    stage.admin("DELETE", &removal, None, 202).await;
+
+    let wish = json!({"installation": {"instance_url": instance.url()}});
+    let refused = stage
+        .call("admin", "PUT", "installations", Some(wish))
+        .await;
+    assert_eq!(refused.status(), 422, "{}", text(&refused));
+    assert!(
+        text(&refused).contains("can't be reached"),
+        "{}",
+        text(&refused)
+    );
+    let link = stage.relay.admin("GET", &path, None, 200).await;
+    assert_eq!(link["state"], "removing", "{link:#}");
+    assert!(link["purge"].is_object(), "{link:#}");
 }

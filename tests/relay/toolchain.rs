@@ -340,7 +340,7 @@ async fn several_instances_are_a_choice_that_is_remembered() {
             .contains("default-src 'none'")
     );
     let hrefs: Vec<&str> = html
-        .split("href=\"")
+        .split("<a href=\"")
         .skip(1)
         .filter_map(|rest| rest.split('"').next())
         .collect();
@@ -370,7 +370,7 @@ async fn several_instances_are_a_choice_that_is_remembered() {
     let page = checked(send(&client(), request.expect("request")).await);
     let html = String::from_utf8_lossy(page.body()).into_owned();
     let first = html
-        .split("href=\"")
+        .split("<a href=\"")
         .nth(1)
         .and_then(|rest| rest.split('"').next())
         .expect("link");

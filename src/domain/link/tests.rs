@@ -70,6 +70,34 @@ fn a_change_of_mind_during_an_attempt_is_due_at_once() {
 }
 
 #[test]
+fn an_undone_removal_leaves_what_was() {
+    let mut link = link();
+    let removed = |link: &Link| {
+        let mut link = link.clone();
+        link.remove = true;
+        link.want_uninstalled(at(10));
+        link.next_attempt_at = at(20);
+        link
+    };
+    // Not told yet: that goes on.
+    let mut undone = removed(&link);
+    assert!(undone.can_be_undone(at(15)));
+    undone.undo_removal(at(15));
+    assert!(!undone.is_settled() && undone.desired.event == LifecycleEventKind::Installed);
+    // Told, and nothing is to be told.
+    link.record(link.desired, confirmed(), GRACE, WEEK, at(1));
+    let mut undone = removed(&link);
+    undone.undo_removal(at(15));
+    assert!(undone.is_settled() && !undone.remove);
+    assert_eq!(undone.desired, link.desired);
+    // From when the instance may be told on it is too late.
+    let mut late = removed(&link);
+    assert!(!late.can_be_undone(at(20)) && !link.can_be_undone(at(15)));
+    late.record(late.desired, failed(false), GRACE, WEEK, at(20));
+    assert!(!late.can_be_undone(at(21)) && late.can_be_taken_back());
+}
+
+#[test]
 fn a_removal_that_waits_is_no_removal_yet() {
     let mut link = link();
     link.record(link.desired, confirmed(), GRACE, WEEK, at(1));

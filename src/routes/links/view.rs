@@ -1,6 +1,4 @@
-//! A link as the page inside Jira shows it, and what of it is no business of a site's.
-
-use std::borrow::Cow;
+//! A link as the page inside Jira shows it.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -9,6 +7,7 @@ use crate::{
     domain::{Link, LinkId, link::DeliveryProblem},
     gitlab::probe::{Finding, Verdict},
     rounds::Rounds,
+    routes::discreet,
 };
 
 /// A link as the page shows it. Never a secret.
@@ -22,7 +21,7 @@ pub(super) struct View<'a> {
     created_at: Timestamp,
     attempts: u32,
     next_attempt_at: Option<Timestamp>,
-    last_error: Option<Cow<'a, DeliveryProblem>>,
+    last_error: Option<DeliveryProblem>,
     purge: Option<PurgeView>,
     can_purge: bool,
     can_undo: bool,
@@ -34,7 +33,8 @@ pub(super) struct View<'a> {
 struct Fault {
     #[serde(flatten)]
     finding: Finding,
-    id: Option<String>,
+    /// Of the look that found it first.
+    id: String,
 }
 
 #[derive(Serialize)]
@@ -44,8 +44,8 @@ struct PurgeView {
 }
 
 impl<'a> View<'a> {
-    /// How the page shows it, with what the last round found out about its instance.
-    pub(super) fn of(link: &'a Link, rounds: &Rounds) -> Self {
+    /// How the page shows it at `now`, with what the last look at its instance found.
+    pub(super) fn of(link: &'a Link, rounds: &Rounds, now: Timestamp) -> Self {
         Self {
             id: link.id,
             instance_url: link.instance_url.as_str(),
@@ -55,11 +55,11 @@ impl<'a> View<'a> {
             created_at: link.created_at,
             attempts: link.attempts,
             next_attempt_at: (!link.is_settled()).then_some(link.next_attempt_at),
-            last_error: link.last_error.as_ref().map(discreet_problem),
+            last_error: link.last_error.as_ref().map(discreet::problem),
             purge: purge(link),
             faults: faults(link, rounds),
             can_purge: link.is_marked(),
-            can_undo: link.can_be_taken_back(),
+            can_undo: link.can_be_undone(now),
         }
     }
 }
@@ -71,7 +71,7 @@ fn purge(link: &Link) -> Option<PurgeView> {
         hint:
             "it is tried again by itself; if it can't end, the operator of the relay can give it up"
                 .to_owned(),
-        ..problem.clone()
+        ..discreet::problem(problem)
     });
     Some(PurgeView {
         state: purge.state(),
@@ -80,41 +80,13 @@ fn purge(link: &Link) -> Option<PurgeView> {
 }
 
 fn faults(link: &Link, rounds: &Rounds) -> Vec<Fault> {
-    let health = rounds.health(&link.instance_url);
-    let health = health.filter(|_| link.is_settled());
-    let faults = health.iter().flat_map(|health| &health.faults);
-    let broken = faults.filter(|step| step.finding.verdict == Verdict::Fail);
+    let health = rounds.health(link).filter(|_| link.is_settled());
+    let faults = health.into_iter().flat_map(|health| health.faults);
+    let broken = faults.filter(|fault| fault.step.finding.verdict == Verdict::Fail);
     broken
-        .map(|step| Fault {
-            finding: discreet(step.finding.clone()),
-            id: None,
+        .map(|fault| Fault {
+            finding: discreet::finding(fault.step.finding),
+            id: fault.id,
         })
         .collect()
 }
-
-/// Where a name leads inside the operator's network is no business of a site's.
-pub(super) fn discreet(finding: Finding) -> Finding {
-    match finding.code {
-        "address_not_public" | "instance_address_not_public" => Finding {
-            message: PRIVATE.to_owned(),
-            hint: Some(PRIVATE_HINT.to_owned()),
-            ..finding
-        },
-        _ => finding,
-    }
-}
-
-fn discreet_problem(problem: &DeliveryProblem) -> Cow<'_, DeliveryProblem> {
-    if problem.code != "address_not_public" {
-        return Cow::Borrowed(problem);
-    }
-    Cow::Owned(DeliveryProblem {
-        message: PRIVATE.to_owned(),
-        hint: PRIVATE_HINT.to_owned(),
-        ..problem.clone()
-    })
-}
-
-const PRIVATE: &str = "its name leads to an address that is not public";
-const PRIVATE_HINT: &str =
-    "if the instance lives in a private network, the operator of the relay can allow that";
