@@ -14,6 +14,94 @@ async function signedIn(stage, window) {
   return admin;
 }
 
+async function manage(admin, gitlab) {
+  await admin.button(`Manage groups of ${addressOf(gitlab)}`).click();
+  await admin.heading(`Groups of ${addressOf(gitlab)}`).waitFor();
+}
+
+const failed = (admin, name) => admin.alert.getByRole("listitem").filter({ hasText: name });
+
+describe("groups of the same name", () => {
+  const scene = scenes();
+
+  // GitLab keeps names apart only within a parent.
+  function twins({ plain }) {
+    const fleet = plain.groups.find(({ full_path }) => full_path === "fleet");
+    plain.groups.push({ ...fleet, id: 900, path: "fleet2", full_path: "fleet2" });
+  }
+  const twin = (admin, path) => admin.group(`Fleet (${path})`);
+
+  scene("both are told apart by their paths, and one can be linked after the other", async (stage) => {
+    twins(stage);
+    const admin = await signedIn(stage);
+    await admin.search("fleet");
+    await twin(admin, "fleet2").check();
+    await admin.button("Link 1 group").click();
+    await admin.see("1 group linked.");
+    assert.deepEqual(stage.plain.linkedGroups, ["fleet2"]);
+    assert.ok(await twin(admin, "fleet2").isDisabled());
+    assert.ok(await twin(admin, "fleet").isEnabled());
+    await twin(admin, "fleet").check();
+    await admin.view.look("picker-same-names");
+    await admin.button("Link 1 group").click();
+    await until("both to be linked", () => stage.plain.linkedGroups.length === 2);
+    await until("both to be marked", async () => (await admin.frame.getByText("Linked", { exact: true }).count()) === 2);
+  });
+
+  scene("where GitLab tells only that one of them is linked, both can be chosen, and what was linked is no failure", async (stage) => {
+    twins(stage);
+    stage.plain.subscriptions = [subscription(stage, "fleet2", 1)];
+    await stage.link(stage.plain);
+    const admin = await Admin.open(stage);
+    await manage(admin, stage.plain);
+    await admin.button("Link groups").click();
+    await admin.finishSignIn(await admin.openSignIn());
+    await admin.search("fleet");
+    await admin.frame.getByText("Maybe linked").nth(1).waitFor();
+    await twin(admin, "fleet").check();
+    await twin(admin, "fleet2").check();
+    await admin.button("Link 2 groups").click();
+    await admin.see("2 groups linked.");
+    assert.deepEqual([...stage.plain.linkedGroups].sort(), ["fleet", "fleet2"]);
+    assert.equal(await admin.frame.getByText("Linked", { exact: true }).count(), 2);
+  });
+
+  scene("one that somebody links who does not see the other is not taken for it", async (stage) => {
+    twins(stage);
+    stage.plain.subscriptions = [subscription(stage, "fleet2", 1)];
+    const other = stage.plain.groups.find(({ full_path }) => full_path === "fleet2");
+    Object.assign(other, { access_level: 20, description: "Another one." });
+    await stage.link(stage.plain);
+    const admin = await Admin.open(stage);
+    await manage(admin, stage.plain);
+    await admin.button("Link groups").click();
+    await admin.finishSignIn(await admin.openSignIn());
+    await admin.choose("Fleet");
+    await admin.button("Link 1 group").click();
+    await admin.see("1 group linked.");
+    assert.deepEqual(stage.plain.linkedGroups, ["fleet2", "fleet"]);
+  });
+
+  scene("each has its own reason when both are refused, and its own line when both are unlinked", async (stage) => {
+    twins(stage);
+    const admin = await signedIn(stage);
+    stage.plain.refusedGroups = { fleet: [422, "First reason."], fleet2: [422, "Second reason."] };
+    await admin.search("fleet");
+    await twin(admin, "fleet").check();
+    await twin(admin, "fleet2").check();
+    await admin.button("Link 2 groups").click();
+    await admin.seeIn(failed(admin, "Fleet (fleet)"), "First reason.");
+    await admin.seeIn(failed(admin, "Fleet (fleet2)"), "Second reason.");
+    stage.plain.subscriptions = [subscription(stage, "fleet", 1), subscription(stage, "fleet2", 2)];
+    await admin.button("Back to linked groups").click();
+    await admin.frame.getByRole("checkbox", { name: "Select all" }).check();
+    await admin.button("Unlink 2 groups").click();
+    assert.equal(await admin.dialog.getByRole("listitem").filter({ hasText: "Fleet" }).count(), 2);
+    await admin.confirm("Unlink 2 groups");
+    await admin.see("2 groups unlinked.");
+  });
+});
+
 describe("who signs in as a GitLab administrator", () => {
   const scene = scenes();
 
@@ -60,3 +148,8 @@ describe("an answer that comes late", () => {
     assert.equal(await admin.frame.getByText("Needs attention").count(), 0);
   });
 });
+
+function subscription({ jira, plain }, path, id) {
+  const group = plain.groups.find(({ full_path }) => full_path === path);
+  return { id, clientKey: jira.clientKey, group, created_at: new Date().toISOString() };
+}

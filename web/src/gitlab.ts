@@ -60,6 +60,9 @@ const PER_PAGE = 20;
 const SEARCH_MIN_CHARS = 3;
 const ANSWER_MAX_MS = 30_000;
 
+// GitLab's `jira_connect_subscription.rb`: a namespace is unique among the subscriptions of a site.
+const ALREADY_LINKED = /^Namespace has already been taken\b/;
+
 /** The token lives in this closure and nowhere else; dropping the session forgets it. */
 export async function openSession(signIn: SignIn, token: AccessToken): Promise<GitlabSession> {
   const expiresAt = token.expires_in ? Date.now() + token.expires_in * 1000 : Infinity;
@@ -118,6 +121,10 @@ export async function openSession(signIn: SignIn, token: AccessToken): Promise<G
         return;
       }
       const { code, message } = await refusalOf(response);
+      // Somebody else was faster, or only another group's name told that it was linked.
+      if (response.status === 422 && ALREADY_LINKED.test(message)) {
+        return;
+      }
       // 401 also means "cannot find namespace" and "JWT authentication failed" here.
       const tokenOver = code === "invalid_token" || message === "401 Unauthorized";
       throw response.status === 401 && tokenOver

@@ -2,6 +2,7 @@
 
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { type Api, type Cause, causeOf, type LinkedGroup, type LinkState } from "./api.ts";
+import type { Group } from "./gitlab.ts";
 
 // What lies between the browser and the relay says nothing of the instance.
 const NOT_OF_THE_INSTANCE =
@@ -105,4 +106,31 @@ export function useWatchedGroups(api: Api, linkId: string, state: LinkState): Li
     return () => clearInterval(timer);
   }, [poll, wanted, failure]);
   return groups;
+}
+
+/**
+ * Whether a group of GitLab's is one of the linked, of which GitLab tells the names only (its
+ * `subscription_entity.rb`). Those it keeps apart only within a parent, and not at the top.
+ */
+export function isLinked(
+  group: Group,
+  linked: LinkedGroup[],
+  seen: Iterable<Group>,
+): "yes" | "maybe" | "no" {
+  const named = linked.filter(({ full_name }) => full_name === group.full_name);
+  const alike = named.filter((one) => described(one) === described(group));
+  const rivals = sameNamed(group, seen).filter((one) => described(one) === described(group));
+  if (alike.length > rivals.length) {
+    return "yes";
+  }
+  return named.length > 0 ? "maybe" : "no";
+}
+
+/** The others that are called the same. */
+export function sameNamed(group: Group, among: Iterable<Group>): Group[] {
+  return [...among].filter(({ id, full_name }) => id !== group.id && full_name === group.full_name);
+}
+
+function described({ description }: { description: string | null }): string {
+  return description ?? "";
 }

@@ -411,6 +411,8 @@ export const texts = {
   noGroupsFound: "No group matches the search.",
   noGroupsAtAll: "There is no group in which you have at least the Maintainer role.",
   alreadyLinked: "Linked",
+  maybeLinked: "Maybe linked",
+  withPath: (name: string, path: string) => `${name} (${path})`,
   linkedUnknown: (cause: string) => `Which groups are linked already is not known: ${cause}`,
   pageOf: (page: number, pages: number | null) =>
     pages === null ? `Page ${number(page)}` : `Page ${number(page)} of ${number(pages)}`,

@@ -2,7 +2,7 @@ import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { type Api, type Cause, type ContextToken, causeOf, type Link } from "../api.ts";
 import { rescueFocus } from "../focus.ts";
 import { GitlabError, type GitlabSession, type Group, type GroupPage } from "../gitlab.ts";
-import { useLinkedGroups } from "../linked_groups.ts";
+import { isLinked, sameNamed, useLinkedGroups } from "../linked_groups.ts";
 import type { LocalNetworkAccess } from "../local_network.ts";
 import { sentence } from "../sentence.ts";
 import { forSeveral } from "../several.ts";
@@ -27,6 +27,11 @@ interface GroupPickerProps {
   onEnded: () => void;
 }
 
+const LINKED = {
+  yes: <Lozenge appearance="success">{texts.alreadyLinked}</Lozenge>,
+  maybe: <Lozenge appearance="information">{texts.maybeLinked}</Lozenge>,
+};
+
 const DEBOUNCE_MS = 300;
 const SEARCH_MIN_CHARS = 3;
 const CONTEXT_TOKEN_MIN_LEFT_MS = 60_000;
@@ -48,9 +53,10 @@ export function GroupPicker({
   const [problem, setProblem] = useState<Cause | "unreachable" | null>(null);
   const [tries, setTries] = useState(0);
   const [selected, setSelected] = useState<ReadonlyMap<string, Group>>(new Map());
-  const [justLinked, setJustLinked] = useState<ReadonlySet<string>>(new Set());
+  const [justLinked, setJustLinked] = useState<ReadonlySet<number>>(new Set());
   const [progress, setProgress] = useState<{ done: number; total: number } | null>(null);
   const [outcomes, setOutcomes] = useState<Outcome[]>([]);
+  const seen = useRef(new Map<number, Group>());
   const contextToken = useContextToken(api, link.id);
   const searchField = useRef<HTMLInputElement>(null);
 
@@ -79,6 +85,9 @@ export function GroupPicker({
     setProblem(null);
     setOutcomes([]);
     const show = (page: GroupPage | null) => {
+      for (const group of page?.groups ?? []) {
+        seen.current.set(group.id, group);
+      }
       setFound(page);
       setLoading(false);
     };
@@ -96,9 +105,14 @@ export function GroupPicker({
     return () => abort.abort();
   }, [session, query, tries]);
 
-  const linkedNames = new Set(alreadyLinked.linked?.map(({ full_name }) => full_name));
-  const isLinked = ({ full_name }: Group) =>
-    linkedNames.has(full_name) || justLinked.has(full_name);
+  const linkedness = (group: Group) =>
+    justLinked.has(group.id)
+      ? "yes"
+      : isLinked(group, alreadyLinked.linked ?? [], seen.current.values());
+  const told = (group: Group, name: string) =>
+    sameNamed(group, seen.current.values()).length > 0
+      ? texts.withPath(name, group.full_path)
+      : name;
   const elsewhere = [...selected.values()].filter(
     ({ id }) => !found?.groups.some((group) => group.id === id),
   );
@@ -118,18 +132,20 @@ export function GroupPicker({
     let done = 0;
     let over = false;
     setProgress({ done, total: chosen.length });
-    await forSeveral(chosen, async ({ full_name, full_path }) => {
+    await forSeveral(chosen, async (group) => {
+      const { id, full_path } = group;
+      const name = told(group, group.full_name);
       try {
         await session.link(full_path, await contextToken());
-        setJustLinked((before) => new Set(before).add(full_name));
+        setJustLinked((before) => new Set(before).add(id));
         setSelected((before) => without(before, full_path));
-        setOutcomes((before) => [...before, { name: full_name, cause: null }]);
+        setOutcomes((before) => [...before, { id, name, cause: null }]);
       } catch (error) {
         if (isOver(error)) {
           over = true;
           return "stop";
         }
-        setOutcomes((before) => [...before, { name: full_name, cause: causeOfGitlab(error) }]);
+        setOutcomes((before) => [...before, { id, name, cause: causeOfGitlab(error) }]);
       }
       done += 1;
       setProgress({ done, total: chosen.length });
@@ -212,22 +228,23 @@ export function GroupPicker({
             <p class="subtle">{query.search ? texts.noGroupsFound : texts.noGroupsAtAll}</p>
           )}
           <ul class="rows" aria-busy={loading}>
-            {found.groups.map((group) => (
-              <GroupRow
-                key={group.id}
-                fullName={group.full_name}
-                leafName={group.name}
-                description={group.description}
-                aside={
-                  isLinked(group) && <Lozenge appearance="success">{texts.alreadyLinked}</Lozenge>
-                }
-                selection={{
-                  checked: isLinked(group) || selected.has(group.full_path),
-                  disabled: isLinked(group) || progress !== null,
-                  onChange: (on) => select(group, on),
-                }}
-              />
-            ))}
+            {found.groups.map((group) => {
+              const linked = linkedness(group);
+              return (
+                <GroupRow
+                  key={group.id}
+                  fullName={told(group, group.full_name)}
+                  leafName={told(group, group.name)}
+                  description={group.description}
+                  aside={linked !== "no" && LINKED[linked]}
+                  selection={{
+                    checked: linked === "yes" || selected.has(group.full_path),
+                    disabled: linked === "yes" || progress !== null,
+                    onChange: (on) => select(group, on),
+                  }}
+                />
+              );
+            })}
           </ul>
           <Pagination found={found} onPage={(page) => setQuery({ search: query.search, page })} />
         </>
@@ -235,7 +252,7 @@ export function GroupPicker({
       {(found || selected.size > 0) && (
         <ActionBar
           selected={selected.size}
-          elsewhere={elsewhere.map(({ full_name }) => full_name)}
+          elsewhere={elsewhere.map((group) => told(group, group.full_name))}
           progress={progress && { text: texts.linking(progress.done, progress.total), ...progress }}
           onClear={() => setSelected(new Map())}
         >

@@ -114,9 +114,9 @@ function Linked({ api, linkId, linked, mayChange, onUnlinked, onLinkGroups }: Li
         await unlinkOnce(api, linkId, id);
         onUnlinked(id);
         setSelected((before) => new Set([...before].filter((other) => other !== id)));
-        setOutcomes((before) => [...before, { name: full_name, cause: null }]);
+        setOutcomes((before) => [...before, { id, name: full_name, cause: null }]);
       } catch (error) {
-        setOutcomes((before) => [...before, { name: full_name, cause: causeOf(error) }]);
+        setOutcomes((before) => [...before, { id, name: full_name, cause: causeOf(error) }]);
       }
       done += 1;
       setProgress({ done, total: chosen.length });
@@ -222,11 +222,7 @@ function Linked({ api, linkId, linked, mayChange, onUnlinked, onLinkGroups }: Li
         </ActionBar>
       )}
       {confirming && (
-        <UnlinkDialog
-          names={chosen.map(({ full_name }) => full_name)}
-          onClose={() => setConfirming(false)}
-          onConfirm={unlink}
-        />
+        <UnlinkDialog groups={chosen} onClose={() => setConfirming(false)} onConfirm={unlink} />
       )}
     </section>
   );

@@ -5,6 +5,7 @@ import { RequestId } from "./failure.tsx";
 import { SectionMessage } from "./section_message.tsx";
 
 export interface Outcome {
+  id: number;
   name: string;
   cause: Cause | null;
 }
@@ -48,8 +49,8 @@ export function Outcomes({ outcomes, done, doneInPart, failedTitle, failedText }
       <SectionMessage appearance="error" title={failedTitle(succeeded, failed)} alert>
         {text && <p>{text}</p>}
         <ul class="outcomes">
-          {failures.map(({ name, cause }) => (
-            <li key={name}>
+          {failures.map(({ id, name, cause }) => (
+            <li key={id}>
               <strong>{name}</strong>
               <p>{cause && sentence(cause.message)}</p>
               {cause?.hint && <p>{cause.hint}</p>}
