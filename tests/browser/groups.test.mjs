@@ -6,6 +6,15 @@ import { Admin, addressOf } from "./stage/admin.mjs";
 import { until } from "./stage/deadline.mjs";
 import { scenes } from "./stage/scene.mjs";
 
+const LINKING = /^\/api\/v4\/integrations\//;
+const UNLINKING = /^\/-\/jira_connect\/subscriptions\/\d+$/;
+
+// On the first page.
+const FIVE = ["Accounting", "Backoffice", "Catalogue", "Data Warehouse", "Fleet / Android"];
+
+// Long enough to do something meanwhile.
+const SLOW_MS = 700;
+
 async function signedIn(stage, window) {
   await stage.link(stage.plain);
   const admin = await Admin.open(stage, window);
@@ -99,6 +108,87 @@ describe("groups of the same name", () => {
     assert.equal(await admin.dialog.getByRole("listitem").filter({ hasText: "Fleet" }).count(), 2);
     await admin.confirm("Unlink 2 groups");
     await admin.see("2 groups unlinked.");
+  });
+});
+
+describe("several groups at once", () => {
+  const scene = scenes();
+
+  scene("who pages meanwhile is told of all that was done and was not", async (stage) => {
+    const admin = await signedIn(stage);
+    stage.plain.refusedGroups = { accounting: [422, "Not today."] };
+    for (const name of ["Accounting", "Backoffice", "Catalogue", "Data Warehouse"]) await admin.select(name);
+    stage.plain.delay = { ms: SLOW_MS, path: LINKING };
+    await admin.button("Link 4 groups").click();
+    await admin.see("Linking 3 of 4…");
+    await admin.button("Next").click();
+    await admin.see("Some groups could not be linked", "3 groups linked, 1 could not be linked.");
+    await admin.seeIn(failed(admin, "Accounting"), "Not today.");
+    await admin.button("Previous").click();
+    await admin.group("Accounting").waitFor();
+    await admin.seeIn(failed(admin, "Accounting"), "Not today.");
+    // A search is for something else.
+    await admin.search("games");
+    await admin.group("Games").waitFor();
+    assert.equal(await admin.alert.count(), 0);
+  });
+
+  scene("a sign-in that ends meanwhile: what was done is told, and the next one goes on with the rest", async (stage) => {
+    const admin = await signedIn(stage);
+    for (const name of FIVE) await admin.group(name).check();
+    stage.plain.delay = { ms: SLOW_MS, path: LINKING };
+    stage.plain.refusedGroups = { accounting: [422, "Not today."] };
+    await admin.button("Link 5 groups").click();
+    await admin.see("Linking 3 of 5…");
+    stage.plain.oauth.revokeAll();
+    await admin.see("Your sign-in to GitLab has ended. Sign in again.", "3 groups are still selected");
+    await admin.see("Some groups could not be linked", "2 groups linked, 1 could not be linked.");
+    await admin.seeIn(failed(admin, "Accounting"), "Not today.");
+    await admin.view.look("signed-out-while-linking");
+    stage.plain.delay = null;
+    stage.plain.refusedGroups = {};
+    await admin.finishSignIn(await admin.openSignIn());
+    await admin.button("Link 3 groups").click();
+    await admin.see("3 groups linked.");
+    assert.equal(stage.plain.linkedGroups.length, 5);
+  });
+
+  scene("who stops has what was begun done, is told of it, and keeps the rest selected", async (stage) => {
+    const admin = await signedIn(stage);
+    for (const name of FIVE) await admin.group(name).check();
+    stage.plain.delay = { ms: SLOW_MS, path: LINKING };
+    await admin.button("Link 5 groups").click();
+    await admin.button("Stop").click();
+    await admin.see("3 groups linked.", "2 groups selected");
+    assert.equal(stage.plain.linkedGroups.length, 3);
+  });
+
+  scene("who goes back while groups are linked stops that, and sees which are", async (stage) => {
+    const admin = await signedIn(stage);
+    for (const name of FIVE) await admin.group(name).check();
+    stage.plain.delay = { ms: SLOW_MS, path: LINKING };
+    await admin.button("Link 5 groups").click();
+    await admin.button("Back to linked groups").click();
+    await admin.see("3 groups linked");
+    assert.equal(stage.plain.linkedGroups.length, 3);
+    for (const name of FIVE.slice(0, 3)) await admin.group(name).waitFor();
+    assert.equal(stage.plain.calls.filter(({ target }) => target.includes("/integrations/")).length, 3);
+  });
+
+  scene("who goes back while groups are unlinked stops that, and sees how many are left", async (stage) => {
+    await stage.link(stage.plain);
+    const paths = ["accounting", "backoffice", "catalogue", "data-warehouse", "e-commerce"];
+    stage.plain.subscriptions = paths.map((path, index) => subscription(stage, path, index + 1));
+    const admin = await Admin.open(stage);
+    await manage(admin, stage.plain);
+    await admin.frame.getByRole("checkbox", { name: "Select all" }).check();
+    stage.plain.delay = { ms: SLOW_MS, path: UNLINKING };
+    await admin.button("Unlink 5 groups").click();
+    await admin.confirm("Unlink 5 groups");
+    await admin.see("Unlinking 0 of 5…");
+    await admin.button("Back to instances").click();
+    await admin.seeIn(admin.card(stage.plain), "2 groups linked");
+    assert.equal(stage.plain.linkedGroups.length, 2);
   });
 });
 

@@ -293,6 +293,7 @@ export const texts = {
   selectAll: "Select all",
   selectedCount: (n: number) => `${groups(n)} selected`,
   clearSelection: "Clear selection",
+  stop: "Stop",
   unlink: (n: number) => (n === 0 ? "Unlink" : `Unlink ${groups(n)}`),
   unlinkTitle: (n: number) => `Unlink ${groups(n)}?`,
   unlinkText: (n: number) =>
@@ -434,6 +435,10 @@ export const texts = {
       : failed === 1
         ? "The group could not be linked"
         : "The groups could not be linked",
+  stillSelected: (n: number) =>
+    n === 1
+      ? "1 group is still selected, to be linked when you have signed in."
+      : `${groups(n)} are still selected, to be linked when you have signed in.`,
   linkFailedText: (failed: number) =>
     failed === 1
       ? "It is still selected, so that you can try again."

@@ -1,4 +1,5 @@
 import type { ComponentChildren } from "preact";
+import { useState } from "preact/hooks";
 import { texts } from "../texts.ts";
 import { Button } from "./button.tsx";
 import { Progress } from "./progress.tsx";
@@ -10,12 +11,20 @@ interface ActionBarProps {
   /** How far the act on them is, while there is one. */
   progress: { text: string; done: number; total: number } | null;
   onClear: () => void;
+  onStop: () => Promise<void>;
   /** What can be done with the selected. */
   children: ComponentChildren;
 }
 
 /** What is selected, wherever it is in the list. */
-export function ActionBar({ selected, elsewhere, progress, onClear, children }: ActionBarProps) {
+export function ActionBar({
+  selected,
+  elsewhere,
+  progress,
+  onClear,
+  onStop,
+  children,
+}: ActionBarProps) {
   return (
     <div class="action-bar">
       <div class="action-bar-text">
@@ -34,8 +43,25 @@ export function ActionBar({ selected, elsewhere, progress, onClear, children }: 
             {texts.clearSelection}
           </Button>
         )}
+        {progress && <StopButton onStop={onStop} />}
         {children}
       </div>
     </div>
+  );
+}
+
+function StopButton({ onStop }: { onStop: () => Promise<void> }) {
+  const [stopping, setStopping] = useState(false);
+  return (
+    <Button
+      appearance="subtle"
+      busy={stopping}
+      onClick={() => {
+        setStopping(true);
+        onStop();
+      }}
+    >
+      {texts.stop}
+    </Button>
   );
 }

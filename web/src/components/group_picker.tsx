@@ -5,14 +5,14 @@ import { GitlabError, type GitlabSession, type Group, type GroupPage } from "../
 import { isLinked, sameNamed, useLinkedGroups } from "../linked_groups.ts";
 import type { LocalNetworkAccess } from "../local_network.ts";
 import { sentence } from "../sentence.ts";
-import { forSeveral } from "../several.ts";
+import type { Outcome, Several } from "../several.ts";
 import { texts } from "../texts.ts";
 import { ActionBar } from "./action_bar.tsx";
 import { Button } from "./button.tsx";
 import { Failure } from "./failure.tsx";
 import { GroupRow } from "./group_row.tsx";
 import { Lozenge } from "./lozenge.tsx";
-import { type Outcome, Outcomes } from "./outcomes.tsx";
+import { Outcomes } from "./outcomes.tsx";
 import { Pagination } from "./pagination.tsx";
 import { Loading } from "./spinner.tsx";
 import { Unreachable } from "./unreachable.tsx";
@@ -22,6 +22,8 @@ interface GroupPickerProps {
   link: Link;
   session: GitlabSession;
   localNetwork: LocalNetworkAccess | null;
+  choice: Choice;
+  linking: Several;
   onSignOut: () => void;
   /** GitLab no longer takes the access token. */
   onEnded: () => void;
@@ -41,22 +43,20 @@ export function GroupPicker({
   link,
   session,
   localNetwork,
+  choice,
+  linking,
   onSignOut,
   onEnded,
 }: GroupPickerProps) {
   const alreadyLinked = useLinkedGroups(api, link.id, true);
-  const [typed, setTyped] = useState("");
-  const [query, setQuery] = useState({ search: "", page: 1 });
+  const { typed, setTyped, query, setQuery, selected, setSelected } = choice;
+  const { justLinked, setJustLinked, seen } = choice;
+  const { progress } = linking;
   // The last answer stays in sight, and the focus on its controls, while the next one is on its way.
   const [found, setFound] = useState<GroupPage | null>(null);
   const [loading, setLoading] = useState(true);
   const [problem, setProblem] = useState<Cause | "unreachable" | null>(null);
   const [tries, setTries] = useState(0);
-  const [selected, setSelected] = useState<ReadonlyMap<string, Group>>(new Map());
-  const [justLinked, setJustLinked] = useState<ReadonlySet<number>>(new Set());
-  const [progress, setProgress] = useState<{ done: number; total: number } | null>(null);
-  const [outcomes, setOutcomes] = useState<Outcome[]>([]);
-  const seen = useRef(new Map<number, Group>());
   const contextToken = useContextToken(api, link.id);
   const searchField = useRef<HTMLInputElement>(null);
 
@@ -76,17 +76,16 @@ export function GroupPicker({
       DEBOUNCE_MS,
     );
     return () => clearTimeout(timer);
-  }, [search, tooShort]);
+  }, [search, tooShort, setQuery]);
 
   // biome-ignore lint/correctness/useExhaustiveDependencies: `tries` asks the same once more.
   useEffect(() => {
     const abort = new AbortController();
     setLoading(true);
     setProblem(null);
-    setOutcomes([]);
     const show = (page: GroupPage | null) => {
       for (const group of page?.groups ?? []) {
-        seen.current.set(group.id, group);
+        seen.set(group.id, group);
       }
       setFound(page);
       setLoading(false);
@@ -106,13 +105,9 @@ export function GroupPicker({
   }, [session, query, tries]);
 
   const linkedness = (group: Group) =>
-    justLinked.has(group.id)
-      ? "yes"
-      : isLinked(group, alreadyLinked.linked ?? [], seen.current.values());
+    justLinked.has(group.id) ? "yes" : isLinked(group, alreadyLinked.linked ?? [], seen.values());
   const told = (group: Group, name: string) =>
-    sameNamed(group, seen.current.values()).length > 0
-      ? texts.withPath(name, group.full_path)
-      : name;
+    sameNamed(group, seen.values()).length > 0 ? texts.withPath(name, group.full_path) : name;
   const elsewhere = [...selected.values()].filter(
     ({ id }) => !found?.groups.some((group) => group.id === id),
   );
@@ -128,30 +123,20 @@ export function GroupPicker({
     if (chosen.length === 0) {
       return;
     }
-    setOutcomes([]);
-    let done = 0;
     let over = false;
-    setProgress({ done, total: chosen.length });
-    await forSeveral(chosen, async (group) => {
+    await linking.run(chosen, async (group): Promise<Outcome | null> => {
       const { id, full_path } = group;
       const name = told(group, group.full_name);
       try {
         await session.link(full_path, await contextToken());
-        setJustLinked((before) => new Set(before).add(id));
-        setSelected((before) => without(before, full_path));
-        setOutcomes((before) => [...before, { id, name, cause: null }]);
       } catch (error) {
-        if (isOver(error)) {
-          over = true;
-          return "stop";
-        }
-        setOutcomes((before) => [...before, { id, name, cause: causeOfGitlab(error) }]);
+        over ||= isOver(error);
+        return isOver(error) ? null : { id, name, cause: causeOfGitlab(error) };
       }
-      done += 1;
-      setProgress({ done, total: chosen.length });
-      return "go_on";
+      setJustLinked((before) => new Set(before).add(id));
+      setSelected((before) => without(before, full_path));
+      return { id, name, cause: null };
     });
-    setProgress(null);
     rescueFocus();
     if (over) {
       onEnded();
@@ -187,21 +172,16 @@ export function GroupPicker({
           autoComplete="off"
           aria-describedby="search-groups-hint"
           value={typed}
-          onInput={(event) => setTyped(event.currentTarget.value)}
+          onInput={(event) => {
+            setTyped(event.currentTarget.value);
+            linking.clear();
+          }}
         />
         <p class="field-hint" id="search-groups-hint">
           {session.user.is_admin ? texts.searchHintAdmin : texts.searchHint}
         </p>
       </div>
-      {!progress && (
-        <Outcomes
-          outcomes={outcomes}
-          done={texts.linkDone}
-          doneInPart={texts.linkDoneInPart}
-          failedTitle={texts.linkFailedTitle}
-          failedText={texts.linkFailedText}
-        />
-      )}
+      {!progress && <LinkOutcomes outcomes={linking.outcomes} />}
       {problem === "unreachable" && (
         <Unreachable
           instanceUrl={link.instance_url}
@@ -255,6 +235,7 @@ export function GroupPicker({
           elsewhere={elsewhere.map((group) => told(group, group.full_name))}
           progress={progress && { text: texts.linking(progress.done, progress.total), ...progress }}
           onClear={() => setSelected(new Map())}
+          onStop={linking.stop}
         >
           <Button
             appearance="primary"
@@ -268,6 +249,41 @@ export function GroupPicker({
       )}
     </section>
   );
+}
+
+export function LinkOutcomes({ outcomes }: { outcomes: Outcome[] }) {
+  return (
+    <Outcomes
+      outcomes={outcomes}
+      done={texts.linkDone}
+      doneInPart={texts.linkDoneInPart}
+      failedTitle={texts.linkFailedTitle}
+      failedText={texts.linkFailedText}
+    />
+  );
+}
+
+/** What somebody looks for and has chosen. */
+type Choice = ReturnType<typeof useChoice>;
+
+const NOTHING_SOUGHT = { search: "", page: 1 };
+
+export function useChoice() {
+  const [typed, setTyped] = useState("");
+  const [query, setQuery] = useState(NOTHING_SOUGHT);
+  const [selected, setSelected] = useState<ReadonlyMap<string, Group>>(new Map());
+  const [justLinked, setJustLinked] = useState<ReadonlySet<number>>(new Set());
+  const seen = useRef(new Map<number, Group>()).current;
+  const clear = () => {
+    setTyped("");
+    setQuery(NOTHING_SOUGHT);
+    setSelected(new Map());
+  };
+  return {
+    ...{ typed, setTyped, query, setQuery },
+    ...{ selected, setSelected, justLinked, setJustLinked, seen },
+    clear,
+  };
 }
 
 /** One context token for many groups until it is nearly over, asked for once however many wait for it. */

@@ -1,14 +1,8 @@
 import { useEffect, useRef } from "preact/hooks";
-import type { Cause } from "../api.ts";
 import { sentence } from "../sentence.ts";
+import type { Outcome } from "../several.ts";
 import { RequestId } from "./failure.tsx";
 import { SectionMessage } from "./section_message.tsx";
-
-export interface Outcome {
-  id: number;
-  name: string;
-  cause: Cause | null;
-}
 
 interface OutcomesProps {
   outcomes: Outcome[];
