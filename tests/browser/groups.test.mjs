@@ -12,6 +12,9 @@ const UNLINKING = /^\/-\/jira_connect\/subscriptions\/\d+$/;
 // On the first page.
 const FIVE = ["Accounting", "Backoffice", "Catalogue", "Data Warehouse", "Fleet / Android"];
 
+// How long the page waits for GitLab.
+const ANSWER_MAX_MS = 30_000;
+
 // Long enough to do something meanwhile.
 const SLOW_MS = 700;
 
@@ -204,6 +207,98 @@ describe("who signs in as a GitLab administrator", () => {
     await admin.button("Link 1 group").click();
     await admin.see("1 group linked.");
     assert.deepEqual(stage.plain.linkedGroups, ["only-read"]);
+  });
+});
+
+describe("an answer that is not GitLab's", () => {
+  const scene = scenes();
+  const PORTAL = { status: 200, html: "<!DOCTYPE html><title>Hotel</title><h1>Welcome! Please log in.</h1>" };
+  const OTHER = { status: 200, json: { hello: "world" } };
+  const NOT_GITLAB = ["What answered is not GitLab's API", "a log-in portal or a proxy"];
+
+  for (const [what, path] of [
+    ["the token", /^\/oauth\/token$/],
+    ["the user", /^\/api\/v4\/user$/],
+    ["groups", /^\/api\/v4\/groups$/],
+  ]) {
+    scene(`in place of ${what}: the page says what it may be, and the next try will do`, async (stage) => {
+      await stage.link(stage.plain);
+      const admin = await Admin.open(stage);
+      await admin.goToSignIn(stage.plain);
+      const tried = async () => {
+        if ((await admin.frame.getByText("Signed in as").count()) > 0) return admin.button("Try again").click();
+        const popup = await admin.openSignIn();
+        return popup.getByRole("button", { name: "Authorize" }).click();
+      };
+      for (const answer of [PORTAL, OTHER, { status: 200, json: [{ id: 1 }] }]) {
+        stage.plain.instead = { path, answer };
+        await tried();
+        await admin.see(...NOT_GITLAB);
+      }
+      await admin.view.look(`not-gitlab-${path.source.split("/").at(-1).replace("$", "")}`);
+      stage.plain.instead = null;
+      await tried();
+      await admin.group("Accounting").waitFor();
+      assert.equal(await admin.alert.count(), 0);
+    });
+  }
+
+  scene("in place of a link is none", async (stage) => {
+    const admin = await signedIn(stage);
+    await admin.select("Accounting");
+    stage.plain.instead = { path: LINKING, answer: PORTAL };
+    await admin.button("Link 1 group").click();
+    await admin.seeIn(failed(admin, "Accounting"), ...NOT_GITLAB);
+    stage.plain.instead = null;
+    await admin.button("Link 1 group").click();
+    await admin.see("1 group linked.");
+  });
+
+  scene("that never ends is none either", async (stage) => {
+    const admin = await signedIn(stage, { ownClock: true });
+    const answer = { headers: { "Content-Length": "100000" }, html: "[" };
+    stage.plain.instead = { path: /^\/api\/v4\/groups$/, answer };
+    const asked = admin.view.page.waitForResponse(/\/api\/v4\/groups\?/);
+    await admin.button("Next").click();
+    await asked;
+    await admin.view.passTime(ANSWER_MAX_MS);
+    await admin.see(`Your browser does not reach ${addressOf(stage.plain)}`);
+  });
+});
+
+describe("groups that can't be linked", () => {
+  const scene = scenes();
+
+  for (const [status, message, hint] of [
+    [401, "401 Unauthorized - JWT authentication failed", "The instance does not believe the relay."],
+    [401, "Cannot find namespace. Make sure you have sufficient permissions.", "at least the Maintainer role"],
+    [403, "Could not fetch user information from Jira.", "GitLab asks Jira, through the relay"],
+    [422, "Group can not be linked at the moment.", "tell a GitLab administrator"],
+    [429, "Too many requests", "Wait a minute, then try again."],
+    [500, "500 Internal Server Error", "has trouble"],
+  ]) {
+    scene(`${message}: the page says what to do`, async (stage) => {
+      const admin = await signedIn(stage);
+      stage.plain.refusedGroups = { accounting: [status, message] };
+      await admin.select("Accounting");
+      await admin.button("Link 1 group").click();
+      await admin.seeIn(failed(admin, "Accounting"), message, hint);
+    });
+  }
+
+  scene("because the browser does not reach the instance: the page explains that once, for all of them", async (stage) => {
+    const admin = await signedIn(stage);
+    for (const name of FIVE) await admin.group(name).check();
+    stage.plain.instead = { path: LINKING, answer: null };
+    await admin.button("Link 5 groups").click();
+    await admin.see("The groups could not be linked");
+    await admin.see(`Your browser does not reach ${addressOf(stage.plain)}`, "Local Network Access", "The instance is down");
+    assert.equal(await admin.frame.getByText("Your browser does not reach").count(), 1);
+    await admin.view.look("link-unreachable");
+    stage.plain.instead = null;
+    await admin.button("Link 5 groups").click();
+    await admin.see("5 groups linked.");
+    assert.equal(await admin.frame.getByText("Your browser does not reach").count(), 0);
   });
 });
 

@@ -371,6 +371,27 @@ export const texts = {
   gitlabSignedOut: "Your sign-in to GitLab has ended. Sign in again.",
   instanceUnreachable: "Your browser got no answer from the instance.",
   answerStatus: (status: number) => `GitLab answered with HTTP ${status}.`,
+  notGitlab: {
+    message: "What answered is not GitLab's API",
+    hint: "Something between your browser and the instance, for example a log-in portal or a proxy, answered in its place. Open the instance in a new tab, log in where you are asked to, then try again. If it happens again, tell the people who run the instance.",
+  },
+  gitlabRefusal: (status: number, message: string) => {
+    if (/JWT authentication failed/.test(message)) {
+      return "The instance does not believe the relay. Go back to the instances, check this one again and do what it says there.";
+    }
+    if (/Cannot find namespace/.test(message)) {
+      return "You need at least the Maintainer role in this group. If you have it, the group may have been moved or renamed: search for it again.";
+    }
+    if (/\bJira\b/.test(message)) {
+      return "GitLab asks Jira, through the relay, whether you are an administrator of this Jira site. If you are, try again in a minute; then tell the people who run the relay.";
+    }
+    if (status === 429) {
+      return "GitLab limits how often it may be asked. Wait a minute, then try again.";
+    }
+    return status >= 500
+      ? "GitLab, or a proxy in front of it, has trouble. Try again in a minute; then tell the people who run the instance."
+      : "Try again. If it happens again, tell a GitLab administrator what GitLab answered.";
+  },
 
   // An instance that the browser does not reach
 

@@ -1,7 +1,13 @@
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
-import { type Api, type Cause, type ContextToken, causeOf, type Link } from "../api.ts";
+import type { Api, Cause, ContextToken, Link } from "../api.ts";
 import { rescueFocus } from "../focus.ts";
-import { GitlabError, type GitlabSession, type Group, type GroupPage } from "../gitlab.ts";
+import {
+  causeOfGitlab,
+  GitlabError,
+  type GitlabSession,
+  type Group,
+  type GroupPage,
+} from "../gitlab.ts";
 import { isLinked, sameNamed, useLinkedGroups } from "../linked_groups.ts";
 import type { LocalNetworkAccess } from "../local_network.ts";
 import { sentence } from "../sentence.ts";
@@ -143,6 +149,9 @@ export function GroupPicker({
     }
   };
 
+  const linkUnreachable =
+    !progress && linking.outcomes.some(({ cause }) => cause?.code === "unreachable");
+
   const tryAgain = (
     <Button
       onClick={() => {
@@ -182,12 +191,12 @@ export function GroupPicker({
         </p>
       </div>
       {!progress && <LinkOutcomes outcomes={linking.outcomes} />}
-      {problem === "unreachable" && (
+      {(problem === "unreachable" || linkUnreachable) && (
         <Unreachable
           instanceUrl={link.instance_url}
           privateNetwork={session.privateNetwork}
           access={localNetwork}
-          actions={tryAgain}
+          actions={problem && tryAgain}
         />
       )}
       {problem && problem !== "unreachable" && <Failure cause={problem} actions={tryAgain} />}
@@ -308,12 +317,6 @@ function useContextToken(api: Api, linkId: string) {
     }
     return (await current.current).token;
   }, [api, linkId]);
-}
-
-function causeOfGitlab(error: unknown): Cause {
-  return error instanceof GitlabError
-    ? { code: error.failure, message: error.message, hint: null, id: null }
-    : causeOf(error);
 }
 
 function isOver(error: unknown) {

@@ -1,7 +1,13 @@
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { addressOf } from "../address.ts";
 import { type Api, type Cause, causeOf, type Link, type SignIn } from "../api.ts";
-import { exchangeCode, GitlabError, type GitlabSession, openSession } from "../gitlab.ts";
+import {
+  causeOfGitlab,
+  exchangeCode,
+  GitlabError,
+  type GitlabSession,
+  openSession,
+} from "../gitlab.ts";
 import type { Host } from "../host.ts";
 import { type LocalNetworkAccess, localNetworkAdvice } from "../local_network.ts";
 import {
@@ -176,9 +182,14 @@ function problemOf(error: unknown): Cause | "unreachable" {
     return explainedFailure(error.failure, error.detail);
   }
   if (error instanceof GitlabError) {
-    return error.failure === "unreachable"
-      ? "unreachable"
-      : explainedFailure("failed", error.message);
+    switch (error.failure) {
+      case "unreachable":
+        return "unreachable";
+      case "not_gitlab":
+        return causeOfGitlab(error);
+      default:
+        return explainedFailure("failed", error.message);
+    }
   }
   return causeOf(error);
 }
