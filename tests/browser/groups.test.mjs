@@ -166,6 +166,39 @@ describe("several groups at once", () => {
     assert.equal(stage.plain.linkedGroups.length, 3);
   });
 
+  scene("causes are in sight in a narrow window, and one that many share is said once", async (stage) => {
+    const admin = await signedIn(stage, { size: { width: 320, height: 640 } });
+    for (const name of FIVE) await admin.group(name).check();
+    const paths = ["accounting", "backoffice", "catalogue", "data-warehouse"];
+    stage.plain.refusedGroups = Object.fromEntries(paths.map((path) => [path, [422, "Not today."]]));
+    await admin.button("Link 5 groups").click();
+    await admin.see("1 group linked, 4 could not be linked.");
+    const cause = admin.frame.getByText("Not today.");
+    assert.equal(await cause.count(), 1);
+    for (const name of FIVE.slice(0, 4)) await admin.seeIn(admin.alert.getByRole("listitem"), name);
+    await admin.view.screenshot("link-refused-narrow");
+    const covered = await cause.evaluate((element) => {
+      const { x, y, width, height } = element.getBoundingClientRect();
+      return document.elementFromPoint(x + width / 2, y + height / 2) !== element;
+    });
+    assert.ok(!covered, "the cause is in sight");
+  });
+
+  scene("those selected on other pages are listed, and each can be dropped", async (stage) => {
+    const admin = await signedIn(stage);
+    for (const name of FIVE) await admin.group(name).check();
+    await admin.button("Next").click();
+    await admin.frame.getByText(/^Also selected: .*Accounting/).click();
+    await admin.view.look("picker-elsewhere");
+    await admin.button("Unselect Catalogue").click();
+    await admin.see("4 groups selected");
+    const focused = await (await admin.view.content()).evaluate(() => document.activeElement.tagName);
+    assert.equal(focused, "SUMMARY");
+    await admin.button("Link 4 groups").click();
+    await admin.see("4 groups linked.");
+    assert.ok(!stage.plain.linkedGroups.includes("catalogue"));
+  });
+
   scene("who goes back while groups are linked stops that, and sees which are", async (stage) => {
     const admin = await signedIn(stage);
     for (const name of FIVE) await admin.group(name).check();
@@ -263,6 +296,46 @@ describe("an answer that is not GitLab's", () => {
     await asked;
     await admin.view.passTime(ANSWER_MAX_MS);
     await admin.see(`Your browser does not reach ${addressOf(stage.plain)}`);
+  });
+});
+
+describe("what is tried again", () => {
+  const scene = scenes();
+
+  const focused = async (admin) => (await admin.view.content()).evaluate(() => document.activeElement.tagName);
+
+  scene("which groups are linked: the focus stays in the page when the failure is gone", async (stage) => {
+    await stage.link(stage.plain);
+    const admin = await Admin.open(stage);
+    await admin.goToSignIn(stage.plain);
+    stage.plain.subscriptions = [subscription(stage, "accounting", 1)];
+    stage.plain.instead = { path: /\/subscriptions\.json$/, answer: { status: 500 } };
+    await admin.finishSignIn(await admin.openSignIn());
+    await admin.see("Which groups are linked already is not known");
+    stage.plain.instead = null;
+    await admin.button("Try again").click();
+    await admin.frame.getByText("Linked", { exact: true }).waitFor();
+    await until("the heading to have the focus", async () => (await focused(admin)) === "H1");
+    stage.plain.instead = { path: /\/subscriptions\.json$/, answer: { status: 500 } };
+    await admin.button("Back to linked groups").click();
+    await admin.alert.waitFor();
+    stage.plain.instead = null;
+    await admin.button("Try again").click();
+    await admin.group("Accounting").waitFor();
+    await until("the heading to have the focus", async () => (await focused(admin)) === "H1");
+  });
+
+  scene("nothing is, when somebody leaves while a window waits", async (stage) => {
+    await stage.link(stage.plain);
+    const admin = await Admin.open(stage);
+    await admin.goToSignIn(stage.plain);
+    const popup = await admin.openSignIn();
+    const asked = () => admin.view.requests.filter(({ url }) => url.endsWith("/sign_in")).length;
+    const before = asked();
+    await admin.button("Back to linked groups").click();
+    await admin.closed(popup);
+    await admin.see("No groups are linked yet");
+    assert.equal(asked(), before);
   });
 });
 

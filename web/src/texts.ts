@@ -294,6 +294,8 @@ export const texts = {
   selectedCount: (n: number) => `${groups(n)} selected`,
   clearSelection: "Clear selection",
   stop: "Stop",
+  unselect: "Unselect",
+  unselectOf: (name: string) => `Unselect ${name}`,
   unlink: (n: number) => (n === 0 ? "Unlink" : `Unlink ${groups(n)}`),
   unlinkTitle: (n: number) => `Unlink ${groups(n)}?`,
   unlinkText: (n: number) =>
@@ -427,7 +429,7 @@ export const texts = {
   searchGroups: "Search groups",
   searchHint: "Groups in which you have at least the Maintainer role. Type at least 3 characters.",
   searchHintAdmin: "As a GitLab administrator you see all groups. Type at least 3 characters.",
-  searchTooShort: "Type at least 3 characters to search.",
+  searchTooShort: "Type at least 3 characters to search. Until then the list stays as it was.",
   groupsLoadingList: "Loading groups…",
   groupsFound: (n: number | null) => (n === null ? "Many groups found." : `${groups(n)} found.`),
   noGroupsFound: "No group matches the search.",
@@ -435,7 +437,7 @@ export const texts = {
   alreadyLinked: "Linked",
   maybeLinked: "Maybe linked",
   withPath: (name: string, path: string) => `${name} (${path})`,
-  linkedUnknown: (cause: string) => `Which groups are linked already is not known: ${cause}`,
+  linkedUnknown: "Which groups are linked already is not known",
   pageOf: (page: number, pages: number | null) =>
     pages === null ? `Page ${number(page)}` : `Page ${number(page)} of ${number(pages)}`,
   pages: "Pages",

@@ -1,15 +1,22 @@
 import type { ComponentChildren } from "preact";
-import { useState } from "preact/hooks";
+import { useRef, useState } from "preact/hooks";
+import { rescueFocus } from "../focus.ts";
 import { texts } from "../texts.ts";
 import { Button } from "./button.tsx";
 import { Progress } from "./progress.tsx";
 
+interface Selected {
+  id: number;
+  name: string;
+}
+
 interface ActionBarProps {
   selected: number;
-  /** Names of the selected that are not in sight. */
-  elsewhere: string[];
+  /** The selected that are not in sight. */
+  elsewhere: Selected[];
   /** How far the act on them is, while there is one. */
   progress: { text: string; done: number; total: number } | null;
+  onDrop: (id: number) => void;
   onClear: () => void;
   onStop: () => Promise<void>;
   /** What can be done with the selected. */
@@ -21,6 +28,7 @@ export function ActionBar({
   selected,
   elsewhere,
   progress,
+  onDrop,
   onClear,
   onStop,
   children,
@@ -33,9 +41,7 @@ export function ActionBar({
         ) : (
           <p role="status">{texts.selectedCount(selected)}</p>
         )}
-        {!progress && elsewhere.length > 0 && (
-          <p class="action-bar-names">{texts.alsoSelected(elsewhere.join(texts.listSeparator))}</p>
-        )}
+        {!progress && elsewhere.length > 0 && <Elsewhere selected={elsewhere} onDrop={onDrop} />}
       </div>
       <div class="button-row">
         {selected > 0 && !progress && (
@@ -63,5 +69,33 @@ function StopButton({ onStop }: { onStop: () => Promise<void> }) {
     >
       {texts.stop}
     </Button>
+  );
+}
+
+function Elsewhere({ selected, onDrop }: { selected: Selected[]; onDrop: (id: number) => void }) {
+  const summary = useRef<HTMLElement>(null);
+  const names = selected.map(({ name }) => name).join(texts.listSeparator);
+  return (
+    <details class="elsewhere">
+      <summary ref={summary}>{texts.alsoSelected(names)}</summary>
+      <ul>
+        {selected.map(({ id, name }) => (
+          <li key={id}>
+            {name}
+            <Button
+              appearance="link"
+              label={texts.unselectOf(name)}
+              onClick={() => {
+                summary.current?.focus();
+                onDrop(id);
+                rescueFocus();
+              }}
+            >
+              {texts.unselect}
+            </Button>
+          </li>
+        ))}
+      </ul>
+    </details>
   );
 }

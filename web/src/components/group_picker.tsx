@@ -10,7 +10,6 @@ import {
 } from "../gitlab.ts";
 import { isLinked, sameNamed, useLinkedGroups } from "../linked_groups.ts";
 import type { LocalNetworkAccess } from "../local_network.ts";
-import { sentence } from "../sentence.ts";
 import type { Outcome, Several } from "../several.ts";
 import { texts } from "../texts.ts";
 import { ActionBar } from "./action_bar.tsx";
@@ -201,12 +200,21 @@ export function GroupPicker({
       )}
       {problem && problem !== "unreachable" && <Failure cause={problem} actions={tryAgain} />}
       {alreadyLinked.failure && (
-        <p class="subtle">{texts.linkedUnknown(sentence(alreadyLinked.failure.message))}</p>
+        <Failure
+          cause={alreadyLinked.failure}
+          appearance="warning"
+          title={texts.linkedUnknown}
+          actions={
+            <Button onClick={() => alreadyLinked.reload().then(rescueFocus)}>
+              {texts.tryAgain}
+            </Button>
+          }
+        />
       )}
       {loading && !found && <Loading text={texts.groupsLoadingList} />}
       {found && (
         <>
-          <p class="assistive" role="status">
+          <p class={tooShort ? "subtle" : "assistive"} role="status">
             {tooShort
               ? texts.searchTooShort
               : loading
@@ -241,8 +249,14 @@ export function GroupPicker({
       {(found || selected.size > 0) && (
         <ActionBar
           selected={selected.size}
-          elsewhere={elsewhere.map((group) => told(group, group.full_name))}
+          elsewhere={elsewhere.map((group) => ({
+            id: group.id,
+            name: told(group, group.full_name),
+          }))}
           progress={progress && { text: texts.linking(progress.done, progress.total), ...progress }}
+          onDrop={(id) =>
+            setSelected(new Map([...selected].filter(([, group]) => group.id !== id)))
+          }
           onClear={() => setSelected(new Map())}
           onStop={linking.stop}
         >

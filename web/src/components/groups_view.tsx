@@ -52,7 +52,7 @@ export function GroupsView({ api, link, mayChange, onBack, onLinkGroups }: Group
           cause={failure}
           actions={
             <>
-              <Button onClick={reload}>{texts.tryAgain}</Button>
+              <Button onClick={() => reload().then(rescueFocus)}>{texts.tryAgain}</Button>
               {mayChange && (
                 <Button appearance="subtle" onClick={onLinkGroups}>
                   {texts.linkGroups}
@@ -210,10 +210,11 @@ function Linked({
           selected={chosen.length}
           elsewhere={chosen
             .filter((group) => !shown.includes(group))
-            .map(({ full_name }) => full_name)}
+            .map(({ id, full_name }) => ({ id, name: full_name }))}
           progress={
             progress && { text: texts.unlinking(progress.done, progress.total), ...progress }
           }
+          onDrop={(id) => select([id], false)}
           onClear={() => setSelected(new Set())}
           onStop={unlinking.stop}
         >

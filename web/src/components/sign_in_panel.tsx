@@ -52,6 +52,7 @@ export function SignInPanel({ api, host, link, localNetwork, onSignedIn }: SignI
   const [problem, setProblem] = useState<Cause | "unreachable" | null>(null);
   const cancel = useRef<AbortController | null>(null);
   const paste = useRef<Authorization["paste"]>(null);
+  const gone = useRef(false);
   const address = addressOf(link.instance_url);
 
   const prepare = useCallback(async () => {
@@ -69,8 +70,12 @@ export function SignInPanel({ api, host, link, localNetwork, onSignedIn }: SignI
   }, [api, link.id]);
 
   useEffect(() => {
+    gone.current = false;
     prepare();
-    return () => cancel.current?.abort();
+    return () => {
+      gone.current = true;
+      cancel.current?.abort();
+    };
   }, [prepare]);
 
   const signIn = async ({ signIn, attempt }: Ready) => {
@@ -85,6 +90,9 @@ export function SignInPanel({ api, host, link, localNetwork, onSignedIn }: SignI
       const token = await exchangeCode(signIn, code, attempt.codeVerifier);
       onSignedIn(await openSession(signIn, token));
     } catch (error) {
+      if (gone.current) {
+        return;
+      }
       setProblem(problemOf(error));
       setStep("idle");
       // A state and a verifier serve once.
