@@ -336,6 +336,7 @@ export const texts = {
   signInPrivacy:
     "Your GitLab access stays in this browser tab. The relay and Jira never see it, and it is forgotten when you leave this page.",
   signIn: "Sign in to GitLab",
+  signInTwo: "Sign in with two windows",
   signInPreparing: "Asking the instance how to sign in…",
   signInWaiting: "Continue in the GitLab window.",
   signInFinishing: "Signing in…",
@@ -354,8 +355,8 @@ export const texts = {
       hint: "Allow pop-up windows for this page in your browser's address bar, then try again.",
     },
     popup_closed: {
-      message: "The sign-in window was closed",
-      hint: "You were not signed in. Try again and allow access in the window that opens.",
+      message: "The sign-in window was closed, or the instance cut it off from this page",
+      hint: "If you closed it, try again and allow access in the window that opens. If it is still there, the instance isolates its windows (Cross-Origin-Opener-Policy): close it and choose “Sign in with two windows”.",
     },
     denied: {
       message: "Access was denied in GitLab",
@@ -481,5 +482,9 @@ export const callbackTexts = {
   copied: "Copied",
   noOpener: "This window lost its connection to the page",
   startAgain:
-    "Close this window, go back to the page and sign in again. If it happens again, the GitLab instance or a proxy in front of it sends a Cross-Origin-Opener-Policy header, which cuts the connection; its administrator can remove that header from /oauth/authorize.",
+    "Close this window, go back to the page and sign in again. If it happens again, the GitLab instance or a proxy in front of it sends a Cross-Origin-Opener-Policy header, which cuts the connection: choose “Sign in with two windows” on the page. Its administrator can also remove that header from /oauth/authorize.",
+  keepOpen: "Keep this window open",
+  keepOpenText:
+    "GitLab opens in another one. When you have allowed access there, this one closes by itself.",
+  goOn: "Continue to GitLab",
 };

@@ -1,6 +1,7 @@
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { addressOf } from "../address.ts";
 import { type Api, type Cause, causeOf, type Link, type SignIn } from "../api.ts";
+import { rescueFocus } from "../focus.ts";
 import {
   causeOfGitlab,
   exchangeCode,
@@ -50,6 +51,8 @@ export function SignInPanel({ api, host, link, localNetwork, onSignedIn }: SignI
   const [privateNetwork, setPrivateNetwork] = useState(false);
   const [step, setStep] = useState<"idle" | "waiting" | "finishing">("idle");
   const [problem, setProblem] = useState<Cause | "unreachable" | null>(null);
+  // Perhaps, which only the person can see.
+  const [cutOff, setCutOff] = useState(false);
   const cancel = useRef<AbortController | null>(null);
   const paste = useRef<Authorization["paste"]>(null);
   const gone = useRef(false);
@@ -78,12 +81,13 @@ export function SignInPanel({ api, host, link, localNetwork, onSignedIn }: SignI
     };
   }, [prepare]);
 
-  const signIn = async ({ signIn, attempt }: Ready) => {
+  const signIn = async ({ signIn, attempt }: Ready, inTwo: boolean) => {
     setProblem(null);
     setStep("waiting");
-    cancel.current = new AbortController();
+    const abort = new AbortController();
+    cancel.current = abort;
     try {
-      const authorization = authorize(attempt, host, cancel.current.signal);
+      const authorization = authorize(attempt, host, inTwo, abort.signal);
       paste.current = authorization.paste;
       const code = await authorization.code;
       setStep("finishing");
@@ -93,8 +97,11 @@ export function SignInPanel({ api, host, link, localNetwork, onSignedIn }: SignI
       if (gone.current) {
         return;
       }
-      setProblem(problemOf(error));
+      const found = abort.signal.aborted ? null : problemOf(error);
+      setProblem(found);
+      setCutOff((before) => before || (found !== "unreachable" && found?.code === "popup_closed"));
       setStep("idle");
+      rescueFocus();
       // A state and a verifier serve once.
       setReady(null);
       prepare();
@@ -150,10 +157,15 @@ export function SignInPanel({ api, host, link, localNetwork, onSignedIn }: SignI
             appearance="primary"
             busy={step !== "idle"}
             disabled={!ready}
-            onClick={() => ready && signIn(ready)}
+            onClick={() => ready && signIn(ready, false)}
           >
             {texts.signIn}
           </Button>
+          {cutOff && step === "idle" && (
+            <Button disabled={!ready} onClick={() => ready && signIn(ready, true)}>
+              {texts.signInTwo}
+            </Button>
+          )}
           {step === "waiting" && (
             <Button appearance="subtle" onClick={() => cancel.current?.abort()}>
               {texts.cancel}
