@@ -205,6 +205,7 @@ describe("several groups at once", () => {
     stage.plain.delay = { ms: SLOW_MS, path: LINKING };
     await admin.button("Link 5 groups").click();
     await admin.button("Back to linked groups").click();
+    await admin.button("Stop").and(admin.frame.locator("[aria-busy]")).waitFor();
     await admin.see("3 groups linked");
     assert.equal(stage.plain.linkedGroups.length, 3);
     for (const name of FIVE.slice(0, 3)) await admin.group(name).waitFor();

@@ -15,6 +15,8 @@ export interface Outcome {
 export interface Several {
   /** While it goes on. */
   progress: { done: number; total: number } | null;
+  /** Only what is under way is waited for. */
+  stopping: boolean;
   outcomes: Outcome[];
   /** Acts on each item; null says that nothing came of it, and no other is begun. */
   run<T>(items: T[], act: (item: T) => Promise<Outcome | null>): Promise<void>;
@@ -26,6 +28,7 @@ export interface Several {
 
 export function useSeveral(): Several {
   const [progress, setProgress] = useState<Several["progress"]>(null);
+  const [stopping, setStopping] = useState(false);
   const [outcomes, setOutcomes] = useState<Outcome[]>([]);
   const waiting = useRef<unknown[]>([]);
   const running = useRef<Promise<unknown> | null>(null);
@@ -48,6 +51,7 @@ export function useSeveral(): Several {
     };
     waiting.current = queue;
     setOutcomes([]);
+    setStopping(false);
     setProgress({ done, total });
     running.current = Promise.all(Array.from({ length: AT_ONCE }, worker));
     await running.current;
@@ -56,6 +60,7 @@ export function useSeveral(): Several {
   };
 
   const stop = async () => {
+    setStopping(true);
     waiting.current.length = 0;
     await running.current;
   };
@@ -73,7 +78,7 @@ export function useSeveral(): Several {
     [],
   );
 
-  return { progress, outcomes, run, stop, clear };
+  return { progress, stopping, outcomes, run, stop, clear };
 }
 
 /** Leaves when what is under way is answered, so that nothing goes on unseen; asked again, at once. */

@@ -1,6 +1,7 @@
 import type { ComponentChildren } from "preact";
-import { useRef, useState } from "preact/hooks";
+import { useRef } from "preact/hooks";
 import { rescueFocus } from "../focus.ts";
+import type { Several } from "../several.ts";
 import { texts } from "../texts.ts";
 import { Button } from "./button.tsx";
 import { Progress } from "./progress.tsx";
@@ -14,11 +15,11 @@ interface ActionBarProps {
   selected: number;
   /** The selected that are not in sight. */
   elsewhere: Selected[];
-  /** How far the act on them is, while there is one. */
-  progress: { text: string; done: number; total: number } | null;
+  /** The act on them. */
+  act: Several;
+  acting: (done: number, total: number) => string;
   onDrop: (id: number) => void;
   onClear: () => void;
-  onStop: () => Promise<void>;
   /** What can be done with the selected. */
   children: ComponentChildren;
 }
@@ -27,17 +28,18 @@ interface ActionBarProps {
 export function ActionBar({
   selected,
   elsewhere,
-  progress,
+  act,
+  acting,
   onDrop,
   onClear,
-  onStop,
   children,
 }: ActionBarProps) {
+  const { progress } = act;
   return (
     <div class="action-bar">
       <div class="action-bar-text">
         {progress ? (
-          <Progress {...progress} />
+          <Progress text={acting(progress.done, progress.total)} {...progress} />
         ) : (
           <p role="status">{texts.selectedCount(selected)}</p>
         )}
@@ -49,26 +51,14 @@ export function ActionBar({
             {texts.clearSelection}
           </Button>
         )}
-        {progress && <StopButton onStop={onStop} />}
+        {progress && (
+          <Button appearance="subtle" busy={act.stopping} onClick={act.stop}>
+            {texts.stop}
+          </Button>
+        )}
         {children}
       </div>
     </div>
-  );
-}
-
-function StopButton({ onStop }: { onStop: () => Promise<void> }) {
-  const [stopping, setStopping] = useState(false);
-  return (
-    <Button
-      appearance="subtle"
-      busy={stopping}
-      onClick={() => {
-        setStopping(true);
-        onStop();
-      }}
-    >
-      {texts.stop}
-    </Button>
   );
 }
 

@@ -253,12 +253,12 @@ export function GroupPicker({
             id: group.id,
             name: told(group, group.full_name),
           }))}
-          progress={progress && { text: texts.linking(progress.done, progress.total), ...progress }}
+          act={linking}
+          acting={texts.linking}
           onDrop={(id) =>
             setSelected(new Map([...selected].filter(([, group]) => group.id !== id)))
           }
           onClear={() => setSelected(new Map())}
-          onStop={linking.stop}
         >
           <Button
             appearance="primary"

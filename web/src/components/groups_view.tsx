@@ -211,12 +211,10 @@ function Linked({
           elsewhere={chosen
             .filter((group) => !shown.includes(group))
             .map(({ id, full_name }) => ({ id, name: full_name }))}
-          progress={
-            progress && { text: texts.unlinking(progress.done, progress.total), ...progress }
-          }
+          act={unlinking}
+          acting={texts.unlinking}
           onDrop={(id) => select([id], false)}
           onClear={() => setSelected(new Set())}
-          onStop={unlinking.stop}
         >
           <Button
             disabled={chosen.length === 0}
