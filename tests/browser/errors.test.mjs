@@ -1006,6 +1006,25 @@ describe("a browser that guards the local network", () => {
     await admin.button("Link 1 group").click();
     await admin.see("1 group linked.");
   });
+
+  scene(
+    "where it is taken back before groups are linked, the page says so once, and what to do",
+    async (stage) => {
+      await stage.link(stage.plain);
+      const admin = await Admin.open(stage, DELEGATED);
+      const context = admin.view.page.context();
+      await context.grantPermissions(["local-network-access"]);
+      await admin.signIn(stage.plain);
+      await admin.choose("Fleet", "Games");
+      await admin.group("Games").waitFor();
+      await context.clearPermissions();
+      await admin.button("Link 2 groups").click();
+      await admin.see("The groups could not be linked", `Your browser does not reach ${addressOf(stage.plain)}`);
+      await admin.see("Your browser denies this page access to your local network");
+      assert.deepEqual(stage.plain.linkedGroups, []);
+    },
+    { except: [DENIED_BY_BROWSER] },
+  );
 });
 
 describe("outside of Jira", () => {
