@@ -383,6 +383,7 @@ describe("signing in to an instance", () => {
     const popup = await admin.openSignIn();
     await admin.button("Cancel").click();
     await admin.closed(popup);
+    assert.equal(await admin.alert.count(), 0);
     await admin.finishSignIn(await admin.openSignIn());
   });
 
@@ -478,16 +479,61 @@ describe("signing in to an instance", () => {
     await admin.finishSignIn(await admin.openSignIn());
   });
 
-  scene("an instance that isolates its windows: the window says who can change that", async (stage) => {
+  // The page hears no more of a window that the instance cut off, and can't tell it from a closed one.
+  async function cutOff(stage) {
     const admin = await atSignIn(stage);
     stage.plain.isolatesPopups = true;
     const popup = await admin.openSignIn();
+    await admin.see("or the instance cut it off from this page", "If it is still there");
+    assert.ok(!popup.isClosed());
+    return { admin, popup };
+  }
+
+  async function inTwo(admin) {
+    const first = await admin.view.popup(() => admin.button("Sign in with two windows").click());
+    await first.getByRole("heading", { name: "Keep this window open" }).waitFor();
+    const link = first.getByRole("link", { name: "Continue to GitLab" });
+    const [second] = await Promise.all([first.context().waitForEvent("page"), link.click()]);
+    return { first, second };
+  }
+
+  scene("an instance that isolates its windows: the window says what to do", async (stage) => {
+    const { admin, popup } = await cutOff(stage);
+    await admin.view.look("cut-off");
     await popup.getByRole("button", { name: "Authorize" }).click();
     await popup.getByRole("heading", { name: "This window lost its connection to the page" }).waitFor();
     await popup.getByText("Cross-Origin-Opener-Policy").waitFor();
     await admin.view.screenshot("window-lost", popup);
-    await admin.see("The sign-in window was closed");
     assert.equal(exchanges(stage), 0);
+  });
+
+  scene("an instance that isolates its windows: two of them will do", async (stage) => {
+    const { admin, popup } = await cutOff(stage);
+    await popup.close();
+    const { first, second } = await inTwo(admin);
+    await admin.view.screenshot("two-windows", first);
+    await second.getByRole("button", { name: "Authorize" }).click();
+    await admin.see("Signed in as");
+    await admin.closed(first);
+    if (!second.isClosed()) await second.getByRole("heading", { name: "You are signed in" }).waitFor();
+  });
+
+  scene("two windows: a person who denies access there is told, and who closes the first can try again", async (stage) => {
+    const { admin } = await cutOff(stage);
+    const denied = await inTwo(admin);
+    await denied.second.getByRole("button", { name: "Deny" }).click();
+    await admin.see("Access was denied in GitLab");
+    await admin.closed(denied.first);
+    const left = await inTwo(admin);
+    await left.first.close();
+    await admin.see("The sign-in window was closed");
+    const { second } = await inTwo(admin);
+    // What comes back to a window that is gone belongs to nobody.
+    await left.second.getByRole("button", { name: "Authorize" }).click();
+    await left.second.getByRole("heading", { name: "This window lost its connection to the page" }).waitFor();
+    assert.equal(exchanges(stage), 0);
+    await second.getByRole("button", { name: "Authorize" }).click();
+    await admin.see("Signed in as");
   });
 
   scene("an access token that is over is not tried again: the page asks to sign in", async (stage) => {
@@ -521,9 +567,9 @@ describe("signing in to an instance", () => {
     stage.plain.oauth.revokeAll();
     await admin.button("Link 1 group").click();
     await admin.see(SIGN_IN_AGAIN);
+    await admin.see("1 group is still selected");
     assert.deepEqual(stage.plain.linkedGroups, []);
     await admin.finishSignIn(await admin.openSignIn());
-    await admin.choose("Fleet");
     await admin.button("Link 1 group").click();
     await admin.see("1 group linked.");
   });
@@ -610,7 +656,7 @@ describe("groups", () => {
     await admin.goToSignIn(stage.plain);
     stage.plain.instead = { path: /\/subscriptions\.json$/, answer: { status: 500 } };
     await admin.finishSignIn(await admin.openSignIn());
-    await admin.see("Which groups are linked already is not known:");
+    await admin.see("Which groups are linked already is not known", "Request ID");
     await admin.view.look("picker-linked-unknown");
     await admin.choose("Fleet");
     await admin.button("Link 1 group").click();
@@ -675,7 +721,8 @@ describe("groups", () => {
     };
     const before = searches();
     await admin.search("ki");
-    await admin.frame.getByText("Type at least 3 characters to search.").waitFor();
+    await admin.see("Until then the list stays as it was.");
+    await admin.view.look("picker-too-short");
     await admin.view.passTime(A_MOMENT_MS);
     await admin.view.passTime(A_MOMENT_MS);
     assert.equal(searches(), before);
@@ -959,6 +1006,25 @@ describe("a browser that guards the local network", () => {
     await admin.button("Link 1 group").click();
     await admin.see("1 group linked.");
   });
+
+  scene(
+    "where it is taken back before groups are linked, the page says so once, and what to do",
+    async (stage) => {
+      await stage.link(stage.plain);
+      const admin = await Admin.open(stage, DELEGATED);
+      const context = admin.view.page.context();
+      await context.grantPermissions(["local-network-access"]);
+      await admin.signIn(stage.plain);
+      await admin.choose("Fleet", "Games");
+      await admin.group("Games").waitFor();
+      await context.clearPermissions();
+      await admin.button("Link 2 groups").click();
+      await admin.see("The groups could not be linked", `Your browser does not reach ${addressOf(stage.plain)}`);
+      await admin.see("Your browser denies this page access to your local network");
+      assert.deepEqual(stage.plain.linkedGroups, []);
+    },
+    { except: [DENIED_BY_BROWSER] },
+  );
 });
 
 describe("outside of Jira", () => {

@@ -421,7 +421,7 @@ staged("groups are linked", async () => {
   await choose("Fleet");
   await look("picker-selected", { fitted: true });
 
-  gitlab.refusedGroups = { catalogue: [422, "Namespace has already been taken"] };
+  gitlab.refusedGroups = { catalogue: [422, "Group can not be linked at the moment."] };
   gitlab.delay = { ms: SLOW_MS / 2, path: /integrations/ };
   await button("Link 4 groups").click();
   await text(/Linking \d of 4…/).waitFor();

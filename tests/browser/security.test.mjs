@@ -74,6 +74,32 @@ describe("frames and windows", () => {
     const [exchange] = exchanges(stage.plain);
     assert.notEqual(exchange.code, message.code);
   });
+
+  scene("a stranger's window is not gone on for, and hears of no code that comes back to another", async (stage) => {
+    const stranger = new Server(async (_request, response) => send(response, { html: "<!DOCTYPE html><title>x</title>" }));
+    const origin = await stranger.listen(STRANGER_HOST);
+    try {
+      const view = await stage.visit(origin);
+      await view.page.evaluate((next) => {
+        window.heard = [];
+        window.addEventListener("message", ({ data, source }) => {
+          window.heard.push(data.type);
+          source.postMessage({ type: "jiraConnectOauthCallbackWaiting", next }, "*");
+        });
+      }, { url: `${stage.plain.url}/oauth/authorize`, state: "theirs" });
+      const callback = `${stage.relay.baseUrl}/oauth_callbacks`;
+      const first = await view.popup(() => view.page.evaluate((url) => void window.open(url), callback));
+      const lost = { name: "This window lost its connection to the page" };
+      await first.getByRole("heading", lost).waitFor();
+      assert.equal(await first.getByRole("link").count(), 0);
+      const second = await view.page.context().newPage();
+      await second.goto(`${callback}?code=secret&state=theirs`);
+      await second.getByRole("heading", lost).waitFor();
+      assert.deepEqual(await view.page.evaluate(() => window.heard), ["jiraConnectOauthCallbackHello"]);
+    } finally {
+      await stranger.down();
+    }
+  });
 });
 
 describe("what others write", () => {

@@ -2,15 +2,18 @@
 // checks it; to nobody but the relay's own origin and those that the relay names in this document.
 
 import {
+  CALLBACK_CHANNEL,
   CALLBACK_HELLO,
   CALLBACK_TYPE,
   CALLBACK_WAITING,
   type CallbackMessage,
+  type Next,
   pasteOf,
 } from "./callback_message.ts";
 import { callbackTexts } from "./texts.ts";
 
 const OPENER_MAX_MS = 3_000;
+const CHANNEL_MAX_MS = 1_000;
 
 const query = new URLSearchParams(window.location.search);
 // The code is worth nothing without the verifier; still it has no place in the history.
@@ -21,6 +24,8 @@ const { openers, paste } = document.body.dataset;
 const allowed = [window.location.origin, ...(openers ?? "").split(" ").filter(Boolean)];
 const opener = window.opener as Window | null;
 
+const channel = new BroadcastChannel(CALLBACK_CHANNEL);
+
 if (opener) {
   const alone = setTimeout(unheard, OPENER_MAX_MS);
   window.addEventListener("message", (event) => {
@@ -28,20 +33,58 @@ if (opener) {
       return;
     }
     clearTimeout(alone);
-    if (allowed.includes(event.origin)) {
-      opener.postMessage(message, event.origin);
-      say(
-        message.success ? callbackTexts.signedIn : callbackTexts.notSignedIn,
-        callbackTexts.closeWindow,
-      );
-      window.close();
-    } else {
+    if (!allowed.includes(event.origin)) {
       unheard();
+    } else if (event.data.next) {
+      goOn(opener, event.origin, event.data.next);
+    } else {
+      opener.postMessage(message, event.origin);
+      told(message);
+      window.close();
     }
   });
   opener.postMessage({ type: CALLBACK_HELLO }, "*");
 } else {
-  unheard();
+  // The opener may be cut off, but not a window that goes on for it.
+  const alone = setTimeout(unheard, CHANNEL_MAX_MS);
+  channel.addEventListener("message", ({ data }) => {
+    if (data?.type === CALLBACK_WAITING && data.state === message.state) {
+      clearTimeout(alone);
+      told(message);
+      window.close();
+    }
+  });
+  channel.postMessage(message);
+}
+
+// An instance with a Cross-Origin-Opener-Policy cuts a window off from what opened it. So this one stays with the
+// opener, and the instance gets another, which comes back to our origin and is heard by the channel.
+function goOn(opener: Window, origin: string, { url, state }: Next) {
+  if (!/^https?:/.test(url)) {
+    return;
+  }
+  say(callbackTexts.keepOpen, callbackTexts.keepOpenText);
+  const link = document.createElement("a");
+  link.href = url;
+  link.target = "_blank";
+  link.rel = "noopener noreferrer";
+  link.textContent = callbackTexts.goOn;
+  const line = document.createElement("p");
+  line.append(link);
+  document.querySelector("main")?.append(line);
+  channel.addEventListener("message", ({ data }) => {
+    if (data?.type === CALLBACK_TYPE && data.state === state) {
+      channel.postMessage({ type: CALLBACK_WAITING, state });
+      opener.postMessage(data, origin);
+      line.remove();
+      told(data);
+      window.close();
+    }
+  });
+}
+
+function told({ success }: CallbackMessage) {
+  say(success ? callbackTexts.signedIn : callbackTexts.notSignedIn, callbackTexts.closeWindow);
 }
 
 // Nobody is there who may know. Where the page in Jira asks for it, a person can carry the code.

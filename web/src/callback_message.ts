@@ -5,6 +5,13 @@
 export const CALLBACK_HELLO = "jiraConnectOauthCallbackHello";
 /** From the opener: that it waits, which also tells its origin. */
 export const CALLBACK_WAITING = "jiraConnectOauthCallbackWaiting";
+/** From the opener too, to a callback page that nobody came back to yet: where to go on, in another window. */
+export interface Next {
+  url: string;
+  state: string;
+}
+/** Where callback pages of one browser hear each other, though the instance cut what else ties them together. */
+export const CALLBACK_CHANNEL = "jiraConnectOauthCallbacks";
 /** From the callback, to the origin that waits, if it is one that may know. */
 export const CALLBACK_TYPE = "jiraConnectOauthCallback";
 

@@ -1,7 +1,7 @@
 // Calls from the browser to an instance, as the signed-in GitLab user. Cross-origin: GitLab allows any
 // origin on /oauth/token and /api/, without cookies.
 
-import type { SignIn } from "./api.ts";
+import { type Cause, causeOf, type SignIn } from "./api.ts";
 import { texts } from "./texts.ts";
 
 export interface GitlabUser {
@@ -38,16 +38,25 @@ export interface GitlabSession {
 /**
  * `unreachable`: the browser got no answer that it may read; it does not tell the page why.
  * `signed_out`: the access token is over. `refused`: GitLab said no, `message` in its words.
+ * `not_gitlab`: something else answered.
  */
-export type GitlabFailure = "unreachable" | "signed_out" | "refused";
+export type GitlabFailure = "unreachable" | "signed_out" | "refused" | "not_gitlab";
 
 export class GitlabError extends Error {
   constructor(
     readonly failure: GitlabFailure,
     message: string,
+    readonly hint: string | null = null,
   ) {
     super(message);
   }
+}
+
+/** As `causeOf`, for calls to the relay and to GitLab. */
+export function causeOfGitlab(error: unknown): Cause {
+  return error instanceof GitlabError
+    ? { code: error.failure, message: error.message, hint: error.hint, id: null }
+    : causeOf(error);
 }
 
 export interface AccessToken {
@@ -60,32 +69,35 @@ const PER_PAGE = 20;
 const SEARCH_MIN_CHARS = 3;
 const ANSWER_MAX_MS = 30_000;
 
+// GitLab's `jira_connect_subscription.rb`: a namespace is unique among the subscriptions of a site.
+const ALREADY_LINKED = /^Namespace has already been taken\b/;
+
 /** The token lives in this closure and nowhere else; dropping the session forgets it. */
 export async function openSession(signIn: SignIn, token: AccessToken): Promise<GitlabSession> {
   const expiresAt = token.expires_in ? Date.now() + token.expires_in * 1000 : Infinity;
 
-  async function call(path: string, init: RequestInit = {}): Promise<Response> {
+  async function call(path: string, init: RequestInit = {}): Promise<Answer> {
     if (Date.now() >= expiresAt) {
       throw new GitlabError("signed_out", texts.gitlabSignedOut);
     }
-    return gitlabFetch(signIn.api_url + path, {
+    return ask(signIn.api_url + path, {
       ...init,
       headers: { ...init.headers, Authorization: `Bearer ${token.access_token}` },
     });
   }
 
-  async function read(path: string, init: RequestInit = {}): Promise<Response> {
-    const response = await call(path, init);
-    if (response.status === 401) {
+  async function read(path: string, init: RequestInit = {}): Promise<Answer> {
+    const answer = await call(path, init);
+    if (answer.status === 401) {
       throw new GitlabError("signed_out", texts.gitlabSignedOut);
     }
-    if (!response.ok) {
-      throw new GitlabError("refused", (await refusalOf(response)).message);
+    if (!answer.ok) {
+      throw refusal(answer);
     }
-    return response;
+    return answer;
   }
 
-  const user = (await (await read("/user")).json()) as GitlabUser;
+  const user = understood(await read("/user"), isUser);
 
   return {
     user,
@@ -104,25 +116,30 @@ export async function openSession(signIn: SignIn, token: AccessToken): Promise<G
       if (!user.is_admin) {
         query.set("min_access_level", MAINTAINER);
       }
-      const response = await read(`/groups?${query}`, { signal });
-      const groups = (await response.json()) as Group[];
-      return { groups, page, ...paging(response.headers, groups.length, page) };
+      const answer = await read(`/groups?${query}`, { signal });
+      const groups = understood(answer, isGroups);
+      return { groups, page, ...paging(answer.headers, groups.length, page) };
     },
     async link(fullPath, contextToken) {
-      const response = await call("/integrations/jira_connect/subscriptions", {
+      const answer = await call("/integrations/jira_connect/subscriptions", {
         method: "POST",
         headers: { "Content-Type": "application/json" },
         body: JSON.stringify({ jwt: contextToken, namespace_path: fullPath }),
       });
-      if (response.ok) {
+      if (answer.ok) {
+        understood(answer, isSuccess);
         return;
       }
-      const { code, message } = await refusalOf(response);
+      const { code, message } = refusalOf(answer);
+      // Somebody else was faster, or only another group's name told that it was linked.
+      if (answer.status === 422 && ALREADY_LINKED.test(message)) {
+        return;
+      }
       // 401 also means "cannot find namespace" and "JWT authentication failed" here.
       const tokenOver = code === "invalid_token" || message === "401 Unauthorized";
-      throw response.status === 401 && tokenOver
+      throw answer.status === 401 && tokenOver
         ? new GitlabError("signed_out", texts.gitlabSignedOut)
-        : new GitlabError("refused", message);
+        : refusal(answer);
     },
   };
 }
@@ -132,7 +149,7 @@ export async function exchangeCode(
   code: string,
   codeVerifier: string,
 ): Promise<AccessToken> {
-  const response = await gitlabFetch(signIn.token_url, {
+  const answer = await ask(signIn.token_url, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({
@@ -143,24 +160,33 @@ export async function exchangeCode(
       code_verifier: codeVerifier,
     }),
   });
-  if (!response.ok) {
-    throw new GitlabError("refused", (await refusalOf(response)).message);
+  if (!answer.ok) {
+    throw refusal(answer);
   }
-  return (await response.json()) as AccessToken;
+  return understood(answer, isAccessToken);
 }
 
-async function gitlabFetch(url: string, init: RequestInit): Promise<Response> {
+interface Answer {
+  status: number;
+  ok: boolean;
+  headers: Headers;
+  text: string;
+}
+
+async function ask(url: string, init: RequestInit): Promise<Answer> {
   const abort = new AbortController();
   const timer = setTimeout(() => abort.abort(), ANSWER_MAX_MS);
   init.signal?.addEventListener("abort", () => abort.abort());
   try {
-    return await fetch(url, {
+    const response = await fetch(url, {
       ...init,
       credentials: "omit",
       cache: "no-store",
       referrerPolicy: "no-referrer",
       signal: abort.signal,
     });
+    const { status, ok, headers } = response;
+    return { status, ok, headers, text: await response.text() };
   } catch (error) {
     if (init.signal?.aborted) {
       throw error;
@@ -182,17 +208,71 @@ function paging(headers: Headers, length: number, page: number) {
   };
 }
 
+// A portal that wants a log-in, or a proxy, answers 200 as well.
+function understood<T>({ text }: Answer, isIt: (value: unknown) => value is T): T {
+  const value = parsed(text);
+  if (!isIt(value)) {
+    throw new GitlabError("not_gitlab", texts.notGitlab.message, texts.notGitlab.hint);
+  }
+  return value;
+}
+
+function refusal(answer: Answer): GitlabError {
+  const { message } = refusalOf(answer);
+  return new GitlabError("refused", message, texts.gitlabRefusal(answer.status, message));
+}
+
 // Grape answers with `message`, or `error`, either of which may be an object; OAuth with a code as `error`
 // and `error_description`; a reverse proxy with HTML.
-async function refusalOf(response: Response): Promise<{ code: unknown; message: string }> {
-  try {
-    const body = await response.json();
-    const said = body.error_description ?? body.message ?? body.error;
-    return {
-      code: body.error,
-      message: typeof said === "string" ? said : JSON.stringify(said ?? body),
-    };
-  } catch {
-    return { code: null, message: texts.answerStatus(response.status) };
+function refusalOf({ status, text }: Answer): { code: unknown; message: string } {
+  const body = parsed(text);
+  if (!isRecord(body)) {
+    return { code: null, message: texts.answerStatus(status) };
   }
+  const said = body.error_description ?? body.message ?? body.error;
+  return {
+    code: body.error,
+    message: typeof said === "string" ? said : JSON.stringify(said ?? body),
+  };
+}
+
+function parsed(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null;
+}
+
+function isSuccess(value: unknown): value is { success: true } {
+  return isRecord(value) && value.success === true;
+}
+
+function isAccessToken(value: unknown): value is AccessToken {
+  return (
+    isRecord(value) &&
+    typeof value.access_token === "string" &&
+    ["undefined", "number"].includes(typeof value.expires_in)
+  );
+}
+
+function isUser(value: unknown): value is GitlabUser {
+  return isRecord(value) && typeof value.name === "string" && typeof value.username === "string";
+}
+
+function isGroups(value: unknown): value is Group[] {
+  return Array.isArray(value) && value.every(isGroup);
+}
+
+function isGroup(value: unknown): value is Group {
+  return (
+    isRecord(value) &&
+    typeof value.id === "number" &&
+    [value.name, value.full_name, value.full_path].every((text) => typeof text === "string") &&
+    (value.description == null || typeof value.description === "string")
+  );
 }

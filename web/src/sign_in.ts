@@ -6,6 +6,7 @@ import {
   CALLBACK_TYPE,
   CALLBACK_WAITING,
   type CallbackMessage,
+  type Next,
   pasted,
 } from "./callback_message.ts";
 import type { Host } from "./host.ts";
@@ -33,7 +34,7 @@ export interface Attempt {
   state: string;
   codeVerifier: string;
   /** Where the popup comes back to: the relay. */
-  callbackOrigin: string;
+  callback: URL;
 }
 
 /** An attempt that waits for its authorization code. */
@@ -68,17 +69,24 @@ export async function prepareAttempt(signIn: SignIn): Promise<Attempt> {
     code_challenge: base64url(new Uint8Array(digest)),
     code_challenge_method: "S256",
   }).toString();
-  const callbackOrigin = new URL(signIn.redirect_uri).origin;
-  return { url: url.href, state, codeVerifier, callbackOrigin };
+  return { url: url.href, state, codeVerifier, callback: new URL(signIn.redirect_uri) };
 }
 
-/** Opens the popup, straight from the click. */
+/**
+ * Opens the popup, straight from the click. `inTwo`: it stays at our origin and opens the instance in another, for
+ * an instance that cuts its windows off from what opened them.
+ */
 export function authorize(
   attempt: Attempt,
   { openElsewhere }: Host,
+  inTwo: boolean,
   signal: AbortSignal,
 ): Authorization {
-  const popup = window.open(attempt.url, "_blank", POPUP_FEATURES);
+  const { url, state, callback } = attempt;
+  const popup = window.open(inTwo ? callback : url, "_blank", POPUP_FEATURES);
+  const waiting = inTwo
+    ? { type: CALLBACK_WAITING, next: { url, state } satisfies Next }
+    : { type: CALLBACK_WAITING };
   let paste = (_text: string) => {};
   const code = new Promise<string>((resolve, reject) => {
     const finish = (outcome: () => void) => {
@@ -91,15 +99,15 @@ export function authorize(
     const fail = (error: SignInError) => finish(() => reject(error));
 
     const onMessage = (event: MessageEvent) => {
-      if (!popup || event.origin !== attempt.callbackOrigin || event.source !== popup) {
+      if (!popup || event.origin !== callback.origin || event.source !== popup) {
         return;
       }
       const message = event.data as CallbackMessage | { type: typeof CALLBACK_HELLO } | null;
       if (message?.type === CALLBACK_HELLO) {
-        popup.postMessage({ type: CALLBACK_WAITING }, attempt.callbackOrigin);
+        popup.postMessage(waiting, callback.origin);
       } else if (message?.type !== CALLBACK_TYPE) {
         return;
-      } else if (message.state !== attempt.state) {
+      } else if (message.state !== state) {
         fail(new SignInError("state_mismatch"));
       } else if (message.success) {
         finish(() => resolve(message.code));
@@ -112,7 +120,7 @@ export function authorize(
 
     paste = (text) => {
       const carried = pasted(text);
-      if (carried?.state === attempt.state) {
+      if (carried?.state === state) {
         finish(() => resolve(carried.code));
       } else {
         fail(new SignInError("state_mismatch"));
@@ -121,8 +129,8 @@ export function authorize(
 
     const onAbort = () => fail(new SignInError("popup_closed"));
 
-    // A Cross-Origin-Opener-Policy on the instance also makes the popup look closed; then its callback
-    // page has no opener and says so itself. Who can paste has read the code in a window that may be gone.
+    // A Cross-Origin-Opener-Policy on the instance also makes the popup look closed, for good, and its callback
+    // page has no opener: `inTwo` is the way then. Who can paste has read the code in a window that may be gone.
     const closedPoll = setInterval(() => {
       if (popup?.closed && !openElsewhere) {
         clearInterval(closedPoll);
@@ -134,7 +142,7 @@ export function authorize(
     signal.addEventListener("abort", onAbort);
     if (!popup) {
       const blocked = () => fail(new SignInError("popup_blocked"));
-      openElsewhere ? openElsewhere(attempt.url).catch(blocked) : blocked();
+      openElsewhere ? openElsewhere(url).catch(blocked) : blocked();
     }
   });
   return { code, paste: openElsewhere && paste };

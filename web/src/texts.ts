@@ -293,6 +293,9 @@ export const texts = {
   selectAll: "Select all",
   selectedCount: (n: number) => `${groups(n)} selected`,
   clearSelection: "Clear selection",
+  stop: "Stop",
+  unselect: "Unselect",
+  unselectOf: (name: string) => `Unselect ${name}`,
   unlink: (n: number) => (n === 0 ? "Unlink" : `Unlink ${groups(n)}`),
   unlinkTitle: (n: number) => `Unlink ${groups(n)}?`,
   unlinkText: (n: number) =>
@@ -333,6 +336,7 @@ export const texts = {
   signInPrivacy:
     "Your GitLab access stays in this browser tab. The relay and Jira never see it, and it is forgotten when you leave this page.",
   signIn: "Sign in to GitLab",
+  signInTwo: "Sign in with two windows",
   signInPreparing: "Asking the instance how to sign in…",
   signInWaiting: "Continue in the GitLab window.",
   signInFinishing: "Signing in…",
@@ -351,8 +355,8 @@ export const texts = {
       hint: "Allow pop-up windows for this page in your browser's address bar, then try again.",
     },
     popup_closed: {
-      message: "The sign-in window was closed",
-      hint: "You were not signed in. Try again and allow access in the window that opens.",
+      message: "The sign-in window was closed, or the instance cut it off from this page",
+      hint: "If you closed it, try again and allow access in the window that opens. If it is still there, the instance isolates its windows (Cross-Origin-Opener-Policy): close it and choose “Sign in with two windows”.",
     },
     denied: {
       message: "Access was denied in GitLab",
@@ -370,6 +374,27 @@ export const texts = {
   gitlabSignedOut: "Your sign-in to GitLab has ended. Sign in again.",
   instanceUnreachable: "Your browser got no answer from the instance.",
   answerStatus: (status: number) => `GitLab answered with HTTP ${status}.`,
+  notGitlab: {
+    message: "What answered is not GitLab's API",
+    hint: "Something between your browser and the instance, for example a log-in portal or a proxy, answered in its place. Open the instance in a new tab, log in where you are asked to, then try again. If it happens again, tell the people who run the instance.",
+  },
+  gitlabRefusal: (status: number, message: string) => {
+    if (/JWT authentication failed/.test(message)) {
+      return "The instance does not believe the relay. Go back to the instances, check this one again and do what it says there.";
+    }
+    if (/Cannot find namespace/.test(message)) {
+      return "You need at least the Maintainer role in this group. If you have it, the group may have been moved or renamed: search for it again.";
+    }
+    if (/\bJira\b/.test(message)) {
+      return "GitLab asks Jira, through the relay, whether you are an administrator of this Jira site. If you are, try again in a minute; then tell the people who run the relay.";
+    }
+    if (status === 429) {
+      return "GitLab limits how often it may be asked. Wait a minute, then try again.";
+    }
+    return status >= 500
+      ? "GitLab, or a proxy in front of it, has trouble. Try again in a minute; then tell the people who run the instance."
+      : "Try again. If it happens again, tell a GitLab administrator what GitLab answered.";
+  },
 
   // An instance that the browser does not reach
 
@@ -405,13 +430,15 @@ export const texts = {
   searchGroups: "Search groups",
   searchHint: "Groups in which you have at least the Maintainer role. Type at least 3 characters.",
   searchHintAdmin: "As a GitLab administrator you see all groups. Type at least 3 characters.",
-  searchTooShort: "Type at least 3 characters to search.",
+  searchTooShort: "Type at least 3 characters to search. Until then the list stays as it was.",
   groupsLoadingList: "Loading groups…",
   groupsFound: (n: number | null) => (n === null ? "Many groups found." : `${groups(n)} found.`),
   noGroupsFound: "No group matches the search.",
   noGroupsAtAll: "There is no group in which you have at least the Maintainer role.",
   alreadyLinked: "Linked",
-  linkedUnknown: (cause: string) => `Which groups are linked already is not known: ${cause}`,
+  maybeLinked: "Maybe linked",
+  withPath: (name: string, path: string) => `${name} (${path})`,
+  linkedUnknown: "Which groups are linked already is not known",
   pageOf: (page: number, pages: number | null) =>
     pages === null ? `Page ${number(page)}` : `Page ${number(page)} of ${number(pages)}`,
   pages: "Pages",
@@ -432,6 +459,10 @@ export const texts = {
       : failed === 1
         ? "The group could not be linked"
         : "The groups could not be linked",
+  stillSelected: (n: number) =>
+    n === 1
+      ? "1 group is still selected, to be linked when you have signed in."
+      : `${groups(n)} are still selected, to be linked when you have signed in.`,
   linkFailedText: (failed: number) =>
     failed === 1
       ? "It is still selected, so that you can try again."
@@ -451,5 +482,9 @@ export const callbackTexts = {
   copied: "Copied",
   noOpener: "This window lost its connection to the page",
   startAgain:
-    "Close this window, go back to the page and sign in again. If it happens again, the GitLab instance or a proxy in front of it sends a Cross-Origin-Opener-Policy header, which cuts the connection; its administrator can remove that header from /oauth/authorize.",
+    "Close this window, go back to the page and sign in again. If it happens again, the GitLab instance or a proxy in front of it sends a Cross-Origin-Opener-Policy header, which cuts the connection: choose “Sign in with two windows” on the page. Its administrator can also remove that header from /oauth/authorize.",
+  keepOpen: "Keep this window open",
+  keepOpenText:
+    "GitLab opens in another one. When you have allowed access there, this one closes by itself.",
+  goOn: "Continue to GitLab",
 };

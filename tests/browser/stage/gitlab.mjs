@@ -167,7 +167,8 @@ export class Gitlab {
     const refusal = this.refusedGroups[namespacePath];
     if (refusal) throw new Refused(refusal[0], { json: { message: refusal[1] } });
     const group = this.groups.find(({ full_path }) => full_path === namespacePath);
-    if (!group || group.access_level < MAINTAINER) throw new Refused(401, { json: { message: NO_NAMESPACE } });
+    const mayLink = group && (this.user.is_admin || group.access_level >= MAINTAINER);
+    if (!mayLink) throw new Refused(401, { json: { message: NO_NAMESPACE } });
     if (this.linkedGroups.includes(namespacePath)) {
       throw new Refused(422, { json: { message: "Namespace has already been taken" } });
     }

@@ -1,18 +1,23 @@
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
-import { type Api, type Cause, type ContextToken, causeOf, type Link } from "../api.ts";
+import type { Api, Cause, ContextToken, Link } from "../api.ts";
 import { rescueFocus } from "../focus.ts";
-import { GitlabError, type GitlabSession, type Group, type GroupPage } from "../gitlab.ts";
-import { useLinkedGroups } from "../linked_groups.ts";
+import {
+  causeOfGitlab,
+  GitlabError,
+  type GitlabSession,
+  type Group,
+  type GroupPage,
+} from "../gitlab.ts";
+import { isLinked, sameNamed, useLinkedGroups } from "../linked_groups.ts";
 import type { LocalNetworkAccess } from "../local_network.ts";
-import { sentence } from "../sentence.ts";
-import { forSeveral } from "../several.ts";
+import type { Outcome, Several } from "../several.ts";
 import { texts } from "../texts.ts";
 import { ActionBar } from "./action_bar.tsx";
 import { Button } from "./button.tsx";
 import { Failure } from "./failure.tsx";
 import { GroupRow } from "./group_row.tsx";
 import { Lozenge } from "./lozenge.tsx";
-import { type Outcome, Outcomes } from "./outcomes.tsx";
+import { Outcomes } from "./outcomes.tsx";
 import { Pagination } from "./pagination.tsx";
 import { Loading } from "./spinner.tsx";
 import { Unreachable } from "./unreachable.tsx";
@@ -22,10 +27,17 @@ interface GroupPickerProps {
   link: Link;
   session: GitlabSession;
   localNetwork: LocalNetworkAccess | null;
+  choice: Choice;
+  linking: Several;
   onSignOut: () => void;
   /** GitLab no longer takes the access token. */
   onEnded: () => void;
 }
+
+const LINKED = {
+  yes: <Lozenge appearance="success">{texts.alreadyLinked}</Lozenge>,
+  maybe: <Lozenge appearance="information">{texts.maybeLinked}</Lozenge>,
+};
 
 const DEBOUNCE_MS = 300;
 const SEARCH_MIN_CHARS = 3;
@@ -36,21 +48,20 @@ export function GroupPicker({
   link,
   session,
   localNetwork,
+  choice,
+  linking,
   onSignOut,
   onEnded,
 }: GroupPickerProps) {
   const alreadyLinked = useLinkedGroups(api, link.id, true);
-  const [typed, setTyped] = useState("");
-  const [query, setQuery] = useState({ search: "", page: 1 });
+  const { typed, setTyped, query, setQuery, selected, setSelected } = choice;
+  const { justLinked, setJustLinked, seen } = choice;
+  const { progress } = linking;
   // The last answer stays in sight, and the focus on its controls, while the next one is on its way.
   const [found, setFound] = useState<GroupPage | null>(null);
   const [loading, setLoading] = useState(true);
   const [problem, setProblem] = useState<Cause | "unreachable" | null>(null);
   const [tries, setTries] = useState(0);
-  const [selected, setSelected] = useState<ReadonlyMap<string, Group>>(new Map());
-  const [justLinked, setJustLinked] = useState<ReadonlySet<string>>(new Set());
-  const [progress, setProgress] = useState<{ done: number; total: number } | null>(null);
-  const [outcomes, setOutcomes] = useState<Outcome[]>([]);
   const contextToken = useContextToken(api, link.id);
   const searchField = useRef<HTMLInputElement>(null);
 
@@ -70,15 +81,17 @@ export function GroupPicker({
       DEBOUNCE_MS,
     );
     return () => clearTimeout(timer);
-  }, [search, tooShort]);
+  }, [search, tooShort, setQuery]);
 
   // biome-ignore lint/correctness/useExhaustiveDependencies: `tries` asks the same once more.
   useEffect(() => {
     const abort = new AbortController();
     setLoading(true);
     setProblem(null);
-    setOutcomes([]);
     const show = (page: GroupPage | null) => {
+      for (const group of page?.groups ?? []) {
+        seen.set(group.id, group);
+      }
       setFound(page);
       setLoading(false);
     };
@@ -96,9 +109,10 @@ export function GroupPicker({
     return () => abort.abort();
   }, [session, query, tries]);
 
-  const linkedNames = new Set(alreadyLinked.linked?.map(({ full_name }) => full_name));
-  const isLinked = ({ full_name }: Group) =>
-    linkedNames.has(full_name) || justLinked.has(full_name);
+  const linkedness = (group: Group) =>
+    justLinked.has(group.id) ? "yes" : isLinked(group, alreadyLinked.linked ?? [], seen.values());
+  const told = (group: Group, name: string) =>
+    sameNamed(group, seen.values()).length > 0 ? texts.withPath(name, group.full_path) : name;
   const elsewhere = [...selected.values()].filter(
     ({ id }) => !found?.groups.some((group) => group.id === id),
   );
@@ -114,33 +128,28 @@ export function GroupPicker({
     if (chosen.length === 0) {
       return;
     }
-    setOutcomes([]);
-    let done = 0;
     let over = false;
-    setProgress({ done, total: chosen.length });
-    await forSeveral(chosen, async ({ full_name, full_path }) => {
+    await linking.run(chosen, async (group): Promise<Outcome | null> => {
+      const { id, full_path } = group;
+      const name = told(group, group.full_name);
       try {
         await session.link(full_path, await contextToken());
-        setJustLinked((before) => new Set(before).add(full_name));
-        setSelected((before) => without(before, full_path));
-        setOutcomes((before) => [...before, { name: full_name, cause: null }]);
       } catch (error) {
-        if (isOver(error)) {
-          over = true;
-          return "stop";
-        }
-        setOutcomes((before) => [...before, { name: full_name, cause: causeOfGitlab(error) }]);
+        over ||= isOver(error);
+        return isOver(error) ? null : { id, name, cause: causeOfGitlab(error) };
       }
-      done += 1;
-      setProgress({ done, total: chosen.length });
-      return "go_on";
+      setJustLinked((before) => new Set(before).add(id));
+      setSelected((before) => without(before, full_path));
+      return { id, name, cause: null };
     });
-    setProgress(null);
     rescueFocus();
     if (over) {
       onEnded();
     }
   };
+
+  const linkUnreachable =
+    !progress && linking.outcomes.some(({ cause }) => cause?.code === "unreachable");
 
   const tryAgain = (
     <Button
@@ -171,37 +180,41 @@ export function GroupPicker({
           autoComplete="off"
           aria-describedby="search-groups-hint"
           value={typed}
-          onInput={(event) => setTyped(event.currentTarget.value)}
+          onInput={(event) => {
+            setTyped(event.currentTarget.value);
+            linking.clear();
+          }}
         />
         <p class="field-hint" id="search-groups-hint">
           {session.user.is_admin ? texts.searchHintAdmin : texts.searchHint}
         </p>
       </div>
-      {!progress && (
-        <Outcomes
-          outcomes={outcomes}
-          done={texts.linkDone}
-          doneInPart={texts.linkDoneInPart}
-          failedTitle={texts.linkFailedTitle}
-          failedText={texts.linkFailedText}
-        />
-      )}
-      {problem === "unreachable" && (
+      {!progress && <LinkOutcomes outcomes={linking.outcomes} />}
+      {(problem === "unreachable" || linkUnreachable) && (
         <Unreachable
           instanceUrl={link.instance_url}
           privateNetwork={session.privateNetwork}
           access={localNetwork}
-          actions={tryAgain}
+          actions={problem && tryAgain}
         />
       )}
       {problem && problem !== "unreachable" && <Failure cause={problem} actions={tryAgain} />}
       {alreadyLinked.failure && (
-        <p class="subtle">{texts.linkedUnknown(sentence(alreadyLinked.failure.message))}</p>
+        <Failure
+          cause={alreadyLinked.failure}
+          appearance="warning"
+          title={texts.linkedUnknown}
+          actions={
+            <Button onClick={() => alreadyLinked.reload().then(rescueFocus)}>
+              {texts.tryAgain}
+            </Button>
+          }
+        />
       )}
       {loading && !found && <Loading text={texts.groupsLoadingList} />}
       {found && (
         <>
-          <p class="assistive" role="status">
+          <p class={tooShort ? "subtle" : "assistive"} role="status">
             {tooShort
               ? texts.searchTooShort
               : loading
@@ -212,22 +225,23 @@ export function GroupPicker({
             <p class="subtle">{query.search ? texts.noGroupsFound : texts.noGroupsAtAll}</p>
           )}
           <ul class="rows" aria-busy={loading}>
-            {found.groups.map((group) => (
-              <GroupRow
-                key={group.id}
-                fullName={group.full_name}
-                leafName={group.name}
-                description={group.description}
-                aside={
-                  isLinked(group) && <Lozenge appearance="success">{texts.alreadyLinked}</Lozenge>
-                }
-                selection={{
-                  checked: isLinked(group) || selected.has(group.full_path),
-                  disabled: isLinked(group) || progress !== null,
-                  onChange: (on) => select(group, on),
-                }}
-              />
-            ))}
+            {found.groups.map((group) => {
+              const linked = linkedness(group);
+              return (
+                <GroupRow
+                  key={group.id}
+                  fullName={told(group, group.full_name)}
+                  leafName={told(group, group.name)}
+                  description={group.description}
+                  aside={linked !== "no" && LINKED[linked]}
+                  selection={{
+                    checked: linked === "yes" || selected.has(group.full_path),
+                    disabled: linked === "yes" || progress !== null,
+                    onChange: (on) => select(group, on),
+                  }}
+                />
+              );
+            })}
           </ul>
           <Pagination found={found} onPage={(page) => setQuery({ search: query.search, page })} />
         </>
@@ -235,8 +249,15 @@ export function GroupPicker({
       {(found || selected.size > 0) && (
         <ActionBar
           selected={selected.size}
-          elsewhere={elsewhere.map(({ full_name }) => full_name)}
-          progress={progress && { text: texts.linking(progress.done, progress.total), ...progress }}
+          elsewhere={elsewhere.map((group) => ({
+            id: group.id,
+            name: told(group, group.full_name),
+          }))}
+          act={linking}
+          acting={texts.linking}
+          onDrop={(id) =>
+            setSelected(new Map([...selected].filter(([, group]) => group.id !== id)))
+          }
           onClear={() => setSelected(new Map())}
         >
           <Button
@@ -251,6 +272,41 @@ export function GroupPicker({
       )}
     </section>
   );
+}
+
+export function LinkOutcomes({ outcomes }: { outcomes: Outcome[] }) {
+  return (
+    <Outcomes
+      outcomes={outcomes}
+      done={texts.linkDone}
+      doneInPart={texts.linkDoneInPart}
+      failedTitle={texts.linkFailedTitle}
+      failedText={texts.linkFailedText}
+    />
+  );
+}
+
+/** What somebody looks for and has chosen. */
+type Choice = ReturnType<typeof useChoice>;
+
+const NOTHING_SOUGHT = { search: "", page: 1 };
+
+export function useChoice() {
+  const [typed, setTyped] = useState("");
+  const [query, setQuery] = useState(NOTHING_SOUGHT);
+  const [selected, setSelected] = useState<ReadonlyMap<string, Group>>(new Map());
+  const [justLinked, setJustLinked] = useState<ReadonlySet<number>>(new Set());
+  const seen = useRef(new Map<number, Group>()).current;
+  const clear = () => {
+    setTyped("");
+    setQuery(NOTHING_SOUGHT);
+    setSelected(new Map());
+  };
+  return {
+    ...{ typed, setTyped, query, setQuery },
+    ...{ selected, setSelected, justLinked, setJustLinked, seen },
+    clear,
+  };
 }
 
 /** One context token for many groups until it is nearly over, asked for once however many wait for it. */
@@ -275,12 +331,6 @@ function useContextToken(api: Api, linkId: string) {
     }
     return (await current.current).token;
   }, [api, linkId]);
-}
-
-function causeOfGitlab(error: unknown): Cause {
-  return error instanceof GitlabError
-    ? { code: error.failure, message: error.message, hint: null, id: null }
-    : causeOf(error);
 }
 
 function isOver(error: unknown) {

@@ -3,7 +3,7 @@ import { addressOf } from "../address.ts";
 import { type Api, causeOf, type Link, type LinkedGroup, RelayError } from "../api.ts";
 import { rescueFocus } from "../focus.ts";
 import { useLinkedGroups } from "../linked_groups.ts";
-import { forSeveral } from "../several.ts";
+import { type Outcome, type Several, useLeave, useSeveral } from "../several.ts";
 import { texts } from "../texts.ts";
 import { ActionBar } from "./action_bar.tsx";
 import { BackButton } from "./back_button.tsx";
@@ -13,7 +13,7 @@ import { EmptyState } from "./empty_state.tsx";
 import { Failure } from "./failure.tsx";
 import { GroupRow } from "./group_row.tsx";
 import { Heading } from "./heading.tsx";
-import { type Outcome, Outcomes } from "./outcomes.tsx";
+import { Outcomes } from "./outcomes.tsx";
 import { Loading } from "./spinner.tsx";
 import { Time } from "./time.tsx";
 import { UnlinkDialog } from "./unlink_dialog.tsx";
@@ -28,12 +28,14 @@ interface GroupsViewProps {
 
 export function GroupsView({ api, link, mayChange, onBack, onLinkGroups }: GroupsViewProps) {
   const groups = useLinkedGroups(api, link.id, true);
+  const unlinking = useSeveral();
+  const leave = useLeave(unlinking, onBack);
   const address = addressOf(link.instance_url);
   const { linked, failure, reload } = groups;
 
   return (
     <>
-      <BackButton onClick={onBack}>{texts.backToInstances}</BackButton>
+      <BackButton onClick={leave}>{texts.backToInstances}</BackButton>
       <header class="page-header">
         <div class="page-header-titles">
           <Heading takeFocus>{texts.groupsTitle(address)}</Heading>
@@ -50,7 +52,7 @@ export function GroupsView({ api, link, mayChange, onBack, onLinkGroups }: Group
           cause={failure}
           actions={
             <>
-              <Button onClick={reload}>{texts.tryAgain}</Button>
+              <Button onClick={() => reload().then(rescueFocus)}>{texts.tryAgain}</Button>
               {mayChange && (
                 <Button appearance="subtle" onClick={onLinkGroups}>
                   {texts.linkGroups}
@@ -66,6 +68,7 @@ export function GroupsView({ api, link, mayChange, onBack, onLinkGroups }: Group
           api={api}
           linkId={link.id}
           linked={linked}
+          unlinking={unlinking}
           mayChange={mayChange}
           onUnlinked={groups.drop}
           onLinkGroups={onLinkGroups}
@@ -79,17 +82,25 @@ interface LinkedProps {
   api: Api;
   linkId: string;
   linked: LinkedGroup[];
+  unlinking: Several;
   mayChange: boolean;
   onUnlinked: (groupId: number) => void;
   onLinkGroups: () => void;
 }
 
-function Linked({ api, linkId, linked, mayChange, onUnlinked, onLinkGroups }: LinkedProps) {
+function Linked({
+  api,
+  linkId,
+  linked,
+  unlinking,
+  mayChange,
+  onUnlinked,
+  onLinkGroups,
+}: LinkedProps) {
   const [filter, setFilter] = useState("");
   const [selected, setSelected] = useState<ReadonlySet<number>>(new Set());
   const [confirming, setConfirming] = useState(false);
-  const [progress, setProgress] = useState<{ done: number; total: number } | null>(null);
-  const [outcomes, setOutcomes] = useState<Outcome[]>([]);
+  const { progress, outcomes } = unlinking;
 
   const wanted = filter.trim().toLowerCase();
   const shown = linked.filter(({ full_name }) => full_name.toLowerCase().includes(wanted));
@@ -106,23 +117,16 @@ function Linked({ api, linkId, linked, mayChange, onUnlinked, onLinkGroups }: Li
 
   const unlink = async () => {
     setConfirming(false);
-    setOutcomes([]);
-    let done = 0;
-    setProgress({ done, total: chosen.length });
-    await forSeveral(chosen, async ({ id, full_name }) => {
+    await unlinking.run(chosen, async ({ id, full_name }): Promise<Outcome> => {
       try {
         await unlinkOnce(api, linkId, id);
-        onUnlinked(id);
-        setSelected((before) => new Set([...before].filter((other) => other !== id)));
-        setOutcomes((before) => [...before, { name: full_name, cause: null }]);
       } catch (error) {
-        setOutcomes((before) => [...before, { name: full_name, cause: causeOf(error) }]);
+        return { id, name: full_name, cause: causeOf(error) };
       }
-      done += 1;
-      setProgress({ done, total: chosen.length });
-      return "go_on";
+      onUnlinked(id);
+      setSelected((before) => new Set([...before].filter((other) => other !== id)));
+      return { id, name: full_name, cause: null };
     });
-    setProgress(null);
     rescueFocus();
   };
 
@@ -206,10 +210,10 @@ function Linked({ api, linkId, linked, mayChange, onUnlinked, onLinkGroups }: Li
           selected={chosen.length}
           elsewhere={chosen
             .filter((group) => !shown.includes(group))
-            .map(({ full_name }) => full_name)}
-          progress={
-            progress && { text: texts.unlinking(progress.done, progress.total), ...progress }
-          }
+            .map(({ id, full_name }) => ({ id, name: full_name }))}
+          act={unlinking}
+          acting={texts.unlinking}
+          onDrop={(id) => select([id], false)}
           onClear={() => setSelected(new Set())}
         >
           <Button
@@ -222,11 +226,7 @@ function Linked({ api, linkId, linked, mayChange, onUnlinked, onLinkGroups }: Li
         </ActionBar>
       )}
       {confirming && (
-        <UnlinkDialog
-          names={chosen.map(({ full_name }) => full_name)}
-          onClose={() => setConfirming(false)}
-          onConfirm={unlink}
-        />
+        <UnlinkDialog groups={chosen} onClose={() => setConfirming(false)} onConfirm={unlink} />
       )}
     </section>
   );

@@ -5,10 +5,11 @@ import { rescueFocus } from "../focus.ts";
 import type { GitlabSession } from "../gitlab.ts";
 import type { Host } from "../host.ts";
 import { useLocalNetworkAccess } from "../local_network.ts";
+import { useLeave, useSeveral } from "../several.ts";
 import { texts } from "../texts.ts";
 import { BackButton } from "./back_button.tsx";
 import { Button } from "./button.tsx";
-import { GroupPicker } from "./group_picker.tsx";
+import { GroupPicker, LinkOutcomes, useChoice } from "./group_picker.tsx";
 import { Heading } from "./heading.tsx";
 import { SectionMessage } from "./section_message.tsx";
 import { SignInPanel } from "./sign_in_panel.tsx";
@@ -24,6 +25,10 @@ interface LinkGroupsViewProps {
 export function LinkGroupsView({ api, host, link, sessions, onBack }: LinkGroupsViewProps) {
   const [session, setSession] = useState(sessions.get(link.id) ?? null);
   const [ended, setEnded] = useState(false);
+  // These outlast a sign-in.
+  const choice = useChoice();
+  const linking = useSeveral();
+  const leave = useLeave(linking, onBack);
   const localNetwork = useLocalNetworkAccess();
   const address = addressOf(link.instance_url);
   const mayCall = host.mayCall(new URL(link.instance_url).origin);
@@ -38,10 +43,18 @@ export function LinkGroupsView({ api, host, link, sessions, onBack }: LinkGroups
     setSession(null);
     rescueFocus();
   };
+  const end = (session: GitlabSession) => {
+    // Somebody may have signed in again by the time that the last call of the old session says so.
+    if (sessions.get(link.id) === session) {
+      setEnded(true);
+      signOut();
+    }
+  };
+  const selected = choice.selected.size;
 
   return (
     <>
-      <BackButton onClick={onBack}>{texts.backToGroups}</BackButton>
+      <BackButton onClick={leave}>{texts.backToGroups}</BackButton>
       <header class="page-header">
         <div class="page-header-titles">
           <Heading takeFocus>{texts.linkTitle(address)}</Heading>
@@ -63,7 +76,12 @@ export function LinkGroupsView({ api, host, link, sessions, onBack }: LinkGroups
       )}
       {mayCall && !session && (
         <>
-          {ended && <SectionMessage appearance="warning" title={texts.gitlabSignedOut} alert />}
+          {ended && (
+            <SectionMessage appearance="warning" title={texts.gitlabSignedOut} alert>
+              {selected > 0 && <p>{texts.stillSelected(selected)}</p>}
+            </SectionMessage>
+          )}
+          {!linking.progress && <LinkOutcomes outcomes={linking.outcomes} />}
           <SignInPanel
             api={api}
             host={host}
@@ -79,11 +97,15 @@ export function LinkGroupsView({ api, host, link, sessions, onBack }: LinkGroups
           link={link}
           session={session}
           localNetwork={localNetwork}
-          onSignOut={signOut}
-          onEnded={() => {
-            setEnded(true);
+          choice={choice}
+          linking={linking}
+          onSignOut={() => {
+            setEnded(false);
+            choice.clear();
+            linking.clear();
             signOut();
           }}
+          onEnded={() => end(session)}
         />
       )}
     </>

@@ -1,13 +1,9 @@
 import { useEffect, useRef } from "preact/hooks";
-import type { Cause } from "../api.ts";
 import { sentence } from "../sentence.ts";
+import type { Outcome } from "../several.ts";
+import { texts } from "../texts.ts";
 import { RequestId } from "./failure.tsx";
 import { SectionMessage } from "./section_message.tsx";
-
-export interface Outcome {
-  name: string;
-  cause: Cause | null;
-}
 
 interface OutcomesProps {
   outcomes: Outcome[];
@@ -24,7 +20,7 @@ export function Outcomes({ outcomes, done, doneInPart, failedTitle, failedText }
   // The act was chosen further down.
   useEffect(() => {
     if (any) {
-      place.current?.scrollIntoView({ block: "nearest" });
+      place.current?.scrollIntoView({ block: "start" });
     }
   }, [any]);
 
@@ -48,8 +44,8 @@ export function Outcomes({ outcomes, done, doneInPart, failedTitle, failedText }
       <SectionMessage appearance="error" title={failedTitle(succeeded, failed)} alert>
         {text && <p>{text}</p>}
         <ul class="outcomes">
-          {failures.map(({ name, cause }) => (
-            <li key={name}>
+          {byCause(failures).map(({ id, name, cause }) => (
+            <li key={id}>
               <strong>{name}</strong>
               <p>{cause && sentence(cause.message)}</p>
               {cause?.hint && <p>{cause.hint}</p>}
@@ -60,4 +56,16 @@ export function Outcomes({ outcomes, done, doneInPart, failedTitle, failedText }
       </SectionMessage>
     </div>
   );
+}
+
+// A cause that many share is said once.
+function byCause(failures: Outcome[]): Outcome[] {
+  const found = new Map<string, Outcome>();
+  for (const failure of failures) {
+    const key = JSON.stringify(failure.cause);
+    const same = found.get(key);
+    const name = same ? same.name + texts.listSeparator + failure.name : failure.name;
+    found.set(key, { ...failure, name });
+  }
+  return [...found.values()];
 }

@@ -1,7 +1,14 @@
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { addressOf } from "../address.ts";
 import { type Api, type Cause, causeOf, type Link, type SignIn } from "../api.ts";
-import { exchangeCode, GitlabError, type GitlabSession, openSession } from "../gitlab.ts";
+import { rescueFocus } from "../focus.ts";
+import {
+  causeOfGitlab,
+  exchangeCode,
+  GitlabError,
+  type GitlabSession,
+  openSession,
+} from "../gitlab.ts";
 import type { Host } from "../host.ts";
 import { type LocalNetworkAccess, localNetworkAdvice } from "../local_network.ts";
 import {
@@ -44,8 +51,11 @@ export function SignInPanel({ api, host, link, localNetwork, onSignedIn }: SignI
   const [privateNetwork, setPrivateNetwork] = useState(false);
   const [step, setStep] = useState<"idle" | "waiting" | "finishing">("idle");
   const [problem, setProblem] = useState<Cause | "unreachable" | null>(null);
+  // Perhaps, which only the person can see.
+  const [cutOff, setCutOff] = useState(false);
   const cancel = useRef<AbortController | null>(null);
   const paste = useRef<Authorization["paste"]>(null);
+  const gone = useRef(false);
   const address = addressOf(link.instance_url);
 
   const prepare = useCallback(async () => {
@@ -63,24 +73,35 @@ export function SignInPanel({ api, host, link, localNetwork, onSignedIn }: SignI
   }, [api, link.id]);
 
   useEffect(() => {
+    gone.current = false;
     prepare();
-    return () => cancel.current?.abort();
+    return () => {
+      gone.current = true;
+      cancel.current?.abort();
+    };
   }, [prepare]);
 
-  const signIn = async ({ signIn, attempt }: Ready) => {
+  const signIn = async ({ signIn, attempt }: Ready, inTwo: boolean) => {
     setProblem(null);
     setStep("waiting");
-    cancel.current = new AbortController();
+    const abort = new AbortController();
+    cancel.current = abort;
     try {
-      const authorization = authorize(attempt, host, cancel.current.signal);
+      const authorization = authorize(attempt, host, inTwo, abort.signal);
       paste.current = authorization.paste;
       const code = await authorization.code;
       setStep("finishing");
       const token = await exchangeCode(signIn, code, attempt.codeVerifier);
       onSignedIn(await openSession(signIn, token));
     } catch (error) {
-      setProblem(problemOf(error));
+      if (gone.current) {
+        return;
+      }
+      const found = abort.signal.aborted ? null : problemOf(error);
+      setProblem(found);
+      setCutOff((before) => before || (found !== "unreachable" && found?.code === "popup_closed"));
       setStep("idle");
+      rescueFocus();
       // A state and a verifier serve once.
       setReady(null);
       prepare();
@@ -136,10 +157,15 @@ export function SignInPanel({ api, host, link, localNetwork, onSignedIn }: SignI
             appearance="primary"
             busy={step !== "idle"}
             disabled={!ready}
-            onClick={() => ready && signIn(ready)}
+            onClick={() => ready && signIn(ready, false)}
           >
             {texts.signIn}
           </Button>
+          {cutOff && step === "idle" && (
+            <Button disabled={!ready} onClick={() => ready && signIn(ready, true)}>
+              {texts.signInTwo}
+            </Button>
+          )}
           {step === "waiting" && (
             <Button appearance="subtle" onClick={() => cancel.current?.abort()}>
               {texts.cancel}
@@ -176,9 +202,14 @@ function problemOf(error: unknown): Cause | "unreachable" {
     return explainedFailure(error.failure, error.detail);
   }
   if (error instanceof GitlabError) {
-    return error.failure === "unreachable"
-      ? "unreachable"
-      : explainedFailure("failed", error.message);
+    switch (error.failure) {
+      case "unreachable":
+        return "unreachable";
+      case "not_gitlab":
+        return causeOfGitlab(error);
+      default:
+        return explainedFailure("failed", error.message);
+    }
   }
   return causeOf(error);
 }

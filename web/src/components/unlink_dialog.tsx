@@ -1,20 +1,21 @@
+import type { LinkedGroup } from "../api.ts";
 import { texts } from "../texts.ts";
 import { Button } from "./button.tsx";
 import { Dialog } from "./dialog.tsx";
 
 interface UnlinkDialogProps {
-  names: string[];
+  groups: LinkedGroup[];
   onClose: () => void;
   onConfirm: () => void;
 }
 
 const NAMES_SHOWN = 8;
 
-export function UnlinkDialog({ names, onClose, onConfirm }: UnlinkDialogProps) {
-  const more = names.length - NAMES_SHOWN;
+export function UnlinkDialog({ groups, onClose, onConfirm }: UnlinkDialogProps) {
+  const more = groups.length - NAMES_SHOWN;
   return (
     <Dialog
-      title={texts.unlinkTitle(names.length)}
+      title={texts.unlinkTitle(groups.length)}
       onClose={onClose}
       onSubmit={onConfirm}
       actions={
@@ -23,15 +24,15 @@ export function UnlinkDialog({ names, onClose, onConfirm }: UnlinkDialogProps) {
             {texts.cancel}
           </Button>
           <Button appearance="danger" type="submit">
-            {texts.unlink(names.length)}
+            {texts.unlink(groups.length)}
           </Button>
         </>
       }
     >
-      <p>{texts.unlinkText(names.length)}</p>
+      <p>{texts.unlinkText(groups.length)}</p>
       <ul class="names">
-        {names.slice(0, NAMES_SHOWN).map((name) => (
-          <li key={name}>{name}</li>
+        {groups.slice(0, NAMES_SHOWN).map(({ id, full_name }) => (
+          <li key={id}>{full_name}</li>
         ))}
       </ul>
       {more > 0 && <p>{texts.andMore(more)}</p>}
