@@ -451,7 +451,7 @@ async fn a_late_word_of_the_old_way_holds_up_nothing() {
     let push = gitlabs[0].sends("builds", json!({"build_number": 1}));
     let moving = async {
         while !scene.cloud.requests("acme").iter().any(arrived) {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let wish = json!({"to": "forge"});
         scene.relay.admin("POST", MOVE, Some(wish), 200).await;
