@@ -257,6 +257,39 @@ describe("instances that come and go", () => {
     assert.deepEqual(Object.keys(stage.plain.installations.known), [stage.jira.clientKey]);
   });
 
+  scene("an undo that comes too late says so, makes no new link, and the card goes with its removal", async (stage) => {
+    const [link] = await stage.link(stage.plain, stage.below);
+    const admin = await Admin.open(stage);
+    const { page } = admin.view;
+    let added = 0;
+    await page.route(/\/links$/, (route) => {
+      if (route.request().method() === "POST") added += 1;
+      route.fallback();
+    });
+    for (const [status, code, cause] of [
+      [409, "too_late_to_undo", "It is too late to undo this"],
+      [404, "link_unknown", "This instance is not connected to this Jira site any more"],
+    ]) {
+      await remove(admin, stage.plain, { purge: false });
+      await page.route(/\/links\/[^/]+\/undo$/, (route) =>
+        route.fulfill({ status, json: { error: { code, message: "the relay's words", hint: null, id: "req-1" } } }),
+      );
+      await admin.button(`Undo the removal of ${addressOf(stage.plain)}`).click();
+      await admin.see(`${addressOf(stage.plain)}: ${cause}`, "To connect it again, add it", "req-1");
+      if (status === 409) await admin.view.look("undo-too-late");
+      await page.unroute(/\/links\/[^/]+\/undo$/);
+      if (status === 409) {
+        await admin.button(`Undo the removal of ${addressOf(stage.plain)}`).click();
+        await admin.seeIn(admin.card(stage.plain), "Connected");
+        assert.equal(await admin.frame.getByText(cause).count(), 0);
+      }
+    }
+    assert.equal((await stage.relay.admin("DELETE", `links/${link.id}`)).status, 202);
+    await admin.card(stage.plain).waitFor({ state: "detached", timeout: 20_000 });
+    await admin.see(`${addressOf(stage.plain)}: This instance is not connected to this Jira site any more`);
+    assert.equal(added, 0);
+  });
+
   scene("a removal that nobody takes back reaches the instance, deletes what it sent, and ends", async (stage) => {
     await stage.link(stage.plain, stage.below);
     assert.deepEqual(await Promise.all(stage.gitlabs.map((gitlab) => gitlab.push())), [[202], [202]]);

@@ -95,6 +95,8 @@ export interface Api {
   links(): Promise<Links>;
   add(instanceUrl: string): Promise<Link>;
   remove(linkId: string, purge: boolean): Promise<Link>;
+  /** Takes a removal back, as long as the instance has not heard of it. */
+  undo(linkId: string): Promise<Link>;
   resend(linkId: string): Promise<Link>;
   /** Looks at the instance before the relay's next round does. */
   look(linkId: string): Promise<Link>;
@@ -150,6 +152,7 @@ export function relayApi(host: Host, onSessionExpired: () => void): Api {
     links: () => call("GET", links),
     add: (instance_url) => call("POST", links, { instance_url }),
     remove: (linkId, purge) => call("DELETE", of(linkId) + (purge ? "?purge=true" : "")),
+    undo: (linkId) => call("POST", `${of(linkId)}/undo`),
     resend: (linkId) => call("POST", `${of(linkId)}/resend`),
     look: (linkId) => call("POST", `${of(linkId)}/look`),
     check: (instance_url, check) => call("POST", `${links}/check`, { instance_url, check }),

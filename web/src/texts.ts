@@ -126,6 +126,14 @@ export const texts = {
       message: "This instance is just being removed",
       hint: "Undo the removal, or wait until it is gone.",
     },
+    too_late_to_undo: {
+      message: "It is too late to undo this",
+      hint: "The instance has been told that it is no longer connected. To connect it again, add it when its removal is over, and link its groups anew.",
+    },
+    link_unknown: {
+      message: "This instance is not connected to this Jira site any more",
+      hint: "It was removed meanwhile. To connect it again, add it and link its groups anew.",
+    },
     link_unmarked: {
       message: "The development information of this instance can't be deleted by itself",
       hint: "Remove the instance without deleting it. Jira deletes all of it when the app is uninstalled.",

@@ -17,6 +17,8 @@ interface InstanceCardProps {
   link: Link;
   mayChange: boolean;
   onChange: (link: Link, announcement: string) => void;
+  /** The removal stays: the card may go at any moment, so that is said beside it. */
+  onTooLate: (cause: Cause) => void;
   onRemove: () => void;
   onManageGroups: () => void;
   onLinkGroups: () => void;
@@ -29,11 +31,14 @@ const APPEARANCES = {
   removing: "default",
 } as const;
 
+const TOO_LATE = ["too_late_to_undo", "link_unknown"];
+
 export function InstanceCard({
   api,
   link,
   mayChange,
   onChange,
+  onTooLate,
   onRemove,
   onManageGroups,
   onLinkGroups,
@@ -59,7 +64,8 @@ export function InstanceCard({
         groups.reload();
       }
     } catch (error) {
-      setFailure(causeOf(error));
+      const cause = causeOf(error);
+      TOO_LATE.includes(cause.code) ? onTooLate(cause) : setFailure(cause);
     } finally {
       setBusy(false);
       rescueFocus();
@@ -95,7 +101,7 @@ export function InstanceCard({
     <Button
       label={texts.undoOf(address)}
       busy={busy}
-      onClick={() => act(() => api.add(link.instance_url), texts.undone(address))}
+      onClick={() => act(() => api.undo(link.id), texts.undone(address))}
     >
       {texts.undo}
     </Button>

@@ -36,7 +36,13 @@ export function InstancesView({
 }: InstancesViewProps) {
   const [adding, setAdding] = useState(false);
   const [removing, setRemoving] = useState<Link | null>(null);
+  const [tooLate, setTooLate] = useState<Cause | null>(null);
   const { site, links, may_change: mayChange, reason } = answer;
+
+  const change = (changed: Link, announcement: string) => {
+    setTooLate(null);
+    onChange(changed, announcement);
+  };
 
   return (
     <>
@@ -52,6 +58,7 @@ export function InstancesView({
         )}
       </header>
       {!mayChange && reason && <ReadOnly reason={explained(reason)} onRefresh={onRefresh} />}
+      {tooLate && <Failure cause={tooLate} />}
       {links.length === 0 ? (
         <FirstUse boot={boot} onAdd={mayChange ? () => setAdding(true) : null} />
       ) : (
@@ -63,7 +70,12 @@ export function InstancesView({
                 api={api}
                 link={link}
                 mayChange={mayChange}
-                onChange={onChange}
+                onChange={change}
+                onTooLate={(cause) => {
+                  const message = texts.withDetail(addressOf(link.instance_url), cause.message);
+                  setTooLate({ ...cause, message });
+                  onRefresh();
+                }}
                 onRemove={() => setRemoving(link)}
                 onManageGroups={() => onManageGroups(link.id)}
                 onLinkGroups={() => onLinkGroups(link.id)}
@@ -80,7 +92,7 @@ export function InstancesView({
           onClose={() => setAdding(false)}
           onAdded={(link) => {
             setAdding(false);
-            onChange(link, texts.added(addressOf(link.instance_url)));
+            change(link, texts.added(addressOf(link.instance_url)));
           }}
         />
       )}
@@ -92,7 +104,7 @@ export function InstancesView({
           onClose={() => setRemoving(null)}
           onRemoved={(link) => {
             setRemoving(null);
-            onChange(link, texts.removed(addressOf(link.instance_url)));
+            change(link, texts.removed(addressOf(link.instance_url)));
           }}
         />
       )}
