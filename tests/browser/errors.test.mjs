@@ -908,6 +908,36 @@ describe("what stands between the browser and the relay", () => {
     await until("the warning to go", async () => (await admin.alert.count()) === 0);
   });
 
+  scene("an old list that comes late changes nothing, and none is asked for while one is on its way", async (stage) => {
+    await stage.link(stage.plain);
+    await stage.jira.fault({ mode: "status", status: 503, match: { path_prefix: "/rest/api/3/permissions/check" } });
+    const admin = await Admin.open(stage, { account: "somebody late", ownClock: true });
+    await admin.see("You can look, but not change anything");
+    const { page } = admin.view;
+    const held = [];
+    let holds = true;
+    await page.route(/\/links$/, async (route) => {
+      if (holds) held.push({ route, answer: await route.fetch() });
+      else await route.fallback();
+    });
+    await admin.view.passTime(A_WHILE_MS);
+    await until("a poll", () => held.length === 1);
+    const content = await admin.view.content();
+    await content.evaluate(() => {
+      for (const type of ["online", "online"]) window.dispatchEvent(new Event(type));
+      document.dispatchEvent(new Event("visibilitychange"));
+    });
+    holds = false;
+    await stage.jira.heal();
+    await admin.button("Try again").click();
+    await admin.button("Add GitLab instance").waitFor();
+    const [{ route, answer }] = held;
+    await Promise.all([page.waitForResponse(/\/links$/), route.fulfill({ response: answer })]);
+    await admin.seeIn(admin.card(stage.plain), "No groups linked");
+    assert.equal(await admin.frame.getByText("You can look, but not change anything").count(), 0);
+    assert.equal(held.length, 1);
+  });
+
   scene("no answer to a removal, or none in time: the dialog says so and can be confirmed again", async (stage) => {
     await stage.link(stage.plain);
     const admin = await Admin.open(stage, { ownClock: true });
