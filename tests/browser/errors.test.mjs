@@ -938,6 +938,57 @@ describe("what stands between the browser and the relay", () => {
     assert.equal(held.length, 1);
   });
 
+  scene("what is under way in a dialog can't be cancelled or changed, and its answer closes no other", async (stage) => {
+    await stage.link(stage.below);
+    const admin = await Admin.open(stage);
+    const { page } = admin.view;
+    let go;
+    const held = new Promise((resolve) => (go = resolve));
+    await page.route(LINKS, async (route) => {
+      if (/POST .*links$/.test(`${route.request().method()} ${route.request().url()}`)) await held;
+      await route.fallback();
+    });
+    const isStuck = async () => {
+      await admin.dialog.locator("[aria-busy=true]").waitFor();
+      assert.equal(await admin.dialog.getByRole("button", { name: "Cancel" }).getAttribute("aria-disabled"), "true");
+      await admin.dialog.getByRole("button", { name: "Cancel" }).click({ force: true });
+      for (let presses = 0; presses < 3; presses += 1) await page.keyboard.press("Escape");
+      await admin.dialog.locator("[aria-busy=true]").waitFor();
+    };
+    await admin.check(stage.plain.url);
+    await admin.dialog.getByText("All checks are done.", { exact: true }).waitFor();
+    await admin.confirm("Add instance");
+    await isStuck();
+    const field = admin.dialog.getByLabel("Address of the GitLab instance");
+    assert.ok(!(await field.isEditable()));
+    await field.click();
+    await page.keyboard.type("/elsewhere");
+    assert.equal(await field.inputValue(), stage.plain.url);
+    await admin.view.look("adding");
+    go();
+    await admin.dialog.waitFor({ state: "detached" });
+    await admin.seeIn(admin.card(stage.plain), "Connected");
+
+    const second = new Promise((resolve) => (go = resolve));
+    await page.route(LINKS, async (route) => {
+      if (route.request().method() === "DELETE") await second;
+      await route.fallback();
+    });
+    await admin.button(`Remove ${addressOf(stage.plain)}`).click();
+    await admin.confirm("Remove instance");
+    await isStuck();
+    const purge = admin.dialog.getByLabel("Also delete its development information from Jira");
+    await purge.click({ force: true });
+    assert.ok(!(await purge.isChecked()));
+    await stage.relay.down();
+    go();
+    await admin.seeIn(admin.dialog, "The relay cannot be reached");
+    await stage.relay.up();
+    await page.keyboard.press("Escape");
+    await admin.dialog.waitFor({ state: "detached" });
+    await admin.seeIn(admin.card(stage.plain), "Connected");
+  });
+
   scene("no answer to a removal, or none in time: the dialog says so and can be confirmed again", async (stage) => {
     await stage.link(stage.plain);
     const admin = await Admin.open(stage, { ownClock: true });
