@@ -246,6 +246,31 @@ describe("instances that come and go", () => {
     assert.equal(await cause.count(), 0);
   });
 
+  scene("what is known of an instance outlasts a look at another's groups, and what isn't is not called connected", async (stage) => {
+    await stage.link(stage.plain, stage.below);
+    await stage.below.down();
+    const admin = await Admin.open(stage);
+    await admin.seeIn(admin.card(stage.plain), "Connected", "No groups linked");
+    await admin.seeIn(admin.card(stage.below), "Needs attention", "can't be reached");
+    await admin.button(`Link groups of ${addressOf(stage.plain)}`).click();
+    // From now on nobody answers.
+    const held = [];
+    await admin.view.page.route(/\/links\/[^/]+\/groups$/, (route) => void held.push(route));
+    await admin.button("Back to linked groups").click();
+    await admin.button("Back to instances").click();
+    await until("the cards to ask", () => held.length === 3);
+    await admin.seeIn(admin.card(stage.below), "Needs attention", "can't be reached");
+    await admin.seeIn(admin.card(stage.plain), "Checking", "Counting groups…");
+    for (const gitlab of stage.gitlabs) {
+      assert.equal(await admin.card(gitlab).getByText("Connected", { exact: true }).count(), 0);
+    }
+    await admin.view.look("checking");
+    for (const route of held) await route.abort();
+    await admin.seeIn(admin.card(stage.plain), "Not known", "Groups unknown");
+    await admin.seeIn(admin.card(stage.below), "Needs attention", "can't be reached");
+    await admin.view.look("not-known");
+  });
+
   scene("a removal is taken back in time, and the instance has not heard of it", async (stage) => {
     await stage.link(stage.plain);
     const admin = await Admin.open(stage);

@@ -164,6 +164,8 @@ export const texts = {
     connected: "Connected",
     failing: "Needs attention",
     removing: "Removing",
+    checking: "Checking",
+    unknown: "Not known",
   },
   gitlabVersion: (version: string) => `GitLab ${version}`,
   gitlabVersionUnknown: "GitLab version not known yet",

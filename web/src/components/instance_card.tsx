@@ -2,6 +2,7 @@ import { useState } from "preact/hooks";
 import { addressOf } from "../address.ts";
 import { type Api, type Cause, causeOf, explained, type Link } from "../api.ts";
 import { rescueFocus } from "../focus.ts";
+import { type KnownGroups, useKnownGroups } from "../known_groups.ts";
 import { useWatchedGroups } from "../linked_groups.ts";
 import { sentence } from "../sentence.ts";
 import { texts } from "../texts.ts";
@@ -15,6 +16,7 @@ import { Time } from "./time.tsx";
 interface InstanceCardProps {
   api: Api;
   link: Link;
+  known: KnownGroups;
   mayChange: boolean;
   onChange: (link: Link, announcement: string) => void;
   /** The removal stays: the card may go at any moment, so that is said beside it. */
@@ -29,6 +31,8 @@ const APPEARANCES = {
   connected: "success",
   failing: "danger",
   removing: "default",
+  checking: "default",
+  unknown: "default",
 } as const;
 
 const TOO_LATE = ["too_late_to_undo", "link_unknown"];
@@ -36,6 +40,7 @@ const TOO_LATE = ["too_late_to_undo", "link_unknown"];
 export function InstanceCard({
   api,
   link,
+  known,
   mayChange,
   onChange,
   onTooLate,
@@ -45,12 +50,19 @@ export function InstanceCard({
 }: InstanceCardProps) {
   const address = addressOf(link.instance_url);
   const hasGroups = link.state === "connected" || link.state === "failing";
-  const groups = useWatchedGroups(api, link.id, link.state);
+  const groups = useKnownGroups(known, link.id, useWatchedGroups(api, link.id, link.state));
   // The relay speaks to a connected instance only when something changes. That one is down, or was changed since,
   // shows when its groups are asked for, or when the relay has a look at it.
   const silence = link.state === "connected" ? groups.fault : null;
   const fault = silence ?? (link.state === "connected" ? (link.faults[0] ?? null) : null);
-  const shownState = fault ? "failing" : link.state;
+  const untold = link.state === "connected" && !groups.linked;
+  const shownState = fault
+    ? "failing"
+    : !untold
+      ? link.state
+      : groups.failure
+        ? "unknown"
+        : "checking";
   const [busy, setBusy] = useState(false);
   const [failure, setFailure] = useState<Cause | null>(null);
 

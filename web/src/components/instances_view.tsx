@@ -2,6 +2,7 @@ import { useState } from "preact/hooks";
 import { addressOf } from "../address.ts";
 import { type Api, type Cause, explained, type Link, type Links } from "../api.ts";
 import type { Boot } from "../boot.ts";
+import type { KnownGroups } from "../known_groups.ts";
 import { texts } from "../texts.ts";
 import { AddDialog } from "./add_dialog.tsx";
 import { Button } from "./button.tsx";
@@ -17,6 +18,7 @@ interface InstancesViewProps {
   api: Api;
   boot: Boot;
   answer: Links;
+  known: KnownGroups;
   takeFocus: boolean;
   onChange: (link: Link, announcement: string) => void;
   onRefresh: () => void;
@@ -28,6 +30,7 @@ export function InstancesView({
   api,
   boot,
   answer,
+  known,
   takeFocus,
   onChange,
   onRefresh,
@@ -69,6 +72,7 @@ export function InstancesView({
                 key={link.id}
                 api={api}
                 link={link}
+                known={known}
                 mayChange={mayChange}
                 onChange={change}
                 onTooLate={(cause) => {

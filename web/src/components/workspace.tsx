@@ -2,6 +2,7 @@ import { useRef, useState } from "preact/hooks";
 import type { Api, Cause } from "../api.ts";
 import type { GitlabSession } from "../gitlab.ts";
 import type { Host } from "../host.ts";
+import { forgetLinked, type KnownGroups } from "../known_groups.ts";
 import { useLinks } from "../links.ts";
 import { useOnline } from "../online.ts";
 import { texts } from "../texts.ts";
@@ -23,9 +24,13 @@ export function Workspace({ host, api }: { host: Host; api: Api }) {
   const [announcement, setAnnouncement] = useState("");
   // Sign-ins live as long as the page, and in its memory only.
   const sessions = useRef(new Map<string, GitlabSession>());
+  const known = useRef<KnownGroups>(new Map());
 
   const go = (to: View) => {
     setNavigated(true);
+    if ("linkId" in to) {
+      forgetLinked(known.current, to.linkId);
+    }
     setView(to);
   };
 
@@ -88,6 +93,7 @@ export function Workspace({ host, api }: { host: Host; api: Api }) {
             api={api}
             boot={host.boot}
             answer={answer}
+            known={known.current}
             takeFocus={navigated}
             onChange={(changed, said) => {
               list.put(changed);
