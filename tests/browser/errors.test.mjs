@@ -830,6 +830,35 @@ describe("the session in Jira", () => {
     await admin.seeIn(admin.card(stage.plain), "Connected");
   });
 
+  for (const how of ["expired", "failing", "silent"]) {
+    scene(`tokens that fail for a while, ${how}: a banner says so, and nothing that somebody did is lost`, async (stage) => {
+      const gitlab = stage.plain;
+      await stage.link(gitlab);
+      const admin = await Admin.open(stage, { ownClock: true });
+      await admin.signIn(gitlab);
+      await admin.choose("Fleet");
+      stage.jira.contextTokens = how;
+      const banner = admin.frame.getByText("The list could not be updated");
+      // The page asks for a token twice.
+      await until("the page to notice", async () => {
+        await admin.view.passTime(A_WHILE_MS);
+        return (await banner.count()) > 0;
+      });
+      await admin.see(how === "expired" ? "Your session has expired" : "Jira did not confirm who you are");
+      await admin.button("Reload page").waitFor();
+      assert.ok(await admin.group("Fleet").isChecked());
+      await admin.view.look(`session-banner-${how}`);
+      stage.jira.contextTokens = "ok";
+      await admin.button("Try again").click();
+      await until("the banner to go", async () => {
+        await admin.view.passTime(A_WHILE_MS);
+        return (await banner.count()) === 0;
+      });
+      await admin.button("Link 1 group").click();
+      await admin.see("1 group linked.");
+    });
+  }
+
   for (const how of ["failing", "silent"]) {
     scene(`a Jira that gives no tokens, ${how}: the page says so, and a reload helps`, async (stage) => {
       stage.jira.contextTokens = how;

@@ -112,6 +112,7 @@ export interface Api {
 // Above the relay's own deadlines, so that its explanation arrives rather than ours.
 const ANSWER_MAX_MS = 60_000;
 
+/** `onSessionExpired`: an act of the user's needs a session, and there is none. */
 export function relayApi(host: Host, onSessionExpired: () => void): Api {
   const links = "links";
   const of = (linkId: string) => `${links}/${encodeURIComponent(linkId)}`;
@@ -127,7 +128,8 @@ export function relayApi(host: Host, onSessionExpired: () => void): Api {
         return await callOnce<T>(method, path, body);
       }
     } catch (error) {
-      if (isTokenError(error)) {
+      // One who only looks can look again, and what they have done so far is not thrown away for it.
+      if (isTokenError(error) && method !== "GET") {
         onSessionExpired();
       }
       throw error;
@@ -194,11 +196,13 @@ export function explained<T extends Cause>(cause: T): T {
   return { ...cause, message: capitalised(message), hint: hint && sentence(hint) };
 }
 
+/** Nobody vouches for the user (any more). */
+export function isSessionOver({ code }: Cause): boolean {
+  return /^(token|session)_/.test(code);
+}
+
 function isTokenError(error: unknown) {
-  return (
-    error instanceof HostError ||
-    (error instanceof RelayError && /^(token|session)_/.test(error.code))
-  );
+  return error instanceof HostError || (error instanceof RelayError && isSessionOver(error));
 }
 
 function refusal(status: number, text: string): RelayError {

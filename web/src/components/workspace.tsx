@@ -1,5 +1,5 @@
 import { useRef, useState } from "preact/hooks";
-import type { Api, Cause } from "../api.ts";
+import { type Api, type Cause, isSessionOver } from "../api.ts";
 import type { GitlabSession } from "../gitlab.ts";
 import type { Host } from "../host.ts";
 import { forgetLinked, type KnownGroups } from "../known_groups.ts";
@@ -12,6 +12,7 @@ import { GroupsView } from "./groups_view.tsx";
 import { InstancesView } from "./instances_view.tsx";
 import { LinkGroupsView } from "./link_groups_view.tsx";
 import { SectionMessage } from "./section_message.tsx";
+import { SessionExpired } from "./session_expired.tsx";
 import { Starting } from "./starting.tsx";
 
 type View = { name: "instances" } | { name: "groups" | "link_groups"; linkId: string };
@@ -36,7 +37,11 @@ export function Workspace({ host, api }: { host: Host; api: Api }) {
 
   const { answer, failure, refresh } = list;
   const link = "linkId" in view ? answer?.links.find(({ id }) => id === view.linkId) : undefined;
+  const sessionOver = failure !== null && isSessionOver(failure);
 
+  if (sessionOver && !answer) {
+    return <SessionExpired host={host} />;
+  }
   return (
     <main class="page">
       <div class="assistive" role="status">
@@ -49,10 +54,17 @@ export function Workspace({ host, api }: { host: Host; api: Api }) {
       )}
       {failure && online && answer && (
         <Failure
-          cause={keepsTrying(failure)}
+          cause={keepsTrying(sessionOver ? withoutSession(failure, host) : failure)}
           appearance="warning"
           title={texts.staleTitle}
-          actions={<Button onClick={refresh}>{texts.tryAgain}</Button>}
+          actions={
+            <>
+              <Button onClick={refresh}>{texts.tryAgain}</Button>
+              {sessionOver && !host.outside && (
+                <Button onClick={host.reload}>{texts.reloadPage}</Button>
+              )}
+            </>
+          }
         />
       )}
       {!answer && failure && (
@@ -62,9 +74,7 @@ export function Workspace({ host, api }: { host: Host; api: Api }) {
             <Failure
               cause={keepsTrying(failure)}
               actions={<Button onClick={refresh}>{texts.tryAgain}</Button>}
-            >
-              <p>{texts.keepsTrying}</p>
-            </Failure>
+            />
           )}
         </>
       )}
@@ -106,6 +116,14 @@ export function Workspace({ host, api }: { host: Host; api: Api }) {
         ))}
     </main>
   );
+}
+
+// That the host is silent says less than that the relay refuses what it gave.
+function withoutSession(failure: Cause, { outside }: Host): Cause {
+  const hint = outside ? texts.sessionExpiredOutside : texts.sessionExpired;
+  return failure.code === "token_missing"
+    ? failure
+    : { ...failure, message: texts.sessionExpiredTitle, hint };
 }
 
 // The list does; an act that fails is the user's to try again.
