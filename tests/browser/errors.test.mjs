@@ -1043,6 +1043,52 @@ describe("what stands between the browser and the relay", () => {
     await admin.seeIn(admin.card(stage.plain), "Connected");
   });
 
+  scene("answers of another shape are not believed, and what is known stays", async (stage) => {
+    await stage.link(stage.plain);
+    const admin = await Admin.open(stage, { ownClock: true });
+    await admin.seeIn(admin.card(stage.plain), "Connected", "No groups linked");
+    const { page } = admin.view;
+    const [known] = (await stage.api("GET", "links")).body.links;
+    const list = { site: "https://example.atlassian.net", may_change: true, reason: null };
+    const shapes = [[], "ok", null, { ...list, links: {} }, { ...list, links: [{ ...known, state: "on fire" }] }];
+    for (const shape of shapes) {
+      let asked = 0;
+      await page.route(/\/links$/, (route) => {
+        asked += 1;
+        route.fulfill({ json: shape });
+      });
+      await admin.view.passTime(A_WHILE_MS);
+      await until("a poll", () => asked > 0);
+      await admin.see("The relay's answer was not understood (HTTP 200)");
+      await admin.seeIn(admin.card(stage.plain), "Connected");
+      await page.unroute(/\/links$/);
+      await admin.button("Try again").click();
+      await until("the warning to go", async () => (await admin.alert.count()) === 0);
+    }
+    await page.route(/\/links\/[^/]+\/sign_in$/, (route) => route.fulfill({ json: { application_id: 7 } }));
+    await admin.button(`Link groups of ${addressOf(stage.plain)}`).click();
+    await admin.see("The relay's answer was not understood (HTTP 200)");
+  });
+
+  scene("a mistake of the page's own ends in words, and a reload helps", async (stage) => {
+    await stage.link(stage.plain);
+    const admin = await Admin.open(stage);
+    await admin.seeIn(admin.card(stage.plain), "No groups linked");
+    await stage.plain.push();
+    const content = await admin.view.content();
+    // Whatever draws a time fails from now on.
+    await content.evaluate(() => {
+      Intl.RelativeTimeFormat = function broken() {
+        throw new Error("out of order");
+      };
+      window.dispatchEvent(new Event("online"));
+    });
+    await admin.see("Something on this page went wrong", "out of order");
+    await admin.view.look("page-failed");
+    await admin.button("Reload page").click();
+    await admin.seeIn(admin.card(stage.plain), "Connected", "Last activity");
+  });
+
   scene("no answer to a removal, or none in time: the dialog says so and can be confirmed again", async (stage) => {
     await stage.link(stage.plain);
     const admin = await Admin.open(stage, { ownClock: true });

@@ -2,6 +2,7 @@
 
 import { useCallback, useEffect, useState } from "preact/hooks";
 import { type Api, type Cause, causeOf, relayApi } from "./api.ts";
+import { Boundary } from "./components/boundary.tsx";
 import { Notice } from "./components/notice.tsx";
 import { OperatorBar } from "./components/operator_bar.tsx";
 import { SessionExpired } from "./components/session_expired.tsx";
@@ -59,9 +60,9 @@ export function App({ findHost }: { findHost: FindHost }) {
     return <SessionExpired host={host} />;
   }
   return (
-    <>
+    <Boundary reload={host.reload}>
       {host.outside && <OperatorBar api={api} onLoggedOut={() => setLoggedOut(true)} />}
       <Workspace host={host} api={api} />
-    </>
+    </Boundary>
   );
 }
