@@ -1,6 +1,5 @@
 import type { ComponentChildren } from "preact";
 import { useEffect, useId, useRef, useState } from "preact/hooks";
-import { rescueFocus } from "../focus.ts";
 
 interface DialogProps {
   title: string;
@@ -29,8 +28,6 @@ export function Dialog({ title, children, actions, busy = false, onClose, onSubm
       if (opener instanceof HTMLElement) {
         opener.focus();
       }
-      // What opened the dialog may be gone because of it.
-      rescueFocus();
     };
   }, []);
 

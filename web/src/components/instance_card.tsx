@@ -1,7 +1,6 @@
 import { useState } from "preact/hooks";
 import { addressOf } from "../address.ts";
 import { type Api, type Cause, causeOf, explained, type Link } from "../api.ts";
-import { rescueFocus } from "../focus.ts";
 import { type KnownGroups, useKnownGroups } from "../known_groups.ts";
 import { useWatchedGroups } from "../linked_groups.ts";
 import { sentence } from "../sentence.ts";
@@ -18,6 +17,8 @@ interface InstanceCardProps {
   link: Link;
   known: KnownGroups;
   mayChange: boolean;
+  /** Whoever has just removed it has little time to think again. */
+  focusUndo: boolean;
   onChange: (link: Link, announcement: string) => void;
   /** The removal stays: the card may go at any moment, so that is said beside it. */
   onTooLate: (cause: Cause) => void;
@@ -42,6 +43,7 @@ export function InstanceCard({
   link,
   known,
   mayChange,
+  focusUndo,
   onChange,
   onTooLate,
   onRemove,
@@ -80,7 +82,6 @@ export function InstanceCard({
       TOO_LATE.includes(cause.code) ? onTooLate(cause) : setFailure(cause);
     } finally {
       setBusy(false);
-      rescueFocus();
     }
   };
 
@@ -113,6 +114,7 @@ export function InstanceCard({
     <Button
       label={texts.undoOf(address)}
       busy={busy}
+      takeFocus={focusUndo}
       onClick={() => act(() => api.undo(link.id), texts.undone(address))}
     >
       {texts.undo}

@@ -38,12 +38,14 @@ export function InstancesView({
   onLinkGroups,
 }: InstancesViewProps) {
   const [adding, setAdding] = useState(false);
+  const [removed, setRemoved] = useState<string | null>(null);
   const [removing, setRemoving] = useState<Link | null>(null);
   const [tooLate, setTooLate] = useState<Cause | null>(null);
   const { site, links, may_change: mayChange, reason } = answer;
 
   const change = (changed: Link, announcement: string) => {
     setTooLate(null);
+    setRemoved(null);
     onChange(changed, announcement);
   };
 
@@ -74,6 +76,7 @@ export function InstancesView({
                 link={link}
                 known={known}
                 mayChange={mayChange}
+                focusUndo={removed === link.id}
                 onChange={change}
                 onTooLate={(cause) => {
                   const message = texts.withDetail(addressOf(link.instance_url), cause.message);
@@ -109,6 +112,7 @@ export function InstancesView({
           onRemoved={(link) => {
             setRemoving(null);
             change(link, texts.removed(addressOf(link.instance_url)));
+            setRemoved(link.id);
           }}
         />
       )}

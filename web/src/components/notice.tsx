@@ -1,5 +1,6 @@
 import { texts } from "../texts.ts";
 import { Button } from "./button.tsx";
+import { Heading } from "./heading.tsx";
 import { SectionMessage } from "./section_message.tsx";
 
 interface NoticeProps {
@@ -14,7 +15,7 @@ interface NoticeProps {
 export function Notice({ appearance = "warning", title, text, action, onAct }: NoticeProps) {
   return (
     <main class="page">
-      <h1>{texts.appName}</h1>
+      <Heading takeFocus={false}>{texts.appName}</Heading>
       <SectionMessage
         appearance={appearance}
         title={title}

@@ -9,6 +9,7 @@ import { texts } from "../texts.ts";
 import { Button } from "./button.tsx";
 import { Failure } from "./failure.tsx";
 import { GroupsView } from "./groups_view.tsx";
+import { Heading } from "./heading.tsx";
 import { InstancesView } from "./instances_view.tsx";
 import { LinkGroupsView } from "./link_groups_view.tsx";
 import { SectionMessage } from "./section_message.tsx";
@@ -69,7 +70,7 @@ export function Workspace({ host, api }: { host: Host; api: Api }) {
       )}
       {!answer && failure && (
         <>
-          <h1>{texts.appName}</h1>
+          <Heading takeFocus={false}>{texts.appName}</Heading>
           {online && (
             <Failure
               cause={keepsTrying(failure)}
