@@ -271,6 +271,24 @@ describe("instances that come and go", () => {
     await admin.view.look("not-known");
   });
 
+  scene("one that somebody else removes while its groups are looked at: the page says so, there and in the list", async (stage) => {
+    const [link] = await stage.link(stage.plain);
+    const admin = await Admin.open(stage);
+    await admin.button(`Link groups of ${addressOf(stage.plain)}`).click();
+    await admin.heading("Sign in to GitLab").waitFor();
+    await stage.plain.down();
+    await stage.relay.admin("DELETE", `links/${link.id}`);
+    const content = await admin.view.content();
+    await content.evaluate(() => window.dispatchEvent(new Event("online")));
+    await admin.see(`${addressOf(stage.plain)} is being removed`, "Its groups are unlinked with it.");
+    await admin.heading("Sign in to GitLab").waitFor();
+    await admin.view.look("leaving");
+    await stage.plain.up();
+    await admin.heading("Connect your first GitLab instance").waitFor({ timeout: 20_000 });
+    await admin.see(`${addressOf(stage.plain)} has been removed`, "That happened while you looked at its groups.");
+    await admin.view.look("lost");
+  });
+
   scene("a removal is taken back in time, and the instance has not heard of it", async (stage) => {
     await stage.link(stage.plain);
     const admin = await Admin.open(stage);

@@ -3,6 +3,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { until } from "./stage/deadline.mjs";
 import { Gitlab } from "./stage/gitlab.mjs";
 import { Stage } from "./stage/index.mjs";
 
@@ -92,6 +93,11 @@ async function fits(state, size, content) {
     return scrollWidth > clientWidth ? [...found, `document: ${scrollWidth} > ${clientWidth}`] : found;
   });
   flaws.push(...wider.map((name) => `${state} scrolls sideways: ${name}`));
+}
+
+async function linkId(gitlab) {
+  const { body } = await stage.relay.admin("GET", "links");
+  return body.find(({ instance_url }) => instance_url === gitlab.url).id;
 }
 
 async function link(gitlab) {
@@ -533,6 +539,56 @@ staged("a screen reader hears what happens, and who everything is", async () => 
   await heard("status", `${address(gitlab)} is being removed.`);
   await button(`Undo the removal of ${address(gitlab)}`).click();
   await heard("status", `${address(gitlab)} stays.`);
+});
+
+staged("a screen reader hears what comes by itself, and the same twice", async () => {
+  const [gitlab, other] = stage.gitlabs;
+  await link(gitlab);
+  await link(other);
+  await open();
+  await card(other).getByText("No groups linked").waitFor();
+  const said = [];
+  const content = await view.content();
+  await view.page.exposeFunction("said", (text) => said.push(text));
+  await content.evaluate(() => {
+    const region = document.querySelector('[role="status"][aria-atomic="false"]');
+    new MutationObserver((changes) => {
+      for (const { addedNodes } of changes) for (const node of addedNodes) window.said(node.textContent);
+    }).observe(region, { childList: true, subtree: true });
+  });
+  const hears = (wanted, times = 1) =>
+    until(`${wanted} to be said ${times} times`, () => said.filter((one) => wanted.test(one)).length === times || null, {
+      ms: 20_000,
+    });
+  const name = address(gitlab).replaceAll(".", "\\.");
+
+  // Somebody else removes one, and adds it again.
+  const removed = await linkId(gitlab);
+  await stage.relay.admin("DELETE", `links/${removed}`);
+  await hears(new RegExp(`^${name} (is being|has been) removed\\.$`), 1);
+  await card(gitlab).waitFor({ state: "detached", timeout: 20_000 });
+  await hears(new RegExp(`^${name} has been removed\\.$`));
+
+  // One can't be reached; looked at twice, it says so twice.
+  await other.down();
+  await stage.relay.admin("POST", `links/${await linkId(other)}/resend`);
+  await content.evaluate(() => window.dispatchEvent(new Event("online")));
+  await hears(new RegExp(`^${address(other).replaceAll(".", "\\.")} has a problem: .*can't be reached`));
+  for (const times of [1, 2]) {
+    await button(`Try again to connect ${address(other)}`).click();
+    await hears(/^The relay tried again to connect .*: .*can't be reached/, times);
+  }
+  await other.up();
+  await hears(new RegExp(`^${address(other).replaceAll(".", "\\.")} is connected\\.$`));
+
+  await other.down();
+  await view.page.reload();
+  await card(other).getByText("Needs attention").waitFor();
+  await button(`Check again: ${address(other)}`).click();
+  await heard("status", /The relay looked at .* again: .*can't be reached/);
+  await other.up();
+  await button(`Check again: ${address(other)}`).click();
+  await heard("status", /The relay looked at .* again: All is well\./);
 });
 
 staged("the theme is Jira's, whatever the system's is", async () => {

@@ -202,10 +202,26 @@ export const texts = {
     done: "Its development information has been deleted from Jira.",
   },
   added: (address: string) => `${address} was added.`,
-  removed: (address: string) => `${address} is being removed.`,
+  /** `cause`: a sentence. */
+  became: {
+    pending: (address: string) => `${address} is being connected again.`,
+    connected: (address: string) => `${address} is connected.`,
+    failing: (address: string, cause: string) => `${address} has a problem: ${cause}`,
+    removing: (address: string) => `${address} is being removed.`,
+  },
+  gone: (address: string) => `${address} has been removed.`,
+  lostTitle: (address: string) => `${address} has been removed`,
+  lostText: "That happened while you looked at its groups.",
+  leavingTitle: (address: string) => `${address} is being removed`,
+  leavingText:
+    "Its groups are unlinked with it. In the list of instances this can still be undone.",
+  leavingForGood: "Its groups are unlinked with it.",
   undone: (address: string) => `${address} stays.`,
-  lookedAgain: (address: string) => `The relay looked at ${address} again.`,
-  resent: (address: string) => `The relay tried again to connect ${address}.`,
+  lookedAgain: (address: string, found: string) => `The relay looked at ${address} again: ${found}`,
+  resent: (address: string, found: string) =>
+    `The relay tried again to connect ${address}: ${found}`,
+  foundWell: "All is well.",
+  foundNothing: "There is no answer yet.",
 
   // First use, and what must be set up
 

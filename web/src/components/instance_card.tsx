@@ -1,6 +1,6 @@
-import { useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { addressOf } from "../address.ts";
-import { type Api, type Cause, causeOf, explained, type Link } from "../api.ts";
+import { type Api, type Cause, causeOf, explained, type Link, type LinkState } from "../api.ts";
 import { type KnownGroups, useKnownGroups } from "../known_groups.ts";
 import { useWatchedGroups } from "../linked_groups.ts";
 import { sentence } from "../sentence.ts";
@@ -19,7 +19,8 @@ interface InstanceCardProps {
   mayChange: boolean;
   /** Whoever has just removed it has little time to think again. */
   focusUndo: boolean;
-  onChange: (link: Link, announcement: string) => void;
+  onChange: (link: Link) => void;
+  onSay: (announcement: string) => void;
   /** The removal stays: the card may go at any moment, so that is said beside it. */
   onTooLate: (cause: Cause) => void;
   onRemove: () => void;
@@ -45,6 +46,7 @@ export function InstanceCard({
   mayChange,
   focusUndo,
   onChange,
+  onSay,
   onTooLate,
   onRemove,
   onManageGroups,
@@ -68,14 +70,35 @@ export function InstanceCard({
   const [busy, setBusy] = useState(false);
   const [failure, setFailure] = useState<Cause | null>(null);
 
-  const act = async (call: () => Promise<Link>, announcement: string) => {
+  useChangesSaid(shownState, onSay, (state) =>
+    texts.became[state](address, sentence((fault ?? failingCause(link)).message)),
+  );
+
+  // What came of asking for the groups shows when they are drawn.
+  const asked = useRef<unknown[] | null>(null);
+  const { linked, failure: notTold, reload } = groups;
+  useEffect(() => {
+    if (asked.current && (asked.current[0] !== linked || asked.current[1] !== notTold)) {
+      asked.current = null;
+      onSay(texts.lookedAgain(address, found(fault ?? notTold)));
+    }
+  }, [linked, notTold, fault, address, onSay]);
+  const askAgain = async () => {
+    asked.current = [linked, notTold];
+    setBusy(true);
+    await reload();
+    setBusy(false);
+  };
+
+  const act = async (call: () => Promise<Link>, said: (changed: Link) => string) => {
     setBusy(true);
     setFailure(null);
     try {
       const changed = await call();
-      onChange(changed, announcement);
+      onChange(changed);
+      onSay(said(changed));
       if (hasGroups && changed.state === link.state) {
-        groups.reload();
+        reload();
       }
     } catch (error) {
       const cause = causeOf(error);
@@ -89,14 +112,19 @@ export function InstanceCard({
     <Button
       label={texts.tryAgainOf(address)}
       busy={busy}
-      onClick={() => act(() => api.resend(link.id), texts.resent(address))}
+      onClick={() =>
+        act(
+          () => api.resend(link.id),
+          (changed) => texts.resent(address, foundOf(changed)),
+        )
+      }
     >
       {texts.tryAgain}
     </Button>
   );
   // What a round found, the relay looks at anew; for what shows by the groups, they are asked for.
   const checkAgain = silence ? (
-    <Button label={texts.checkAgainOf(address)} onClick={groups.reload}>
+    <Button label={texts.checkAgainOf(address)} busy={busy} onClick={askAgain}>
       {texts.checkAgain}
     </Button>
   ) : (
@@ -104,7 +132,12 @@ export function InstanceCard({
       <Button
         label={texts.checkAgainOf(address)}
         busy={busy}
-        onClick={() => act(() => api.look(link.id), texts.lookedAgain(address))}
+        onClick={() =>
+          act(
+            () => api.look(link.id),
+            (changed) => texts.lookedAgain(address, foundOf(changed)),
+          )
+        }
       >
         {texts.checkAgain}
       </Button>
@@ -115,7 +148,12 @@ export function InstanceCard({
       label={texts.undoOf(address)}
       busy={busy}
       takeFocus={focusUndo}
-      onClick={() => act(() => api.undo(link.id), texts.undone(address))}
+      onClick={() =>
+        act(
+          () => api.undo(link.id),
+          () => texts.undone(address),
+        )
+      }
     >
       {texts.undo}
     </Button>
@@ -171,18 +209,7 @@ export function InstanceCard({
         )}
       </div>
       {link.state === "failing" && (
-        <Failure
-          cause={explained(
-            link.last_error ?? {
-              code: "",
-              message: texts.failingUnknown,
-              hint: null,
-              id: null,
-            },
-          )}
-          alert={false}
-          actions={tryAgain}
-        >
+        <Failure cause={failingCause(link)} alert={false} actions={tryAgain}>
           <Attempts link={link} />
         </Failure>
       )}
@@ -216,6 +243,46 @@ export function InstanceCard({
       {failure && <Failure cause={failure} />}
     </li>
   );
+}
+
+type Shown = keyof typeof APPEARANCES;
+
+/** Says what a card has become, whoever did it; what is not known yet is no news. */
+function useChangesSaid(
+  shown: Shown,
+  say: (text: string) => void,
+  told: (state: LinkState) => string,
+) {
+  const before = useRef<LinkState | null>(null);
+  useEffect(() => {
+    if (shown === "checking" || shown === "unknown") {
+      return;
+    }
+    if (before.current !== null && before.current !== shown) {
+      say(told(shown));
+    }
+    before.current = shown;
+  });
+}
+
+function failingCause({ last_error }: Link): Cause {
+  return explained(last_error ?? { code: "", message: texts.failingUnknown, hint: null, id: null });
+}
+
+/** What a look or an attempt has found. */
+function foundOf(link: Link): string {
+  switch (link.state) {
+    case "connected":
+      return found(link.faults[0] ?? null);
+    case "failing":
+      return found(failingCause(link));
+    default:
+      return texts.foundNothing;
+  }
+}
+
+function found(cause: Cause | null): string {
+  return cause ? sentence(explained(cause).message) : texts.foundWell;
 }
 
 function removingText({ attempts, can_undo, next_attempt_at }: Link): string {

@@ -20,7 +20,8 @@ interface InstancesViewProps {
   answer: Links;
   known: KnownGroups;
   takeFocus: boolean;
-  onChange: (link: Link, announcement: string) => void;
+  onChange: (link: Link) => void;
+  onSay: (announcement: string) => void;
   onRefresh: () => void;
   onManageGroups: (linkId: string) => void;
   onLinkGroups: (linkId: string) => void;
@@ -33,6 +34,7 @@ export function InstancesView({
   known,
   takeFocus,
   onChange,
+  onSay,
   onRefresh,
   onManageGroups,
   onLinkGroups,
@@ -43,10 +45,10 @@ export function InstancesView({
   const [tooLate, setTooLate] = useState<Cause | null>(null);
   const { site, links, may_change: mayChange, reason } = answer;
 
-  const change = (changed: Link, announcement: string) => {
+  const change = (changed: Link) => {
     setTooLate(null);
     setRemoved(null);
-    onChange(changed, announcement);
+    onChange(changed);
   };
 
   return (
@@ -78,6 +80,7 @@ export function InstancesView({
                 mayChange={mayChange}
                 focusUndo={removed === link.id}
                 onChange={change}
+                onSay={onSay}
                 onTooLate={(cause) => {
                   const message = texts.withDetail(addressOf(link.instance_url), cause.message);
                   setTooLate({ ...cause, message });
@@ -99,7 +102,8 @@ export function InstancesView({
           onClose={() => setAdding(false)}
           onAdded={(link) => {
             setAdding(false);
-            change(link, texts.added(addressOf(link.instance_url)));
+            change(link);
+            onSay(texts.added(addressOf(link.instance_url)));
           }}
         />
       )}
@@ -111,7 +115,7 @@ export function InstancesView({
           onClose={() => setRemoving(null)}
           onRemoved={(link) => {
             setRemoving(null);
-            change(link, texts.removed(addressOf(link.instance_url)));
+            change(link);
             setRemoved(link.id);
           }}
         />
