@@ -2,6 +2,7 @@
 // again when the cause is gone.
 
 import assert from "node:assert/strict";
+import { randomBytes, randomUUID } from "node:crypto";
 import { describe } from "node:test";
 import { Admin, addressOf } from "./stage/admin.mjs";
 import { until } from "./stage/deadline.mjs";
@@ -181,6 +182,8 @@ describe("an operator who allows one instance only", () => {
     await admin.check(stage.below.url);
     await admin.seeIn(admin.line("Address"), "Failed", "allow", "Request ID");
     await admin.view.look("add-not-allowed");
+    // Checking again would change nothing.
+    assert.equal(await admin.dialog.locator(".button-primary").count(), 0);
     assert.equal(await admin.dialog.getByRole("button", { name: /^Add/ }).count(), 0);
     assert.equal(stage.below.calls.length, 0);
     const { status, body } = await stage.api("POST", "links", { body: { instance_url: stage.below.url } });
@@ -289,6 +292,29 @@ describe("instances that come and go", () => {
     await admin.view.look("lost");
   });
 
+  scene("an instance that two sites have: each sees its own groups, and one's removal leaves the other's", async (stage) => {
+    const clientKey = randomUUID();
+    const sharedSecret = randomBytes(32).toString("hex");
+    assert.equal((await stage.jira.install({ clientKey, sharedSecret })).status, 204);
+    await stage.link(stage.plain);
+    const body = { instance_url: stage.plain.url };
+    const { status, body: theirs } = await stage.api("POST", "links", { clientKey, body });
+    assert.deepEqual([status, theirs.state], [201, "connected"]);
+    const [one, two, three] = manyLinked(stage, stage.plain, 3);
+    stage.plain.subscriptions = [one, two, { ...three, clientKey }];
+
+    const admin = await Admin.open(stage);
+    await admin.seeIn(admin.card(stage.plain), "Connected", "2 groups linked");
+    assert.equal(await admin.frame.getByRole("heading", { level: 2 }).count(), 1);
+    await remove(admin, stage.plain, { purge: true });
+    await admin.heading("Connect your first GitLab instance").waitFor({ timeout: 40_000 });
+    assert.deepEqual(Object.keys(stage.plain.installations.known), [clientKey]);
+    const { body: left } = await stage.api("GET", "links", { clientKey });
+    assert.deepEqual(left.links.map(({ id, state }) => [id, state]), [[theirs.id, "connected"]]);
+    const { body: groups } = await stage.api("GET", `links/${theirs.id}/groups`, { clientKey });
+    assert.deepEqual(groups.groups.map(({ name }) => name), ["Many 3"]);
+  });
+
   scene("a removal is taken back in time, and the instance has not heard of it", async (stage) => {
     await stage.link(stage.plain);
     const admin = await Admin.open(stage);
@@ -301,7 +327,7 @@ describe("instances that come and go", () => {
   });
 
   scene("an undo that comes too late says so, makes no new link, and the card goes with its removal", async (stage) => {
-    const [link] = await stage.link(stage.plain, stage.below);
+    const links = await stage.link(stage.plain, stage.below);
     const admin = await Admin.open(stage);
     const { page } = admin.view;
     let added = 0;
@@ -309,27 +335,23 @@ describe("instances that come and go", () => {
       if (route.request().method() === "POST") added += 1;
       route.fallback();
     });
-    for (const [status, code, cause] of [
-      [409, "too_late_to_undo", "It is too late to undo this"],
-      [404, "link_unknown", "This instance is not connected to this Jira site any more"],
-    ]) {
-      await remove(admin, stage.plain, { purge: false });
-      await page.route(/\/links\/[^/]+\/undo$/, (route) =>
+    const undoneBy = async (gitlab, status, code) => {
+      await page.route(/\/undo$/, (route) =>
         route.fulfill({ status, json: { error: { code, message: "the relay's words", hint: null, id: "req-1" } } }),
       );
-      await admin.button(`Undo the removal of ${addressOf(stage.plain)}`).click();
-      await admin.see(`${addressOf(stage.plain)}: ${cause}`, "To connect it again, add it", "req-1");
-      if (status === 409) await admin.view.look("undo-too-late");
-      await page.unroute(/\/links\/[^/]+\/undo$/);
-      if (status === 409) {
-        await admin.button(`Undo the removal of ${addressOf(stage.plain)}`).click();
-        await admin.seeIn(admin.card(stage.plain), "Connected");
-        assert.equal(await admin.frame.getByText(cause).count(), 0);
-      }
-    }
-    assert.equal((await stage.relay.admin("DELETE", `links/${link.id}`)).status, 202);
-    await admin.card(stage.plain).waitFor({ state: "detached", timeout: 20_000 });
-    await admin.see(`${addressOf(stage.plain)}: This instance is not connected to this Jira site any more`);
+      await remove(admin, gitlab, { purge: false });
+      await admin.button(`Undo the removal of ${addressOf(gitlab)}`).click();
+    };
+    await undoneBy(stage.plain, 409, "too_late_to_undo");
+    await admin.see(`${addressOf(stage.plain)}: It is too late to undo this`, "To connect it again, add it", "req-1");
+    await admin.view.look("undo-too-late");
+    await undoneBy(stage.below, 404, "link_unknown");
+    const gone = `${addressOf(stage.below)}: This instance is not connected to this Jira site any more`;
+    await admin.see(gone);
+    assert.equal(await admin.frame.getByText("It is too late to undo this").count(), 0);
+    for (const { id } of links) assert.equal((await stage.relay.admin("DELETE", `links/${id}`)).status, 202);
+    for (const gitlab of stage.gitlabs) await admin.card(gitlab).waitFor({ state: "detached", timeout: 20_000 });
+    await admin.see(gone);
     assert.equal(added, 0);
   });
 
@@ -347,17 +369,23 @@ describe("instances that come and go", () => {
     assert.ok(!urls.some((url) => url.startsWith(stage.plain.url)));
   });
 
-  scene("a removal that the instance has not heard of is taken back, however long ago it was", async (stage) => {
-    await stage.link(stage.plain);
+  scene("a removal that is being told can't be undone, and the instance is kept by adding it again", async (stage) => {
+    const [link] = await stage.link(stage.plain);
     const admin = await Admin.open(stage);
     await stage.plain.down();
     await remove(admin, stage.plain, { purge: false });
     await admin.card(stage.plain).getByText("can't be reached").waitFor({ timeout: 20_000 });
-    await stage.plain.up();
+    assert.equal(await admin.button(`Undo the removal of ${addressOf(stage.plain)}`).count(), 0);
+    await admin.seeIn(admin.card(stage.plain), "The relay tries until it has heard.");
     stage.plain.instead = { path: /events\/uninstalled/, answer: { status: 503 } };
-    await admin.button(`Undo the removal of ${addressOf(stage.plain)}`).click();
+    await stage.plain.up();
+    await admin.check(stage.plain.url);
+    // One of the checks asks where it would be told.
+    await admin.seeIn(admin.dialog, "All checks are done.");
+    await admin.confirm("Add anyway");
     await admin.seeIn(admin.card(stage.plain), "Connected");
     assert.deepEqual(Object.keys(stage.plain.installations.known), [stage.jira.clientKey]);
+    assert.deepEqual((await stage.api("GET", "links")).body.links.map(({ id }) => id), [link.id]);
   });
 
   scene("data that Jira does not delete: the card says so until it is gone", async (stage) => {
@@ -561,7 +589,7 @@ describe("signing in to an instance", () => {
     await popup.getByRole("button", { name: "Authorize" }).click();
     await popup.getByRole("heading", { name: "This window lost its connection to the page" }).waitFor();
     await popup.getByText("Cross-Origin-Opener-Policy").waitFor();
-    await admin.view.screenshot("window-lost", popup);
+    await admin.view.lookAtPopup("window-lost", popup);
     await admin.see("The sign-in window was closed");
     assert.equal(exchanges(stage), 0);
   });
@@ -1025,6 +1053,7 @@ describe("what stands between the browser and the relay", () => {
       assert.equal(await admin.dialog.getByRole("button", { name: "Cancel" }).getAttribute("aria-disabled"), "true");
       await admin.dialog.getByRole("button", { name: "Cancel" }).click({ force: true });
       for (let presses = 0; presses < 3; presses += 1) await page.keyboard.press("Escape");
+      await admin.dialog.evaluate((dialog) => dialog.close());
       await admin.dialog.locator("[aria-busy=true]").waitFor();
     };
     await admin.check(stage.plain.url);
@@ -1105,6 +1134,23 @@ describe("what stands between the browser and the relay", () => {
     await admin.view.look("page-failed");
     await admin.button("Reload page").click();
     await admin.seeIn(admin.card(stage.plain), "Connected", "Last activity");
+  });
+
+  scene("clocks that differ make neither a past that is to come nor a future that is over", async (stage) => {
+    await stage.link(stage.plain, stage.below);
+    const { body } = await stage.api("GET", "links");
+    const [seen, failing] = body.links;
+    const now = Date.now();
+    const inTwoMinutes = new Date(now + 120_000).toISOString();
+    const cause = { code: "dns_failed", message: "no such name", hint: null, id: "req-1", at: inTwoMinutes };
+    Object.assign(seen, { last_seen_at: inTwoMinutes });
+    Object.assign(failing, { state: "failing", attempts: 2, last_error: cause });
+    failing.next_attempt_at = new Date(now + 300).toISOString();
+    const admin = new Admin(await stage.visit("about:blank"));
+    await admin.view.page.route(/\/links$/, (route) => route.fulfill({ json: body }));
+    await admin.view.page.clock.setFixedTime(now);
+    await admin.view.page.goto(stage.jira.adminUrl());
+    await admin.see("Last activity just now", "Last failure just now.", "Next attempt in less than a minute.");
   });
 
   scene("no answer to a removal, or none in time: the dialog says so and can be confirmed again", async (stage) => {

@@ -89,6 +89,9 @@ async function fits(state, size, content) {
     const scrolls = (element) =>
       element.scrollWidth > element.clientWidth && /auto|scroll/.test(getComputedStyle(element).overflowX);
     const found = [...document.querySelectorAll("body *")].filter(scrolls).map((element) => `.${element.className}`);
+    // What can be done in a dialog is in sight, however much there is to read.
+    const actions = document.querySelector(".dialog-actions");
+    if (actions && actions.getBoundingClientRect().bottom > window.innerHeight) found.push("its dialog's buttons, down");
     const { scrollWidth, clientWidth } = document.documentElement;
     return scrollWidth > clientWidth ? [...found, `document: ${scrollWidth} > ${clientWidth}`] : found;
   });
@@ -258,6 +261,39 @@ staged(
   // As an operator has them.
   { INSTANCES__RETRY_MIN_MS: "5000", INSTANCES__RETRY_MAX_MS: "3600000", INSTANCES__REQUEST_TIMEOUT_MS: "30000" },
 );
+
+staged("names that are longer than any window", async () => {
+  await link(stage.plain);
+  const { body } = await stage.api("GET", "links");
+  const host = `${"gitlab-of-the-department-of-long-names.".repeat(5)}example.com`;
+  const url = (n) => `https://${host}/${"below/a/path/".repeat(n)}gitlab`;
+  const cause = { code: "dns_failed", message: `the name ${host} is not known`, hint: `see ${url(4)}`, id: "x".repeat(60) };
+  const states = [
+    { state: "connected" },
+    { state: "failing", attempts: 3, last_error: { ...cause, at: new Date().toISOString() } },
+    { state: "removing", can_undo: true },
+  ];
+  const links = states.map((more, n) => ({ ...body.links[0], id: `long-${n}`, instance_url: url(n), ...more }));
+  await visit("about:blank");
+  const { page } = view;
+  await page.route(/\/links$/, (route) => route.fulfill({ json: { ...body, links, site: `https://${host}` } }));
+  await page.route(/\/groups$/, (route) => route.fulfill({ json: { groups: [] } }));
+  await page.route(/\/links\/check$/, (route) => {
+    const { check } = route.request().postDataJSON();
+    route.fulfill({ json: { ...cause, check, instance_url: url(5), verdict: check === "reachable" ? "fail" : "ok" } });
+  });
+  await page.goto(stage.jira.adminUrl());
+  await text("No groups linked").first().waitFor();
+  await look("long-names", { whole: true, fitted: true });
+  await openDialog();
+  await check(url(5));
+  await dialog().getByText("The other checks were not made").waitFor();
+  await look("long-names-add", { fitted: true });
+  await closeDialog();
+  await button(`Remove ${url(0).slice("https://".length)}`).click();
+  await dialog().waitFor();
+  await look("long-names-remove", { fitted: true });
+});
 
 staged("who may only look", async () => {
   await link(stage.plain);

@@ -157,6 +157,7 @@ export const texts = {
 
   instancesIntro: (site: string) =>
     `GitLab instances that show their development information in ${site}.`,
+  ofSite: (site: string) => `Jira site ${site}`,
   instancesHeading: "Instances",
   addInstance: "Add GitLab instance",
   states: {
@@ -231,7 +232,6 @@ export const texts = {
   stepSetUp: "Set up your GitLab instance",
   stepSetUpText: "A GitLab administrator does this once per instance.",
   stepAdd: "Add it here",
-  stepAddAction: "Add your first instance",
   stepAddText: "You type its address. The relay checks that everything is ready and connects it.",
   stepLink: "Link groups",
   stepLinkText:

@@ -151,7 +151,13 @@ export function AddDialog({ api, boot, onClose, onAdded }: AddDialogProps) {
               {texts.addAnyway}
             </Button>
           )}
-          <Button appearance="primary" type="submit" busy={submit.busy} disabled={submit.disabled}>
+          <Button
+            // Checking again changes nothing about an address that is refused.
+            appearance={refused ? "default" : "primary"}
+            type="submit"
+            busy={submit.busy}
+            disabled={submit.disabled}
+          >
             {submit.text}
           </Button>
         </>

@@ -59,6 +59,8 @@ export function Dialog({ title, children, actions, busy = false, onClose, onSubm
           onClose();
         }
       }}
+      // The browser's own way out, for example a gesture, asks nobody.
+      onClose={() => (busy ? dialog.current?.showModal() : onClose())}
     >
       <form
         class="dialog-form"

@@ -221,15 +221,8 @@ export function InstanceCard({
         />
       )}
       {link.state === "pending" && (
-        <SectionMessage
-          appearance="information"
-          title={texts.connectingTitle}
-          actions={link.attempts > 0 && tryAgain}
-        >
-          <p>
-            {link.last_error ? sentence(explained(link.last_error).message) : texts.connectingText}
-          </p>
-          <Attempts link={link} />
+        <SectionMessage appearance="information" title={texts.connectingTitle}>
+          <p>{texts.connectingText}</p>
         </SectionMessage>
       )}
       {link.state === "removing" && (
@@ -312,7 +305,7 @@ function Attempts({ link: { attempts, last_error, next_attempt_at } }: { link: L
   return (
     <p class="subtle">
       {texts.attempts(attempts)} {last_error && <Time at={last_error.at} say={texts.failedAt} />}{" "}
-      {next && <Time at={next} say={texts.nextAttempt} />}
+      {next && <Time at={next} ahead say={texts.nextAttempt} />}
     </p>
   );
 }

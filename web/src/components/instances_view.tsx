@@ -56,9 +56,13 @@ export function InstancesView({
       <header class="page-header">
         <div class="page-header-titles">
           <Heading takeFocus={takeFocus}>{texts.appName}</Heading>
-          {links.length > 0 && <p class="subtle">{texts.instancesIntro(addressOf(site))}</p>}
+          <p class="subtle">
+            {links.length > 0
+              ? texts.instancesIntro(addressOf(site))
+              : texts.ofSite(addressOf(site))}
+          </p>
         </div>
-        {mayChange && (
+        {mayChange && links.length > 0 && (
           <Button appearance="primary" onClick={() => setAdding(true)}>
             {texts.addInstance}
           </Button>
