@@ -896,10 +896,7 @@ describe("the session in Jira", () => {
       await admin.view.look(`session-banner-${how}`);
       stage.jira.contextTokens = "ok";
       await admin.button("Try again").click();
-      await until("the banner to go", async () => {
-        await admin.view.passTime(A_WHILE_MS);
-        return (await banner.count()) === 0;
-      });
+      await banner.waitFor({ state: "detached" });
       await admin.button("Link 1 group").click();
       await admin.see("1 group linked.");
     });
