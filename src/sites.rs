@@ -213,7 +213,8 @@ pub fn leave_for_good(
 
 /// Of two records of one site, one goes, and its ways stand by with the other.
 ///
-/// An operator says that they are one: a site that joined under another address (`*.jira.com`, or a name of before) can't be told from another site.
+/// An operator says that they are one: a site that joined under another address (`*.jira.com`, or a name of before)
+/// can't be told from another site.
 pub fn merge(
     transaction: &mut Transaction<'_>,
     goes: &ClientKey,

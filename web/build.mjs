@@ -190,8 +190,9 @@ function licenses() {
 }
 
 // Jira's theme arrives as attributes on <html>, set by AP.js, which then asks Atlassian's CDN for the
-// values; our policy refuses that, so they are bundled: the few of @atlaskit/tokens that `css` uses,
-// dark ones where Jira says dark, or where Jira says nothing and the system is dark.
+// values. The page looks like Jira before they come, and where they don't, so they are bundled: the few of
+// @atlaskit/tokens that `css` uses, dark ones where Jira says dark, or where Jira says nothing and the
+// system is dark.
 function tokens(css) {
   const shared = { ...theme("spacing"), ...theme("shape"), ...theme("typography") };
   const light = theme("light");

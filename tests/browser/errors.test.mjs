@@ -2,6 +2,7 @@
 // again when the cause is gone.
 
 import assert from "node:assert/strict";
+import { randomBytes, randomUUID } from "node:crypto";
 import { describe } from "node:test";
 import { Admin, addressOf } from "./stage/admin.mjs";
 import { until } from "./stage/deadline.mjs";
@@ -77,7 +78,7 @@ describe("adding an instance", () => {
     await admin.seeIn(proxyUrl, "Failed", `set Jira Connect Proxy URL to exactly ${stage.relay.url}`, "Request ID");
     const publicKey = admin.line("Public key");
     await admin.seeIn(publicKey, "Failed", `its Jira Connect Proxy URL must be ${stage.relay.url}`, "Request ID");
-    await admin.seeIn(admin.line("GitLab 15.7 or later"), "Passed");
+    await admin.seeIn(admin.line("A GitLab instance"), "Passed");
     await admin.view.look("add-proxy-url");
 
     await admin.confirm("Add anyway");
@@ -114,7 +115,7 @@ describe("adding an instance", () => {
     stage.plain.instead = { path: /app_descriptor/, answer: { status: 404, html: "<h1>404: Page not found</h1>" } };
     const admin = await Admin.open(stage);
     await admin.check(stage.plain.url);
-    const gitlab = admin.line("GitLab 15.7 or later");
+    const gitlab = admin.line("A GitLab instance");
     await admin.seeIn(gitlab, "Failed", "no GitLab at this address", "check host and sub-path", "Request ID");
     await admin.view.look("add-not-gitlab");
     const json = { ...stage.plain.descriptor(), apiMigrations: {} };
@@ -181,6 +182,8 @@ describe("an operator who allows one instance only", () => {
     await admin.check(stage.below.url);
     await admin.seeIn(admin.line("Address"), "Failed", "allow", "Request ID");
     await admin.view.look("add-not-allowed");
+    // Checking again would change nothing.
+    assert.equal(await admin.dialog.locator(".button-primary").count(), 0);
     assert.equal(await admin.dialog.getByRole("button", { name: /^Add/ }).count(), 0);
     assert.equal(stage.below.calls.length, 0);
     const { status, body } = await stage.api("POST", "links", { body: { instance_url: stage.below.url } });
@@ -246,6 +249,72 @@ describe("instances that come and go", () => {
     assert.equal(await cause.count(), 0);
   });
 
+  scene("what is known of an instance outlasts a look at another's groups, and what isn't is not called connected", async (stage) => {
+    await stage.link(stage.plain, stage.below);
+    await stage.below.down();
+    const admin = await Admin.open(stage);
+    await admin.seeIn(admin.card(stage.plain), "Connected", "No groups linked");
+    await admin.seeIn(admin.card(stage.below), "Needs attention", "can't be reached");
+    await admin.button(`Link groups of ${addressOf(stage.plain)}`).click();
+    // From now on nobody answers.
+    const held = [];
+    await admin.view.page.route(/\/links\/[^/]+\/groups$/, (route) => void held.push(route));
+    await admin.button("Back to linked groups").click();
+    await admin.button("Back to instances").click();
+    await until("the cards to ask", () => held.length === 3);
+    await admin.seeIn(admin.card(stage.below), "Needs attention", "can't be reached");
+    await admin.seeIn(admin.card(stage.plain), "Checking", "Counting groups…");
+    for (const gitlab of stage.gitlabs) {
+      assert.equal(await admin.card(gitlab).getByText("Connected", { exact: true }).count(), 0);
+    }
+    await admin.view.look("checking");
+    for (const route of held) await route.abort();
+    await admin.seeIn(admin.card(stage.plain), "Not known", "Groups unknown");
+    await admin.seeIn(admin.card(stage.below), "Needs attention", "can't be reached");
+    await admin.view.look("not-known");
+  });
+
+  scene("one that somebody else removes while its groups are looked at: the page says so, there and in the list", async (stage) => {
+    const [link] = await stage.link(stage.plain);
+    const admin = await Admin.open(stage);
+    await admin.button(`Link groups of ${addressOf(stage.plain)}`).click();
+    await admin.heading("Sign in to GitLab").waitFor();
+    await stage.plain.down();
+    await stage.relay.admin("DELETE", `links/${link.id}`);
+    const content = await admin.view.content();
+    await content.evaluate(() => window.dispatchEvent(new Event("online")));
+    await admin.see(`${addressOf(stage.plain)} is being removed`, "Its groups are unlinked with it.");
+    await admin.heading("Sign in to GitLab").waitFor();
+    await admin.view.look("leaving");
+    await stage.plain.up();
+    await admin.heading("Connect your first GitLab instance").waitFor({ timeout: 20_000 });
+    await admin.see(`${addressOf(stage.plain)} has been removed`, "That happened while you looked at its groups.");
+    await admin.view.look("lost");
+  });
+
+  scene("an instance that two sites have: each sees its own groups, and one's removal leaves the other's", async (stage) => {
+    const clientKey = randomUUID();
+    const sharedSecret = randomBytes(32).toString("hex");
+    assert.equal((await stage.jira.install({ clientKey, sharedSecret })).status, 204);
+    await stage.link(stage.plain);
+    const body = { instance_url: stage.plain.url };
+    const { status, body: theirs } = await stage.api("POST", "links", { clientKey, body });
+    assert.deepEqual([status, theirs.state], [201, "connected"]);
+    const [one, two, three] = manyLinked(stage, stage.plain, 3);
+    stage.plain.subscriptions = [one, two, { ...three, clientKey }];
+
+    const admin = await Admin.open(stage);
+    await admin.seeIn(admin.card(stage.plain), "Connected", "2 groups linked");
+    assert.equal(await admin.frame.getByRole("heading", { level: 2 }).count(), 1);
+    await remove(admin, stage.plain, { purge: true });
+    await admin.heading("Connect your first GitLab instance").waitFor({ timeout: 40_000 });
+    assert.deepEqual(Object.keys(stage.plain.installations.known), [clientKey]);
+    const { body: left } = await stage.api("GET", "links", { clientKey });
+    assert.deepEqual(left.links.map(({ id, state }) => [id, state]), [[theirs.id, "connected"]]);
+    const { body: groups } = await stage.api("GET", `links/${theirs.id}/groups`, { clientKey });
+    assert.deepEqual(groups.groups.map(({ name }) => name), ["Many 3"]);
+  });
+
   scene("a removal is taken back in time, and the instance has not heard of it", async (stage) => {
     await stage.link(stage.plain);
     const admin = await Admin.open(stage);
@@ -255,6 +324,35 @@ describe("instances that come and go", () => {
     await admin.seeIn(admin.card(stage.plain), "Connected");
     assert.ok(!stage.plain.installations.events.some(({ event }) => event === "uninstalled"));
     assert.deepEqual(Object.keys(stage.plain.installations.known), [stage.jira.clientKey]);
+  });
+
+  scene("an undo that comes too late says so, makes no new link, and the card goes with its removal", async (stage) => {
+    const links = await stage.link(stage.plain, stage.below);
+    const admin = await Admin.open(stage);
+    const { page } = admin.view;
+    let added = 0;
+    await page.route(/\/links$/, (route) => {
+      if (route.request().method() === "POST") added += 1;
+      route.fallback();
+    });
+    const undoneBy = async (gitlab, status, code) => {
+      await page.route(/\/undo$/, (route) =>
+        route.fulfill({ status, json: { error: { code, message: "the relay's words", hint: null, id: "req-1" } } }),
+      );
+      await remove(admin, gitlab, { purge: false });
+      await admin.button(`Undo the removal of ${addressOf(gitlab)}`).click();
+    };
+    await undoneBy(stage.plain, 409, "too_late_to_undo");
+    await admin.see(`${addressOf(stage.plain)}: It is too late to undo this`, "To connect it again, add it", "req-1");
+    await admin.view.look("undo-too-late");
+    await undoneBy(stage.below, 404, "link_unknown");
+    const gone = `${addressOf(stage.below)}: This instance is not connected to this Jira site any more`;
+    await admin.see(gone);
+    assert.equal(await admin.frame.getByText("It is too late to undo this").count(), 0);
+    for (const { id } of links) assert.equal((await stage.relay.admin("DELETE", `links/${id}`)).status, 202);
+    for (const gitlab of stage.gitlabs) await admin.card(gitlab).waitFor({ state: "detached", timeout: 20_000 });
+    await admin.see(gone);
+    assert.equal(added, 0);
   });
 
   scene("a removal that nobody takes back reaches the instance, deletes what it sent, and ends", async (stage) => {
@@ -271,17 +369,23 @@ describe("instances that come and go", () => {
     assert.ok(!urls.some((url) => url.startsWith(stage.plain.url)));
   });
 
-  scene("a removal that the instance has not heard of is taken back, however long ago it was", async (stage) => {
-    await stage.link(stage.plain);
+  scene("a removal that is being told can't be undone, and the instance is kept by adding it again", async (stage) => {
+    const [link] = await stage.link(stage.plain);
     const admin = await Admin.open(stage);
     await stage.plain.down();
     await remove(admin, stage.plain, { purge: false });
     await admin.card(stage.plain).getByText("can't be reached").waitFor({ timeout: 20_000 });
-    await stage.plain.up();
+    assert.equal(await admin.button(`Undo the removal of ${addressOf(stage.plain)}`).count(), 0);
+    await admin.seeIn(admin.card(stage.plain), "The relay tries until it has heard.");
     stage.plain.instead = { path: /events\/uninstalled/, answer: { status: 503 } };
-    await admin.button(`Undo the removal of ${addressOf(stage.plain)}`).click();
+    await stage.plain.up();
+    await admin.check(stage.plain.url);
+    // One of the checks asks where it would be told.
+    await admin.seeIn(admin.dialog, "All checks are done.");
+    await admin.confirm("Add anyway");
     await admin.seeIn(admin.card(stage.plain), "Connected");
     assert.deepEqual(Object.keys(stage.plain.installations.known), [stage.jira.clientKey]);
+    assert.deepEqual((await stage.api("GET", "links")).body.links.map(({ id }) => id), [link.id]);
   });
 
   scene("data that Jira does not delete: the card says so until it is gone", async (stage) => {
@@ -503,7 +607,7 @@ describe("signing in to an instance", () => {
     await popup.getByRole("button", { name: "Authorize" }).click();
     await popup.getByRole("heading", { name: "This window lost its connection to the page" }).waitFor();
     await popup.getByText("Cross-Origin-Opener-Policy").waitFor();
-    await admin.view.screenshot("window-lost", popup);
+    await admin.view.lookAtPopup("window-lost", popup);
     assert.equal(exchanges(stage), 0);
   });
 
@@ -819,6 +923,32 @@ describe("the session in Jira", () => {
     await admin.seeIn(admin.card(stage.plain), "Connected");
   });
 
+  for (const how of ["expired", "failing", "silent"]) {
+    scene(`tokens that fail for a while, ${how}: a banner says so, and nothing that somebody did is lost`, async (stage) => {
+      const gitlab = stage.plain;
+      await stage.link(gitlab);
+      const admin = await Admin.open(stage, { ownClock: true });
+      await admin.signIn(gitlab);
+      await admin.choose("Fleet");
+      stage.jira.contextTokens = how;
+      const banner = admin.frame.getByText("The list could not be updated");
+      // The page asks for a token twice.
+      await until("the page to notice", async () => {
+        await admin.view.passTime(A_WHILE_MS);
+        return (await banner.count()) > 0;
+      });
+      await admin.see(how === "expired" ? "Your session has expired" : "Jira did not confirm who you are");
+      await admin.button("Reload page").waitFor();
+      assert.ok(await admin.group("Fleet").isChecked());
+      await admin.view.look(`session-banner-${how}`);
+      stage.jira.contextTokens = "ok";
+      await admin.button("Try again").click();
+      await banner.waitFor({ state: "detached" });
+      await admin.button("Link 1 group").click();
+      await admin.see("1 group linked.");
+    });
+  }
+
   for (const how of ["failing", "silent"]) {
     scene(`a Jira that gives no tokens, ${how}: the page says so, and a reload helps`, async (stage) => {
       stage.jira.contextTokens = how;
@@ -920,6 +1050,151 @@ describe("what stands between the browser and the relay", () => {
     await page.unroute(LINKS);
     await admin.button("Try again").click();
     await until("the warning to go", async () => (await admin.alert.count()) === 0);
+  });
+
+  scene("an old list that comes late changes nothing, and none is asked for while one is on its way", async (stage) => {
+    await stage.link(stage.plain);
+    await stage.jira.fault({ mode: "status", status: 503, match: { path_prefix: "/rest/api/3/permissions/check" } });
+    const admin = await Admin.open(stage, { account: "somebody late", ownClock: true });
+    await admin.see("You can look, but not change anything");
+    const { page } = admin.view;
+    const held = [];
+    let holds = true;
+    await page.route(/\/links$/, async (route) => {
+      if (holds) held.push({ route, answer: await route.fetch() });
+      else await route.fallback();
+    });
+    await admin.view.passTime(A_WHILE_MS);
+    await until("a poll", () => held.length === 1);
+    const content = await admin.view.content();
+    await content.evaluate(() => {
+      for (const type of ["online", "online"]) window.dispatchEvent(new Event(type));
+      document.dispatchEvent(new Event("visibilitychange"));
+    });
+    holds = false;
+    await stage.jira.heal();
+    await admin.button("Try again").click();
+    await admin.button("Add GitLab instance").waitFor();
+    const [{ route, answer }] = held;
+    await Promise.all([page.waitForResponse(/\/links$/), route.fulfill({ response: answer })]);
+    await admin.seeIn(admin.card(stage.plain), "No groups linked");
+    assert.equal(await admin.frame.getByText("You can look, but not change anything").count(), 0);
+    assert.equal(held.length, 1);
+  });
+
+  scene("what is under way in a dialog can't be cancelled or changed, and its answer closes no other", async (stage) => {
+    await stage.link(stage.below);
+    const admin = await Admin.open(stage);
+    const { page } = admin.view;
+    let go;
+    const held = new Promise((resolve) => (go = resolve));
+    await page.route(LINKS, async (route) => {
+      if (/POST .*links$/.test(`${route.request().method()} ${route.request().url()}`)) await held;
+      await route.fallback();
+    });
+    const isStuck = async () => {
+      await admin.dialog.locator("[aria-busy=true]").waitFor();
+      assert.equal(await admin.dialog.getByRole("button", { name: "Cancel" }).getAttribute("aria-disabled"), "true");
+      await admin.dialog.getByRole("button", { name: "Cancel" }).click({ force: true });
+      for (let presses = 0; presses < 3; presses += 1) await page.keyboard.press("Escape");
+      await admin.dialog.evaluate((dialog) => dialog.close());
+      await admin.dialog.locator("[aria-busy=true]").waitFor();
+    };
+    await admin.check(stage.plain.url);
+    await admin.dialog.getByText("All checks are done.", { exact: true }).waitFor();
+    await admin.confirm("Add instance");
+    await isStuck();
+    const field = admin.dialog.getByLabel("Address of the GitLab instance");
+    assert.ok(!(await field.isEditable()));
+    await field.click();
+    await page.keyboard.type("/elsewhere");
+    assert.equal(await field.inputValue(), stage.plain.url);
+    await admin.view.look("adding");
+    go();
+    await admin.dialog.waitFor({ state: "detached" });
+    await admin.seeIn(admin.card(stage.plain), "Connected");
+
+    const second = new Promise((resolve) => (go = resolve));
+    await page.route(LINKS, async (route) => {
+      if (route.request().method() === "DELETE") await second;
+      await route.fallback();
+    });
+    await admin.button(`Remove ${addressOf(stage.plain)}`).click();
+    await admin.confirm("Remove instance");
+    await isStuck();
+    const purge = admin.dialog.getByLabel("Also delete its development information from Jira");
+    await purge.click({ force: true });
+    assert.ok(!(await purge.isChecked()));
+    await stage.relay.down();
+    go();
+    await admin.seeIn(admin.dialog, "The relay cannot be reached");
+    await stage.relay.up();
+    await page.keyboard.press("Escape");
+    await admin.dialog.waitFor({ state: "detached" });
+    await admin.seeIn(admin.card(stage.plain), "Connected");
+  });
+
+  scene("answers of another shape are not believed, and what is known stays", async (stage) => {
+    await stage.link(stage.plain);
+    const admin = await Admin.open(stage, { ownClock: true });
+    await admin.seeIn(admin.card(stage.plain), "Connected", "No groups linked");
+    const { page } = admin.view;
+    const [known] = (await stage.api("GET", "links")).body.links;
+    const list = { site: "https://example.atlassian.net", may_change: true, reason: null };
+    const shapes = [[], "ok", null, { ...list, links: {} }, { ...list, links: [{ ...known, state: "on fire" }] }];
+    for (const shape of shapes) {
+      let asked = 0;
+      await page.route(/\/links$/, (route) => {
+        asked += 1;
+        route.fulfill({ json: shape });
+      });
+      await admin.view.passTime(A_WHILE_MS);
+      await until("a poll", () => asked > 0);
+      await admin.see("The relay's answer was not understood (HTTP 200)");
+      await admin.seeIn(admin.card(stage.plain), "Connected");
+      await page.unroute(/\/links$/);
+      await admin.button("Try again").click();
+      await until("the warning to go", async () => (await admin.alert.count()) === 0);
+    }
+    await page.route(/\/links\/[^/]+\/sign_in$/, (route) => route.fulfill({ json: { application_id: 7 } }));
+    await admin.button(`Link groups of ${addressOf(stage.plain)}`).click();
+    await admin.see("The relay's answer was not understood (HTTP 200)");
+  });
+
+  scene("a mistake of the page's own ends in words, and a reload helps", async (stage) => {
+    await stage.link(stage.plain);
+    const admin = await Admin.open(stage);
+    await admin.seeIn(admin.card(stage.plain), "No groups linked");
+    await stage.plain.push();
+    const content = await admin.view.content();
+    // Whatever draws a time fails from now on.
+    await content.evaluate(() => {
+      Intl.RelativeTimeFormat = function broken() {
+        throw new Error("out of order");
+      };
+      window.dispatchEvent(new Event("online"));
+    });
+    await admin.see("Something on this page went wrong", "out of order");
+    await admin.view.look("page-failed");
+    await admin.button("Reload page").click();
+    await admin.seeIn(admin.card(stage.plain), "Connected", "Last activity");
+  });
+
+  scene("clocks that differ make neither a past that is to come nor a future that is over", async (stage) => {
+    await stage.link(stage.plain, stage.below);
+    const { body } = await stage.api("GET", "links");
+    const [seen, failing] = body.links;
+    const now = Date.now();
+    const inTwoMinutes = new Date(now + 120_000).toISOString();
+    const cause = { code: "dns_failed", message: "no such name", hint: null, id: "req-1", at: inTwoMinutes };
+    Object.assign(seen, { last_seen_at: inTwoMinutes });
+    Object.assign(failing, { state: "failing", attempts: 2, last_error: cause });
+    failing.next_attempt_at = new Date(now + 300).toISOString();
+    const admin = new Admin(await stage.visit("about:blank"));
+    await admin.view.page.route(/\/links$/, (route) => route.fulfill({ json: body }));
+    await admin.view.page.clock.setFixedTime(now);
+    await admin.view.page.goto(stage.jira.adminUrl());
+    await admin.see("Last activity just now", "Last failure just now.", "Next attempt in less than a minute.");
   });
 
   scene("no answer to a removal, or none in time: the dialog says so and can be confirmed again", async (stage) => {

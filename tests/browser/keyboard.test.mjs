@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { Admin, addressOf } from "./stage/admin.mjs";
 import { until } from "./stage/deadline.mjs";
+import { Gitlab } from "./stage/gitlab.mjs";
 import { scenes } from "./stage/scene.mjs";
 
 // More than there is to go through on any view.
@@ -18,6 +19,7 @@ scene("an instance is added, and the dialog keeps the focus until it closes", as
   const address = admin.dialog.getByLabel("Address of the GitLab instance");
   await admin.heading("Connect your first GitLab instance").waitFor();
 
+  assert.equal(await admin.button("Add GitLab instance").count(), 1);
   await keys.tabTo(admin.button("Add GitLab instance"));
   await keys.press("Enter");
   await keys.focusIs(address);
@@ -26,7 +28,6 @@ scene("an instance is added, and the dialog keeps the focus until it closes", as
   await admin.dialog.waitFor({ state: "detached" });
   await keys.focusIs(admin.button("Add GitLab instance"));
 
-  await keys.tabTo(admin.button("Add your first instance"));
   await keys.press("Enter");
   await keys.focusIs(address);
   stage.plain.proxyUrl = "http://127.0.0.9:9";
@@ -116,16 +117,73 @@ scene("an instance is removed, and the removal is taken back", async (stage) => 
   await keys.tabTo(inDialog(admin, "Remove instance"));
   await keys.press("Enter");
   await admin.seeIn(admin.card(stage.plain), "Removing");
-  await keys.focusIsKept();
-  await keys.tabTo(admin.button(`Undo the removal of ${addressOf(stage.plain)}`));
+  await keys.focusIs(admin.button(`Undo the removal of ${addressOf(stage.plain)}`));
   await keys.press("Enter");
   await admin.seeIn(admin.card(stage.plain), "Connected");
   await keys.focusIsKept();
   assert.deepEqual(keys.flaws, []);
 });
 
-async function atTheKeyboard(stage) {
-  const admin = await Admin.open(stage);
+scene("of several cards, the one that was removed offers to take it back at once", async (stage) => {
+  const more = [];
+  try {
+    for (const host of ["127.0.0.7", "127.0.0.8"]) more.push(await Gitlab.start({ host, proxyUrl: stage.relay.url }));
+    await stage.link(stage.plain, stage.below, ...more);
+    const { admin, keys } = await atTheKeyboard(stage);
+    for (const gitlab of [more[0], stage.plain]) {
+      await keys.tabTo(admin.button(`Remove ${addressOf(gitlab)}`));
+      await keys.press("Enter");
+      await keys.tabTo(inDialog(admin, "Remove instance"));
+      await keys.press("Enter");
+      await keys.focusIs(admin.button(`Undo the removal of ${addressOf(gitlab)}`));
+    }
+    // What goes by itself takes the focus of others along as little.
+    await admin.card(more[0]).waitFor({ state: "detached", timeout: 40_000 });
+    await admin.card(stage.plain).waitFor({ state: "detached", timeout: 40_000 });
+    await keys.focusIs(admin.heading("GitLab for Jira"));
+    assert.deepEqual(keys.flaws, []);
+  } finally {
+    await stage.reset();
+    for (const gitlab of more) await gitlab.stop();
+  }
+});
+
+scene("a button that mends what it stands beside goes with it, and leaves the focus on the heading", async (stage) => {
+  await stage.link(stage.plain, stage.below);
+  await stage.below.down();
+  await stage.jira.fault({ mode: "status", status: 503, match: { path_prefix: "/rest/api/3/permissions/check" } });
+  const { admin, keys } = await atTheKeyboard(stage, { account: "somebody at the keyboard", ownClock: true });
+  const heading = admin.heading("GitLab for Jira");
+  const mend = async (button, mended) => {
+    await keys.tabTo(button);
+    await mended();
+    await keys.press("Enter");
+    await button.waitFor({ state: "detached" });
+    await keys.focusIs(heading);
+  };
+  await mend(admin.button("Try again"), () => stage.jira.heal());
+  await mend(admin.button(`Check again: ${addressOf(stage.below)}`), () => stage.below.up());
+
+  const { page } = admin.view;
+  await page.route(/\/links$/, (route) => route.fulfill({ status: 502, body: "" }));
+  await admin.view.passTime(16_000);
+  await mend(admin.button("Try again"), () => page.unroute(/\/links$/));
+
+  await page.route(/\/links$/, (route) => route.fulfill({ status: 502, body: "" }));
+  await page.reload();
+  await mend(admin.button("Try again"), () => page.unroute(/\/links$/));
+
+  stage.jira.allJs = "missing";
+  await page.reload({ waitUntil: "commit" });
+  await admin.see("Connecting to Jira…");
+  await admin.view.passTime(16_000);
+  await mend(admin.button("Try again"), () => (stage.jira.allJs = "ok"));
+  await admin.seeIn(admin.card(stage.plain), "Connected");
+  assert.deepEqual(keys.flaws, []);
+});
+
+async function atTheKeyboard(stage, window) {
+  const admin = await Admin.open(stage, window);
   return { admin, keys: new Keyboard(admin.view) };
 }
 

@@ -3,6 +3,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { until } from "./stage/deadline.mjs";
 import { Gitlab } from "./stage/gitlab.mjs";
 import { Stage } from "./stage/index.mjs";
 
@@ -88,10 +89,18 @@ async function fits(state, size, content) {
     const scrolls = (element) =>
       element.scrollWidth > element.clientWidth && /auto|scroll/.test(getComputedStyle(element).overflowX);
     const found = [...document.querySelectorAll("body *")].filter(scrolls).map((element) => `.${element.className}`);
+    // What can be done in a dialog is in sight, however much there is to read.
+    const actions = document.querySelector(".dialog-actions");
+    if (actions && actions.getBoundingClientRect().bottom > window.innerHeight) found.push("its dialog's buttons, down");
     const { scrollWidth, clientWidth } = document.documentElement;
     return scrollWidth > clientWidth ? [...found, `document: ${scrollWidth} > ${clientWidth}`] : found;
   });
   flaws.push(...wider.map((name) => `${state} scrolls sideways: ${name}`));
+}
+
+async function linkId(gitlab) {
+  const { body } = await stage.relay.admin("GET", "links");
+  return body.find(({ instance_url }) => instance_url === gitlab.url).id;
 }
 
 async function link(gitlab) {
@@ -252,6 +261,39 @@ staged(
   // As an operator has them.
   { INSTANCES__RETRY_MIN_MS: "5000", INSTANCES__RETRY_MAX_MS: "3600000", INSTANCES__REQUEST_TIMEOUT_MS: "30000" },
 );
+
+staged("names that are longer than any window", async () => {
+  await link(stage.plain);
+  const { body } = await stage.api("GET", "links");
+  const host = `${"gitlab-of-the-department-of-long-names.".repeat(5)}example.com`;
+  const url = (n) => `https://${host}/${"below/a/path/".repeat(n)}gitlab`;
+  const cause = { code: "dns_failed", message: `the name ${host} is not known`, hint: `see ${url(4)}`, id: "x".repeat(60) };
+  const states = [
+    { state: "connected" },
+    { state: "failing", attempts: 3, last_error: { ...cause, at: new Date().toISOString() } },
+    { state: "removing", can_undo: true },
+  ];
+  const links = states.map((more, n) => ({ ...body.links[0], id: `long-${n}`, instance_url: url(n), ...more }));
+  await visit("about:blank");
+  const { page } = view;
+  await page.route(/\/links$/, (route) => route.fulfill({ json: { ...body, links, site: `https://${host}` } }));
+  await page.route(/\/groups$/, (route) => route.fulfill({ json: { groups: [] } }));
+  await page.route(/\/links\/check$/, (route) => {
+    const { check } = route.request().postDataJSON();
+    route.fulfill({ json: { ...cause, check, instance_url: url(5), verdict: check === "reachable" ? "fail" : "ok" } });
+  });
+  await page.goto(stage.jira.adminUrl());
+  await text("No groups linked").first().waitFor();
+  await look("long-names", { whole: true, fitted: true });
+  await openDialog();
+  await check(url(5));
+  await dialog().getByText("The other checks were not made").waitFor();
+  await look("long-names-add", { fitted: true });
+  await closeDialog();
+  await button(`Remove ${url(0).slice("https://".length)}`).click();
+  await dialog().waitFor();
+  await look("long-names-remove", { fitted: true });
+});
 
 staged("who may only look", async () => {
   await link(stage.plain);
@@ -533,6 +575,56 @@ staged("a screen reader hears what happens, and who everything is", async () => 
   await heard("status", `${address(gitlab)} is being removed.`);
   await button(`Undo the removal of ${address(gitlab)}`).click();
   await heard("status", `${address(gitlab)} stays.`);
+});
+
+staged("a screen reader hears what comes by itself, and the same twice", async () => {
+  const [gitlab, other] = stage.gitlabs;
+  await link(gitlab);
+  await link(other);
+  await open();
+  await card(other).getByText("No groups linked").waitFor();
+  const said = [];
+  const content = await view.content();
+  await view.page.exposeFunction("said", (text) => said.push(text));
+  await content.evaluate(() => {
+    const region = document.querySelector('[role="status"][aria-atomic="false"]');
+    new MutationObserver((changes) => {
+      for (const { addedNodes } of changes) for (const node of addedNodes) window.said(node.textContent);
+    }).observe(region, { childList: true, subtree: true });
+  });
+  const hears = (wanted, times = 1) =>
+    until(`${wanted} to be said ${times} times`, () => said.filter((one) => wanted.test(one)).length === times || null, {
+      ms: 20_000,
+    });
+  const name = address(gitlab).replaceAll(".", "\\.");
+
+  // Somebody else removes one, and adds it again.
+  const removed = await linkId(gitlab);
+  await stage.relay.admin("DELETE", `links/${removed}`);
+  await hears(new RegExp(`^${name} (is being|has been) removed\\.$`), 1);
+  await card(gitlab).waitFor({ state: "detached", timeout: 20_000 });
+  await hears(new RegExp(`^${name} has been removed\\.$`));
+
+  // One can't be reached; looked at twice, it says so twice.
+  await other.down();
+  await stage.relay.admin("POST", `links/${await linkId(other)}/resend`);
+  await content.evaluate(() => window.dispatchEvent(new Event("online")));
+  await hears(new RegExp(`^${address(other).replaceAll(".", "\\.")} has a problem: .*can't be reached`));
+  for (const times of [1, 2]) {
+    await button(`Try again to connect ${address(other)}`).click();
+    await hears(/^The relay tried again to connect .*: .*can't be reached/, times);
+  }
+  await other.up();
+  await hears(new RegExp(`^${address(other).replaceAll(".", "\\.")} is connected\\.$`));
+
+  await other.down();
+  await view.page.reload();
+  await card(other).getByText("Needs attention").waitFor();
+  await button(`Check again: ${address(other)}`).click();
+  await heard("status", /The relay looked at .* again: .*can't be reached/);
+  await other.up();
+  await button(`Check again: ${address(other)}`).click();
+  await heard("status", /The relay looked at .* again: All is well\./);
 });
 
 staged("the theme is Jira's, whatever the system's is", async () => {

@@ -19,8 +19,8 @@ describe("an operator outside Jira", () => {
     assert.equal(await page.title(), `GitLab for Jira: ${new URL(stage.jira.origin).host}`);
     await admin.heading("Connect your first GitLab instance").waitFor();
     await admin.see("Outside Jira: you act as an operator of the relay.");
-    assert.deepEqual(await admin.view.axe(page.mainFrame()), []);
-    await admin.view.screenshot("outside-first-use");
+    await admin.see(`Jira site ${new URL(stage.jira.origin).host}`);
+    await look(admin.view, "outside-first-use");
 
     await admin.check(stage.below.url);
     await admin.dialog.getByText("All checks are done.").waitFor();
@@ -33,7 +33,7 @@ describe("an operator outside Jira", () => {
     await admin.choose("Fleet");
     await admin.button("Link 1 group").click();
     await admin.see("1 group linked.");
-    await admin.view.screenshot("outside-linked");
+    await look(admin.view, "outside-linked");
     assert.deepEqual(stage.below.linkedGroups, ["fleet"]);
     // Jira was not asked: neither whether the operator is an admin, nor by the instance about the user.
     const asked = (await stage.jira.requests()).map(({ path, url }) => path ?? url);
@@ -52,7 +52,7 @@ describe("an operator outside Jira", () => {
 
     await admin.button("Log out").click();
     await admin.see("You are logged out");
-    await admin.view.screenshot("outside-logged-out");
+    await look(admin.view, "outside-logged-out");
     assert.deepEqual(await page.context().cookies(), []);
     await page.reload();
     await page.getByRole("heading", { name: "You are not logged in here (any more)" }).waitFor();
@@ -86,7 +86,7 @@ describe("an operator outside Jira", () => {
       return (await admin.frame.getByText("Your session has expired").count()) > 0;
     });
     await admin.see("run jira-connect-proxy page for this Jira site again");
-    await admin.view.screenshot("outside-expired");
+    await look(admin.view, "outside-expired");
   });
 
   scene("meets no page that another site frames or reads, nor one that opens by itself", async (stage) => {
@@ -142,6 +142,10 @@ describe("an invitation", () => {
   });
 });
 
+async function look(view, state) {
+  await view.look(state, view.page.mainFrame());
+}
+
 // What the command prints first.
 async function invite(stage) {
   const [address] = (await stage.relay.command("page", stage.jira.clientKey)).split("\n");
@@ -155,8 +159,7 @@ async function enter(stage, window = {}, address = undefined) {
   for (const method of ["HEAD", "GET"]) assert.equal((await call(address, { method })).status, 200);
   const view = await stage.visit(address, window);
   await view.page.getByRole("button", { name: "Open the page" }).waitFor();
-  await view.screenshot("outside-invitation");
-  assert.deepEqual(await view.axe(view.page.mainFrame()), []);
+  await look(view, "outside-invitation");
   await view.page.getByRole("button", { name: "Open the page" }).click();
   await view.page.waitForURL(`${stage.relay.baseUrl}/page`);
   return { admin: new Admin(view, view.page), address };

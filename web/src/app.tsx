@@ -2,9 +2,10 @@
 
 import { useCallback, useEffect, useState } from "preact/hooks";
 import { type Api, type Cause, causeOf, relayApi } from "./api.ts";
-import { Button } from "./components/button.tsx";
+import { Boundary } from "./components/boundary.tsx";
+import { Notice } from "./components/notice.tsx";
 import { OperatorBar } from "./components/operator_bar.tsx";
-import { SectionMessage } from "./components/section_message.tsx";
+import { SessionExpired } from "./components/session_expired.tsx";
 import { Starting } from "./components/starting.tsx";
 import { Workspace } from "./components/workspace.tsx";
 import type { FindHost, Host } from "./host.ts";
@@ -53,48 +54,15 @@ export function App({ findHost }: { findHost: FindHost }) {
     );
   }
   if (loggedOut) {
-    return <Notice title={texts.loggedOutTitle} text={texts.loggedOut} />;
-  }
-  if (expired && host.outside) {
-    return <Notice title={texts.sessionExpiredTitle} text={texts.sessionExpiredOutside} />;
+    return <Notice appearance="success" title={texts.loggedOutTitle} text={texts.loggedOut} />;
   }
   if (expired) {
-    return (
-      <Notice
-        title={texts.sessionExpiredTitle}
-        text={texts.sessionExpired}
-        action={texts.reloadPage}
-        onAct={host.reload}
-      />
-    );
+    return <SessionExpired host={host} />;
   }
   return (
-    <>
+    <Boundary reload={host.reload}>
       {host.outside && <OperatorBar api={api} onLoggedOut={() => setLoggedOut(true)} />}
       <Workspace host={host} api={api} />
-    </>
-  );
-}
-
-interface NoticeProps {
-  title: string;
-  text: string | null;
-  action?: string;
-  onAct?: () => void;
-}
-
-function Notice({ title, text, action, onAct }: NoticeProps) {
-  return (
-    <main class="page">
-      <h1>{texts.appName}</h1>
-      <SectionMessage
-        appearance="warning"
-        title={title}
-        alert
-        actions={onAct && <Button onClick={onAct}>{action}</Button>}
-      >
-        <p>{text}</p>
-      </SectionMessage>
-    </main>
+    </Boundary>
   );
 }

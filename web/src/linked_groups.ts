@@ -6,7 +6,7 @@ import type { Group } from "./gitlab.ts";
 
 // What lies between the browser and the relay says nothing of the instance.
 const NOT_OF_THE_INSTANCE =
-  /^(token_|relay_|offline$|answer_not_understood$|script_|not_framed$|page_)/;
+  /^(token_|session_|relay_|offline$|answer_not_understood$|script_|not_framed$|page_)/;
 
 export interface LinkedGroups {
   linked: LinkedGroup[] | null;

@@ -18,27 +18,35 @@ export function useLinks(api: Api): LinkList {
   const [answer, setAnswer] = useState<Links | null>(null);
   const [failure, setFailure] = useState<Cause | null>(null);
   const changing = useRef(false);
-  // An answer that was on its way while something changed is older than what is shown.
-  const changes = useRef(0);
+  // Answers may come in another order than they were asked for, and one that was on its way while something changed
+  // is older than what is shown. So all are numbered: how many were asked for, which one is shown, and which one was the
+  // last before a change.
+  const asked = useRef(0);
+  const told = useRef(0);
+  const outdated = useRef(0);
 
   changing.current =
     answer?.links.some(({ state }) => state === "pending" || state === "removing") ?? false;
 
   const refresh = useCallback(async () => {
-    const before = changes.current;
-    try {
-      const latest = await api.links();
-      if (changes.current === before) {
-        setAnswer(latest);
-      }
-      setFailure(null);
-    } catch (error) {
-      setFailure(causeOf(error));
+    asked.current += 1;
+    const mine = asked.current;
+    const { latest, cause } = await api.links().then(
+      (latest) => ({ latest, cause: null }),
+      (error) => ({ latest: null, cause: causeOf(error) }),
+    );
+    if (mine < told.current) {
+      return;
+    }
+    told.current = mine;
+    setFailure(cause);
+    if (latest && mine > outdated.current) {
+      setAnswer(latest);
     }
   }, [api]);
 
   const put = useCallback((link: Link) => {
-    changes.current += 1;
+    outdated.current = asked.current;
     setAnswer((shown) => {
       if (!shown) {
         return shown;
@@ -54,13 +62,17 @@ export function useLinks(api: Api): LinkList {
   useEffect(() => {
     let timer: ReturnType<typeof setTimeout> | undefined;
     let stopped = false;
+    let polling = false;
     const poll = async () => {
+      if (polling) {
+        return;
+      }
+      polling = true;
       clearTimeout(timer);
       if (!document.hidden) {
         await refresh();
       }
-      // A poll that was asked for meanwhile has set its own timer.
-      clearTimeout(timer);
+      polling = false;
       if (!stopped) {
         timer = setTimeout(poll, changing.current ? POLL_CHANGING_MS : POLL_SETTLED_MS);
       }

@@ -126,6 +126,14 @@ export const texts = {
       message: "This instance is just being removed",
       hint: "Undo the removal, or wait until it is gone.",
     },
+    too_late_to_undo: {
+      message: "It is too late to undo this",
+      hint: "The instance has been told that it is no longer connected. To connect it again, add it when its removal is over, and link its groups anew.",
+    },
+    link_unknown: {
+      message: "This instance is not connected to this Jira site any more",
+      hint: "It was removed meanwhile. To connect it again, add it and link its groups anew.",
+    },
     link_unmarked: {
       message: "The development information of this instance can't be deleted by itself",
       hint: "Remove the instance without deleting it. Jira deletes all of it when the app is uninstalled.",
@@ -149,6 +157,7 @@ export const texts = {
 
   instancesIntro: (site: string) =>
     `GitLab instances that show their development information in ${site}.`,
+  ofSite: (site: string) => `Jira site ${site}`,
   instancesHeading: "Instances",
   addInstance: "Add GitLab instance",
   states: {
@@ -156,6 +165,8 @@ export const texts = {
     connected: "Connected",
     failing: "Needs attention",
     removing: "Removing",
+    checking: "Checking",
+    unknown: "Not known",
   },
   gitlabVersion: (version: string) => `GitLab ${version}`,
   gitlabVersionUnknown: "GitLab version not known yet",
@@ -192,10 +203,26 @@ export const texts = {
     done: "Its development information has been deleted from Jira.",
   },
   added: (address: string) => `${address} was added.`,
-  removed: (address: string) => `${address} is being removed.`,
+  /** `cause`: a sentence. */
+  became: {
+    pending: (address: string) => `${address} is being connected again.`,
+    connected: (address: string) => `${address} is connected.`,
+    failing: (address: string, cause: string) => `${address} has a problem: ${cause}`,
+    removing: (address: string) => `${address} is being removed.`,
+  },
+  gone: (address: string) => `${address} has been removed.`,
+  lostTitle: (address: string) => `${address} has been removed`,
+  lostText: "That happened while you looked at its groups.",
+  leavingTitle: (address: string) => `${address} is being removed`,
+  leavingText:
+    "Its groups are unlinked with it. In the list of instances this can still be undone.",
+  leavingForGood: "Its groups are unlinked with it.",
   undone: (address: string) => `${address} stays.`,
-  lookedAgain: (address: string) => `The relay looked at ${address} again.`,
-  resent: (address: string) => `The relay tried again to connect ${address}.`,
+  lookedAgain: (address: string, found: string) => `The relay looked at ${address} again: ${found}`,
+  resent: (address: string, found: string) =>
+    `The relay tried again to connect ${address}: ${found}`,
+  foundWell: "All is well.",
+  foundNothing: "There is no answer yet.",
 
   // First use, and what must be set up
 
@@ -205,7 +232,6 @@ export const texts = {
   stepSetUp: "Set up your GitLab instance",
   stepSetUpText: "A GitLab administrator does this once per instance.",
   stepAdd: "Add it here",
-  stepAddAction: "Add your first instance",
   stepAddText: "You type its address. The relay checks that everything is ready and connects it.",
   stepLink: "Link groups",
   stepLinkText:
@@ -233,9 +259,9 @@ export const texts = {
   checkNames: {
     address: "Address",
     reachable: "Reachable from the relay",
-    gitlab: "GitLab 15.7 or later",
+    gitlab: "A GitLab instance",
     proxy_url: "Jira Connect Proxy URL",
-    public_key: "Public key",
+    public_key: "Public key (GitLab 15.7 or later)",
     oauth_application: "OAuth application",
   } satisfies Record<Check, string>,
   verdicts: {

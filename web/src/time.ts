@@ -9,16 +9,26 @@ interface Moments {
   verySoon: string;
 }
 
-/** Nothing shorter than a minute: what is shown is renewed only now and then. */
-export function relativeTime(at: string, now: number, language: string, moments: Moments): string {
-  const seconds = Math.round((Date.parse(at) - now) / 1000);
+/**
+ * Nothing shorter than a minute: what is shown is renewed only now and then. `ahead`: it is to come. What the clocks of
+ * the browser and the relay make of it otherwise is now.
+ */
+export function relativeTime(
+  at: string,
+  now: number,
+  ahead: boolean,
+  language: string,
+  moments: Moments,
+): string {
+  const away = Math.round((Date.parse(at) - now) / 1000);
+  const seconds = ahead ? Math.max(away, 0) : Math.min(away, 0);
   const format = new Intl.RelativeTimeFormat(language, { numeric: "auto" });
   for (const [unit, length] of UNITS) {
     if (Math.abs(seconds) >= length) {
       return format.format(Math.round(seconds / length), unit);
     }
   }
-  return seconds > 0 ? moments.verySoon : moments.justNow;
+  return ahead ? moments.verySoon : moments.justNow;
 }
 
 export function absoluteTime(at: string, language: string): string {

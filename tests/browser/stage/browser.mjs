@@ -35,7 +35,7 @@ const WINDOW = {
   waitUntil: "load",
 };
 
-const screenshots = resolve(
+export const SCREENSHOTS = resolve(
   fileURLToPath(new URL("../../../", import.meta.url)),
   process.env.JIRA_CONNECT_PROXY_SCREENSHOTS ?? "target/screenshots",
 );
@@ -181,9 +181,10 @@ export class View {
   }
 
   // Jira's theme and the system's, changed while the page is open.
-  async setTheme(theme) {
+  async setTheme(theme, page = this.page) {
     this.#theme = theme;
-    await this.page.emulateMedia({ colorScheme: theme });
+    await page.emulateMedia({ colorScheme: theme });
+    if (page !== this.page) return;
     const themed = await this.page.evaluate((mode) => {
       const { dataset } = document.documentElement;
       if ("colorMode" in dataset) dataset.colorMode = mode;
@@ -209,15 +210,20 @@ export class View {
   }
 
   // A state as people meet it: screenshots in both themes, and what axe finds serious in either is a problem.
-  async look(state, target = undefined) {
+  async look(state, target = undefined, page = this.page) {
     const theme = this.#theme;
     for (const one of THEMES) {
-      await this.setTheme(one);
-      await this.screenshot(state);
+      await this.setTheme(one, page);
+      await this.screenshot(state, page);
       const serious = (await this.axe(target)).filter(({ impact }) => SERIOUS.includes(impact));
       this.#flaws.push(...serious.map(({ id, nodes }) => `axe: ${state}-${one}: ${id}: ${nodes.join("; ")}`));
     }
-    await this.setTheme(theme);
+    await this.setTheme(theme, page);
+  }
+
+  // The same of another window, as a sign-in opens it.
+  async lookAtPopup(state, popup) {
+    await this.look(state, popup.mainFrame(), popup);
   }
 
   // What axe finds in the frame or, outside of Jira, in the page: [{id, impact, help, nodes}]. The debugger puts axe
@@ -236,8 +242,8 @@ export class View {
 
   // STATE-light.png or STATE-dark.png.
   async screenshot(state, page = this.page) {
-    await mkdir(screenshots, { recursive: true });
-    const path = resolve(screenshots, `${state}-${this.#theme}.png`);
+    await mkdir(SCREENSHOTS, { recursive: true });
+    const path = resolve(SCREENSHOTS, `${state}-${this.#theme}.png`);
     await page.screenshot({ path, animations: "disabled" });
     return path;
   }

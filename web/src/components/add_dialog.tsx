@@ -122,6 +122,7 @@ export function AddDialog({ api, boot, onClose, onAdded }: AddDialogProps) {
   return (
     <Dialog
       title={texts.addTitle}
+      busy={adding}
       onClose={onClose}
       onSubmit={() => {
         if (!checking && !adding) {
@@ -130,11 +131,12 @@ export function AddDialog({ api, boot, onClose, onAdded }: AddDialogProps) {
       }}
       actions={
         <>
-          <Button appearance="subtle" onClick={onClose}>
+          <Button appearance="subtle" disabled={adding} onClick={onClose}>
             {texts.cancel}
           </Button>
           {checked && attention > 0 && !anyFailed && (
             <Button
+              disabled={adding}
               onClick={() => {
                 // The button goes while it is checked.
                 field.current?.focus();
@@ -149,7 +151,13 @@ export function AddDialog({ api, boot, onClose, onAdded }: AddDialogProps) {
               {texts.addAnyway}
             </Button>
           )}
-          <Button appearance="primary" type="submit" busy={submit.busy} disabled={submit.disabled}>
+          <Button
+            // Checking again changes nothing about an address that is refused.
+            appearance={refused ? "default" : "primary"}
+            type="submit"
+            busy={submit.busy}
+            disabled={submit.disabled}
+          >
             {submit.text}
           </Button>
         </>
@@ -166,6 +174,7 @@ export function AddDialog({ api, boot, onClose, onAdded }: AddDialogProps) {
           autoComplete="off"
           autoCapitalize="none"
           spellcheck={false}
+          readOnly={adding}
           value={typed}
           aria-describedby={fieldError ? errorId : hintId}
           aria-invalid={fieldError ? true : undefined}

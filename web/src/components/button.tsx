@@ -1,4 +1,5 @@
 import type { ComponentChildren } from "preact";
+import { useLayoutEffect, useRef } from "preact/hooks";
 import { Spinner } from "./spinner.tsx";
 
 interface ButtonProps {
@@ -10,6 +11,8 @@ interface ButtonProps {
   /** Works on it: keeps the focus, does nothing more. */
   busy?: boolean;
   disabled?: boolean;
+  /** From the moment that it is there. */
+  takeFocus?: boolean;
   onClick?: () => void;
 }
 
@@ -20,11 +23,20 @@ export function Button({
   label,
   busy = false,
   disabled = false,
+  takeFocus = false,
   onClick,
 }: ButtonProps) {
   const inert = busy || disabled;
+  const button = useRef<HTMLButtonElement>(null);
+  // Before anything else gets it.
+  useLayoutEffect(() => {
+    if (takeFocus) {
+      button.current?.focus();
+    }
+  }, [takeFocus]);
   return (
     <button
+      ref={button}
       type={type}
       class={`button button-${appearance}`}
       aria-label={label}

@@ -5,6 +5,8 @@ interface CheckboxProps {
   checked: boolean;
   indeterminate?: boolean;
   disabled?: boolean;
+  /** Keeps the focus, changes no more. */
+  readOnly?: boolean;
   onChange: (checked: boolean) => void;
 }
 
@@ -13,6 +15,7 @@ export function Checkbox({
   checked,
   indeterminate = false,
   disabled = false,
+  readOnly = false,
   onChange,
 }: CheckboxProps) {
   const input = useRef<HTMLInputElement>(null);
@@ -30,6 +33,8 @@ export function Checkbox({
         type="checkbox"
         checked={checked}
         disabled={disabled}
+        aria-readonly={readOnly || undefined}
+        onClick={(event) => readOnly && event.preventDefault()}
         onChange={(event) => onChange(event.currentTarget.checked)}
       />
       <label for={id}>{label}</label>

@@ -1,18 +1,19 @@
 import type { ComponentChildren } from "preact";
 import { useEffect, useId, useRef, useState } from "preact/hooks";
-import { rescueFocus } from "../focus.ts";
 
 interface DialogProps {
   title: string;
   children: ComponentChildren;
   actions: ComponentChildren;
+  /** Something is under way that closing would not take back: it stays until that has ended. */
+  busy?: boolean;
   onClose: () => void;
   /** Enter in a field does this. */
   onSubmit: () => void;
 }
 
 /** A modal dialog; the browser's <dialog> keeps the focus inside. */
-export function Dialog({ title, children, actions, onClose, onSubmit }: DialogProps) {
+export function Dialog({ title, children, actions, busy = false, onClose, onSubmit }: DialogProps) {
   const dialog = useRef<HTMLDialogElement>(null);
   const body = useRef<HTMLDivElement>(null);
   const end = useRef<HTMLDivElement>(null);
@@ -27,8 +28,6 @@ export function Dialog({ title, children, actions, onClose, onSubmit }: DialogPr
       if (opener instanceof HTMLElement) {
         opener.focus();
       }
-      // What opened the dialog may be gone because of it.
-      rescueFocus();
     };
   }, []);
 
@@ -48,10 +47,20 @@ export function Dialog({ title, children, actions, onClose, onSubmit }: DialogPr
       ref={dialog}
       class="dialog"
       aria-labelledby={titleId}
+      onKeyDown={(event) => {
+        // Chromium closes a dialog at the second Escape, whatever is said to the first.
+        if (busy && event.key === "Escape") {
+          event.preventDefault();
+        }
+      }}
       onCancel={(event) => {
         event.preventDefault();
-        onClose();
+        if (!busy) {
+          onClose();
+        }
       }}
+      // The browser's own way out, for example a gesture, asks nobody.
+      onClose={() => (busy ? dialog.current?.showModal() : onClose())}
     >
       <form
         class="dialog-form"

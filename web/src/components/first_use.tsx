@@ -23,7 +23,11 @@ export function FirstUse({ boot, onAdd }: FirstUseProps) {
         <li>
           <h3>{texts.stepAdd}</h3>
           <p class="subtle">{texts.stepAddText}</p>
-          {onAdd && <Button onClick={onAdd}>{texts.stepAddAction}</Button>}
+          {onAdd && (
+            <Button appearance="primary" onClick={onAdd}>
+              {texts.addInstance}
+            </Button>
+          )}
         </li>
         <li>
           <h3>{texts.stepLink}</h3>

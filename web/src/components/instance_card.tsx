@@ -1,7 +1,7 @@
-import { useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { addressOf } from "../address.ts";
-import { type Api, type Cause, causeOf, explained, type Link } from "../api.ts";
-import { rescueFocus } from "../focus.ts";
+import { type Api, type Cause, causeOf, explained, type Link, type LinkState } from "../api.ts";
+import { type KnownGroups, useKnownGroups } from "../known_groups.ts";
 import { useWatchedGroups } from "../linked_groups.ts";
 import { sentence } from "../sentence.ts";
 import { texts } from "../texts.ts";
@@ -15,8 +15,14 @@ import { Time } from "./time.tsx";
 interface InstanceCardProps {
   api: Api;
   link: Link;
+  known: KnownGroups;
   mayChange: boolean;
-  onChange: (link: Link, announcement: string) => void;
+  /** Whoever has just removed it has little time to think again. */
+  focusUndo: boolean;
+  onChange: (link: Link) => void;
+  onSay: (announcement: string) => void;
+  /** The removal stays: the card may go at any moment, so that is said beside it. */
+  onTooLate: (cause: Cause) => void;
   onRemove: () => void;
   onManageGroups: () => void;
   onLinkGroups: () => void;
@@ -27,42 +33,78 @@ const APPEARANCES = {
   connected: "success",
   failing: "danger",
   removing: "default",
+  checking: "default",
+  unknown: "default",
 } as const;
+
+const TOO_LATE = ["too_late_to_undo", "link_unknown"];
 
 export function InstanceCard({
   api,
   link,
+  known,
   mayChange,
+  focusUndo,
   onChange,
+  onSay,
+  onTooLate,
   onRemove,
   onManageGroups,
   onLinkGroups,
 }: InstanceCardProps) {
   const address = addressOf(link.instance_url);
   const hasGroups = link.state === "connected" || link.state === "failing";
-  const groups = useWatchedGroups(api, link.id, link.state);
+  const groups = useKnownGroups(known, link.id, useWatchedGroups(api, link.id, link.state));
   // The relay speaks to a connected instance only when something changes. That one is down, or was changed since,
   // shows when its groups are asked for, or when the relay has a look at it.
   const silence = link.state === "connected" ? groups.fault : null;
   const fault = silence ?? (link.state === "connected" ? (link.faults[0] ?? null) : null);
-  const shownState = fault ? "failing" : link.state;
+  const untold = link.state === "connected" && !groups.linked;
+  const shownState = fault
+    ? "failing"
+    : !untold
+      ? link.state
+      : groups.failure
+        ? "unknown"
+        : "checking";
   const [busy, setBusy] = useState(false);
   const [failure, setFailure] = useState<Cause | null>(null);
 
-  const act = async (call: () => Promise<Link>, announcement: string) => {
+  useChangesSaid(shownState, onSay, (state) =>
+    texts.became[state](address, sentence((fault ?? failingCause(link)).message)),
+  );
+
+  // What came of asking for the groups shows when they are drawn.
+  const asked = useRef<unknown[] | null>(null);
+  const { linked, failure: notTold, reload } = groups;
+  useEffect(() => {
+    if (asked.current && (asked.current[0] !== linked || asked.current[1] !== notTold)) {
+      asked.current = null;
+      onSay(texts.lookedAgain(address, found(fault ?? notTold)));
+    }
+  }, [linked, notTold, fault, address, onSay]);
+  const askAgain = async () => {
+    asked.current = [linked, notTold];
+    setBusy(true);
+    await reload();
+    setBusy(false);
+  };
+
+  const act = async (call: () => Promise<Link>, said: (changed: Link) => string) => {
     setBusy(true);
     setFailure(null);
     try {
       const changed = await call();
-      onChange(changed, announcement);
+      onChange(changed);
+      onSay(said(changed));
       if (hasGroups && changed.state === link.state) {
-        groups.reload();
+        reload();
       }
     } catch (error) {
-      setFailure(causeOf(error));
+      const cause = causeOf(error);
+      TOO_LATE.includes(cause.code) ? onTooLate(cause) : setFailure(cause);
     } finally {
       setBusy(false);
-      rescueFocus();
     }
   };
 
@@ -70,14 +112,19 @@ export function InstanceCard({
     <Button
       label={texts.tryAgainOf(address)}
       busy={busy}
-      onClick={() => act(() => api.resend(link.id), texts.resent(address))}
+      onClick={() =>
+        act(
+          () => api.resend(link.id),
+          (changed) => texts.resent(address, foundOf(changed)),
+        )
+      }
     >
       {texts.tryAgain}
     </Button>
   );
   // What a round found, the relay looks at anew; for what shows by the groups, they are asked for.
   const checkAgain = silence ? (
-    <Button label={texts.checkAgainOf(address)} onClick={groups.reload}>
+    <Button label={texts.checkAgainOf(address)} busy={busy} onClick={askAgain}>
       {texts.checkAgain}
     </Button>
   ) : (
@@ -85,7 +132,12 @@ export function InstanceCard({
       <Button
         label={texts.checkAgainOf(address)}
         busy={busy}
-        onClick={() => act(() => api.look(link.id), texts.lookedAgain(address))}
+        onClick={() =>
+          act(
+            () => api.look(link.id),
+            (changed) => texts.lookedAgain(address, foundOf(changed)),
+          )
+        }
       >
         {texts.checkAgain}
       </Button>
@@ -95,7 +147,13 @@ export function InstanceCard({
     <Button
       label={texts.undoOf(address)}
       busy={busy}
-      onClick={() => act(() => api.add(link.instance_url), texts.undone(address))}
+      takeFocus={focusUndo}
+      onClick={() =>
+        act(
+          () => api.undo(link.id),
+          () => texts.undone(address),
+        )
+      }
     >
       {texts.undo}
     </Button>
@@ -151,18 +209,7 @@ export function InstanceCard({
         )}
       </div>
       {link.state === "failing" && (
-        <Failure
-          cause={explained(
-            link.last_error ?? {
-              code: "",
-              message: texts.failingUnknown,
-              hint: null,
-              id: null,
-            },
-          )}
-          alert={false}
-          actions={tryAgain}
-        >
+        <Failure cause={failingCause(link)} alert={false} actions={tryAgain}>
           <Attempts link={link} />
         </Failure>
       )}
@@ -174,15 +221,8 @@ export function InstanceCard({
         />
       )}
       {link.state === "pending" && (
-        <SectionMessage
-          appearance="information"
-          title={texts.connectingTitle}
-          actions={link.attempts > 0 && tryAgain}
-        >
-          <p>
-            {link.last_error ? sentence(explained(link.last_error).message) : texts.connectingText}
-          </p>
-          <Attempts link={link} />
+        <SectionMessage appearance="information" title={texts.connectingTitle}>
+          <p>{texts.connectingText}</p>
         </SectionMessage>
       )}
       {link.state === "removing" && (
@@ -196,6 +236,46 @@ export function InstanceCard({
       {failure && <Failure cause={failure} />}
     </li>
   );
+}
+
+type Shown = keyof typeof APPEARANCES;
+
+/** Says what a card has become, whoever did it; what is not known yet is no news. */
+function useChangesSaid(
+  shown: Shown,
+  say: (text: string) => void,
+  told: (state: LinkState) => string,
+) {
+  const before = useRef<LinkState | null>(null);
+  useEffect(() => {
+    if (shown === "checking" || shown === "unknown") {
+      return;
+    }
+    if (before.current !== null && before.current !== shown) {
+      say(told(shown));
+    }
+    before.current = shown;
+  });
+}
+
+function failingCause({ last_error }: Link): Cause {
+  return explained(last_error ?? { code: "", message: texts.failingUnknown, hint: null, id: null });
+}
+
+/** What a look or an attempt has found. */
+function foundOf(link: Link): string {
+  switch (link.state) {
+    case "connected":
+      return found(link.faults[0] ?? null);
+    case "failing":
+      return found(failingCause(link));
+    default:
+      return texts.foundNothing;
+  }
+}
+
+function found(cause: Cause | null): string {
+  return cause ? sentence(explained(cause).message) : texts.foundWell;
 }
 
 function removingText({ attempts, can_undo, next_attempt_at }: Link): string {
@@ -225,7 +305,7 @@ function Attempts({ link: { attempts, last_error, next_attempt_at } }: { link: L
   return (
     <p class="subtle">
       {texts.attempts(attempts)} {last_error && <Time at={last_error.at} say={texts.failedAt} />}{" "}
-      {next && <Time at={next} say={texts.nextAttempt} />}
+      {next && <Time at={next} ahead say={texts.nextAttempt} />}
     </p>
   );
 }

@@ -2,6 +2,7 @@ import { useState } from "preact/hooks";
 import { addressOf } from "../address.ts";
 import { type Api, type Cause, explained, type Link, type Links } from "../api.ts";
 import type { Boot } from "../boot.ts";
+import type { KnownGroups } from "../known_groups.ts";
 import { texts } from "../texts.ts";
 import { AddDialog } from "./add_dialog.tsx";
 import { Button } from "./button.tsx";
@@ -17,8 +18,10 @@ interface InstancesViewProps {
   api: Api;
   boot: Boot;
   answer: Links;
+  known: KnownGroups;
   takeFocus: boolean;
-  onChange: (link: Link, announcement: string) => void;
+  onChange: (link: Link) => void;
+  onSay: (announcement: string) => void;
   onRefresh: () => void;
   onManageGroups: (linkId: string) => void;
   onLinkGroups: (linkId: string) => void;
@@ -28,30 +31,45 @@ export function InstancesView({
   api,
   boot,
   answer,
+  known,
   takeFocus,
   onChange,
+  onSay,
   onRefresh,
   onManageGroups,
   onLinkGroups,
 }: InstancesViewProps) {
   const [adding, setAdding] = useState(false);
+  const [removed, setRemoved] = useState<string | null>(null);
   const [removing, setRemoving] = useState<Link | null>(null);
+  const [tooLate, setTooLate] = useState<Cause | null>(null);
   const { site, links, may_change: mayChange, reason } = answer;
+
+  const change = (changed: Link) => {
+    setTooLate(null);
+    setRemoved(null);
+    onChange(changed);
+  };
 
   return (
     <>
       <header class="page-header">
         <div class="page-header-titles">
           <Heading takeFocus={takeFocus}>{texts.appName}</Heading>
-          {links.length > 0 && <p class="subtle">{texts.instancesIntro(addressOf(site))}</p>}
+          <p class="subtle">
+            {links.length > 0
+              ? texts.instancesIntro(addressOf(site))
+              : texts.ofSite(addressOf(site))}
+          </p>
         </div>
-        {mayChange && (
+        {mayChange && links.length > 0 && (
           <Button appearance="primary" onClick={() => setAdding(true)}>
             {texts.addInstance}
           </Button>
         )}
       </header>
       {!mayChange && reason && <ReadOnly reason={explained(reason)} onRefresh={onRefresh} />}
+      {tooLate && <Failure cause={tooLate} />}
       {links.length === 0 ? (
         <FirstUse boot={boot} onAdd={mayChange ? () => setAdding(true) : null} />
       ) : (
@@ -62,8 +80,16 @@ export function InstancesView({
                 key={link.id}
                 api={api}
                 link={link}
+                known={known}
                 mayChange={mayChange}
-                onChange={onChange}
+                focusUndo={removed === link.id}
+                onChange={change}
+                onSay={onSay}
+                onTooLate={(cause) => {
+                  const message = texts.withDetail(addressOf(link.instance_url), cause.message);
+                  setTooLate({ ...cause, message });
+                  onRefresh();
+                }}
                 onRemove={() => setRemoving(link)}
                 onManageGroups={() => onManageGroups(link.id)}
                 onLinkGroups={() => onLinkGroups(link.id)}
@@ -80,7 +106,8 @@ export function InstancesView({
           onClose={() => setAdding(false)}
           onAdded={(link) => {
             setAdding(false);
-            onChange(link, texts.added(addressOf(link.instance_url)));
+            change(link);
+            onSay(texts.added(addressOf(link.instance_url)));
           }}
         />
       )}
@@ -92,7 +119,8 @@ export function InstancesView({
           onClose={() => setRemoving(null)}
           onRemoved={(link) => {
             setRemoving(null);
-            onChange(link, texts.removed(addressOf(link.instance_url)));
+            change(link);
+            setRemoved(link.id);
           }}
         />
       )}

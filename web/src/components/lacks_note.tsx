@@ -9,7 +9,7 @@ export function LacksNote({ lacks }: { lacks: Lack[] }) {
   }
   return (
     <SectionMessage appearance="information" title={texts.lacksTitle}>
-      <ul>
+      <ul class="causes">
         {lacks.map((lack) => (
           <li key={lack}>{texts.lacks[lack]}</li>
         ))}

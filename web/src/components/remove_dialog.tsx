@@ -34,6 +34,7 @@ export function RemoveDialog({ api, site, link, onClose, onRemoved }: RemoveDial
   return (
     <Dialog
       title={texts.removeTitle(addressOf(link.instance_url))}
+      busy={busy}
       onClose={onClose}
       onSubmit={() => {
         if (!busy) {
@@ -42,7 +43,7 @@ export function RemoveDialog({ api, site, link, onClose, onRemoved }: RemoveDial
       }}
       actions={
         <>
-          <Button appearance="subtle" onClick={onClose}>
+          <Button appearance="subtle" disabled={busy} onClick={onClose}>
             {texts.cancel}
           </Button>
           <Button appearance="danger" type="submit" busy={busy}>
@@ -54,7 +55,9 @@ export function RemoveDialog({ api, site, link, onClose, onRemoved }: RemoveDial
       <p>{texts.removeText(addressOf(site))}</p>
       <p>{texts.removeUndo}</p>
       <p>{link.can_purge ? texts.removeKeeps : texts.removeKeepsAlways}</p>
-      {link.can_purge && <Checkbox label={texts.removePurge} checked={purge} onChange={setPurge} />}
+      {link.can_purge && (
+        <Checkbox label={texts.removePurge} checked={purge} readOnly={busy} onChange={setPurge} />
+      )}
       {failure && <Failure cause={failure} />}
     </Dialog>
   );

@@ -1,10 +1,17 @@
 import { LANGUAGE, texts } from "../texts.ts";
 import { absoluteTime, relativeTime } from "../time.ts";
 
-export function Time({ at, say }: { at: string; say: (relative: string) => string }) {
+interface TimeProps {
+  at: string;
+  /** It is to come. */
+  ahead?: boolean;
+  say: (relative: string) => string;
+}
+
+export function Time({ at, ahead = false, say }: TimeProps) {
   return (
     <time dateTime={at} title={absoluteTime(at, LANGUAGE)}>
-      {say(relativeTime(at, Date.now(), LANGUAGE, texts))}
+      {say(relativeTime(at, Date.now(), ahead, LANGUAGE, texts))}
     </time>
   );
 }

@@ -1,16 +1,21 @@
-import { useRef, useState } from "preact/hooks";
-import type { Api, Cause } from "../api.ts";
+import { useEffect, useRef, useState } from "preact/hooks";
+import { addressOf } from "../address.ts";
+import { type Api, type Cause, isSessionOver, type Link } from "../api.ts";
 import type { GitlabSession } from "../gitlab.ts";
 import type { Host } from "../host.ts";
+import { forgetLinked, type KnownGroups } from "../known_groups.ts";
 import { useLinks } from "../links.ts";
 import { useOnline } from "../online.ts";
 import { texts } from "../texts.ts";
+import { Announcements, useAnnouncements } from "./announcements.tsx";
 import { Button } from "./button.tsx";
 import { Failure } from "./failure.tsx";
 import { GroupsView } from "./groups_view.tsx";
+import { Heading } from "./heading.tsx";
 import { InstancesView } from "./instances_view.tsx";
 import { LinkGroupsView } from "./link_groups_view.tsx";
 import { SectionMessage } from "./section_message.tsx";
+import { SessionExpired } from "./session_expired.tsx";
 import { Starting } from "./starting.tsx";
 
 type View = { name: "instances" } | { name: "groups" | "link_groups"; linkId: string };
@@ -20,23 +25,49 @@ export function Workspace({ host, api }: { host: Host; api: Api }) {
   const online = useOnline();
   const [view, setView] = useState<View>({ name: "instances" });
   const [navigated, setNavigated] = useState(false);
-  const [announcement, setAnnouncement] = useState("");
+  const [announcements, say] = useAnnouncements();
+  // An instance whose groups somebody looked at when it went.
+  const [lost, setLost] = useState<string | null>(null);
   // Sign-ins live as long as the page, and in its memory only.
   const sessions = useRef(new Map<string, GitlabSession>());
+  const known = useRef<KnownGroups>(new Map());
 
   const go = (to: View) => {
     setNavigated(true);
+    setLost(null);
+    if ("linkId" in to) {
+      forgetLinked(known.current, to.linkId);
+    }
     setView(to);
   };
 
   const { answer, failure, refresh } = list;
   const link = "linkId" in view ? answer?.links.find(({ id }) => id === view.linkId) : undefined;
+  const shown = useRef<Link[]>([]);
+  useEffect(() => {
+    if (!answer) {
+      return;
+    }
+    const gone = shown.current.filter(({ id }) => !answer.links.some((other) => other.id === id));
+    shown.current = answer.links;
+    for (const { id, instance_url } of gone) {
+      say(texts.gone(addressOf(instance_url)));
+      if ("linkId" in view && view.linkId === id) {
+        setNavigated(true);
+        setView({ name: "instances" });
+        setLost(addressOf(instance_url));
+      }
+    }
+  }, [answer, view, say]);
 
+  const sessionOver = failure !== null && isSessionOver(failure);
+
+  if (sessionOver && !answer) {
+    return <SessionExpired host={host} />;
+  }
   return (
     <main class="page">
-      <div class="assistive" role="status">
-        {announcement}
-      </div>
+      <Announcements all={announcements} />
       {!online && (
         <SectionMessage appearance="warning" title={texts.offlineTitle} alert>
           <p>{texts.offlineBanner}</p>
@@ -44,26 +75,45 @@ export function Workspace({ host, api }: { host: Host; api: Api }) {
       )}
       {failure && online && answer && (
         <Failure
-          cause={keepsTrying(failure)}
+          cause={keepsTrying(sessionOver ? withoutSession(failure, host) : failure)}
           appearance="warning"
           title={texts.staleTitle}
-          actions={<Button onClick={refresh}>{texts.tryAgain}</Button>}
+          actions={
+            <>
+              <Button onClick={refresh}>{texts.tryAgain}</Button>
+              {sessionOver && !host.outside && (
+                <Button onClick={host.reload}>{texts.reloadPage}</Button>
+              )}
+            </>
+          }
         />
       )}
       {!answer && failure && (
         <>
-          <h1>{texts.appName}</h1>
+          <Heading takeFocus={false}>{texts.appName}</Heading>
           {online && (
             <Failure
               cause={keepsTrying(failure)}
               actions={<Button onClick={refresh}>{texts.tryAgain}</Button>}
-            >
-              <p>{texts.keepsTrying}</p>
-            </Failure>
+            />
           )}
         </>
       )}
       {!answer && !failure && <Starting text={texts.loading} />}
+      {lost && (
+        <SectionMessage appearance="warning" title={texts.lostTitle(lost)} alert>
+          <p>{texts.lostText}</p>
+        </SectionMessage>
+      )}
+      {link?.state === "removing" && (
+        <SectionMessage
+          appearance="warning"
+          title={texts.leavingTitle(addressOf(link.instance_url))}
+          alert
+        >
+          <p>{link.can_undo ? texts.leavingText : texts.leavingForGood}</p>
+        </SectionMessage>
+      )}
       {answer &&
         (link && view.name === "groups" ? (
           <GroupsView
@@ -88,11 +138,13 @@ export function Workspace({ host, api }: { host: Host; api: Api }) {
             api={api}
             boot={host.boot}
             answer={answer}
+            known={known.current}
             takeFocus={navigated}
-            onChange={(changed, said) => {
+            onChange={(changed) => {
+              setLost(null);
               list.put(changed);
-              setAnnouncement(said);
             }}
+            onSay={say}
             onRefresh={refresh}
             onManageGroups={(linkId) => go({ name: "groups", linkId })}
             onLinkGroups={(linkId) => go({ name: "link_groups", linkId })}
@@ -100,6 +152,14 @@ export function Workspace({ host, api }: { host: Host; api: Api }) {
         ))}
     </main>
   );
+}
+
+// That the host is silent says less than that the relay refuses what it gave.
+function withoutSession(failure: Cause, { outside }: Host): Cause {
+  const hint = outside ? texts.sessionExpiredOutside : texts.sessionExpired;
+  return failure.code === "token_missing"
+    ? failure
+    : { ...failure, message: texts.sessionExpiredTitle, hint };
 }
 
 // The list does; an act that fails is the user's to try again.

@@ -40,7 +40,7 @@ export async function connectHost(boot: Boot, again: boolean): Promise<Host> {
   // something. Neither of us needs it any more: reloading goes through Jira, which signs anew.
   window.history.replaceState(null, "", window.location.pathname);
   // Sets data-color-mode and data-theme on <html>, now and whenever the user changes Jira's theme.
-  // It also adds <link>s to Atlassian's CDN, which our policy refuses: page.css has the same values.
+  // It also adds <link>s to Atlassian's CDN. page.css has the same values, so nothing is missing when they do not load.
   ap.theming?.initializeTheming();
   return {
     boot,

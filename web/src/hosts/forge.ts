@@ -3,7 +3,7 @@
 // and for which site (https://developer.atlassian.com/platform/forge/apis-reference/ui-api-bridge/invokeRemote/).
 
 import { understood } from "../api.ts";
-import type { Boot } from "../boot.ts";
+import { bootShape } from "../boot.ts";
 import { type Answer, type Call, type Host, HostError } from "../host.ts";
 
 type Bridge = typeof import("@forge/bridge");
@@ -18,8 +18,9 @@ export async function forgeHost(base: string): Promise<Host> {
   // other colours than Jira's is still a page.
   const themed = bridge.view.theme.enable().catch(() => {});
   const request = (call: Call, signal: AbortSignal) => requested(bridge, base, call, signal);
-  const boot = understood<Boot>(
+  const boot = understood(
     await request({ method: "GET", path: "page/boot" }, AbortSignal.timeout(BOOT_MAX_MS)),
+    bootShape,
   );
   await themed;
   return {

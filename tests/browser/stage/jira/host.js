@@ -14,7 +14,8 @@
   const post = (message) => frame.contentWindow.postMessage(message, appOrigin);
 
   async function getToken() {
-    const answer = await fetch(`/token?${new URLSearchParams({ account })}`);
+    // One that gets no answer does not hold back the next one.
+    const answer = await fetch(`/token?${new URLSearchParams({ account })}`, { cache: "no-store" });
     if (!answer.ok) throw new Error("no context token");
     return (await answer.json()).token;
   }
