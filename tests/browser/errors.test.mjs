@@ -76,7 +76,7 @@ describe("adding an instance", () => {
     await admin.check(stage.plain.url);
     const proxyUrl = admin.line("Jira Connect Proxy URL");
     await admin.seeIn(proxyUrl, "Failed", `set Jira Connect Proxy URL to exactly ${stage.relay.url}`, "Request ID");
-    const publicKey = admin.line("Public key");
+    const publicKey = admin.line("Public key (GitLab 15.7 or later)");
     await admin.seeIn(publicKey, "Failed", `its Jira Connect Proxy URL must be ${stage.relay.url}`, "Request ID");
     await admin.seeIn(admin.line("A GitLab instance"), "Passed");
     await admin.view.look("add-proxy-url");
@@ -96,7 +96,7 @@ describe("adding an instance", () => {
     const application = admin.line("OAuth application");
     const redirectUri = `${stage.relay.baseUrl}/oauth_callbacks`;
     await admin.seeIn(application, "Warning", "it has no OAuth application", redirectUri);
-    await admin.seeIn(admin.line("Public key"), "Passed");
+    await admin.seeIn(admin.line("Public key (GitLab 15.7 or later)"), "Passed");
     await admin.confirm("Add anyway");
     await admin.seeIn(admin.card(stage.plain), "Connected");
 
@@ -142,7 +142,7 @@ describe("adding an instance", () => {
     stage.plain.refusesEvents = true;
     const admin = await Admin.open(stage);
     await admin.check(stage.plain.url);
-    const publicKey = admin.line("Public key");
+    const publicKey = admin.line("Public key (GitLab 15.7 or later)");
     await admin.seeIn(publicKey, "Failed", "does not believe what it signs", "Host header", "Request ID");
     await admin.view.look("add-refuses-events");
     await admin.confirm("Add anyway");
