@@ -12,7 +12,7 @@ use super::Scene;
 use crate::{
     cloud::{Cloud, FAMILIES, Installed},
     fakes::{FakeJira, http::client},
-    harness::{RelayProcess, SECRET, Settings, admin, checked, code, printed},
+    harness::{RelayProcess, SECRET, SECRET_2, Settings, admin, checked, code, printed},
     outside::Session,
     stage::{APP_KEY, CLIENT_KEY, GitLab, linked},
 };
@@ -378,9 +378,9 @@ async fn a_connect_app_that_went_without_a_word_is_left_by_force() {
         (&trail[0]["actor"], &trail[0]["note"]),
         (&json!("admin"), &json!("connect (forced)"))
     );
-    // It was alive.
+    // It was alive. (The same again, in the same second, would be a repeat.)
     let relay = scene.relay.app_base_url();
-    assert_eq!(scene.jira.installed(&relay, SECRET).await.status(), 204);
+    assert_eq!(scene.jira.installed(&relay, SECRET_2).await.status(), 204);
     let back = |links: &[Value]| links[0]["state"] == "connected";
     scene.relay.until_links("back", back).await;
     assert_eq!(scene.installation().await["state"], "installed");
