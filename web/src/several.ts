@@ -85,6 +85,13 @@ export function useSeveral(): Several {
 export function useLeave({ stop }: Several, onLeave: () => void): () => Promise<void> {
   const asked = useRef(false);
   const gone = useRef(false);
+  // The view may have gone by itself meanwhile.
+  useEffect(
+    () => () => {
+      gone.current = true;
+    },
+    [],
+  );
   return async () => {
     if (!asked.current) {
       asked.current = true;
