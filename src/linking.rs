@@ -12,7 +12,9 @@ use crate::{
     domain::{
         Actor, AuditEntry, ClientKey, Installation, InstanceUrl, JiraBaseUrl, LifecycleEventKind,
         Link, LinkId, LinkMode, Namespace, SharedSecret, UpstreamKind,
-        installation::InstallationChange, link::Purge, secret::NoRandomness,
+        installation::{Imported, InstallationChange},
+        link::Purge,
+        secret::NoRandomness,
     },
     reject::{Reject, RejectKind},
     store::{StoreFull, Transaction},
@@ -352,25 +354,35 @@ pub fn undo_removal(
         ..audit.about(&link)
     });
     transaction.put_link(link.clone())?;
+    transaction.keep_installation(&link.client_key);
     Ok(link)
 }
 
-/// Wants a link gone in the way in which it was leaving before [`add`] took that back.
+/// Wants a link gone in the way in which it, and with it perhaps its site, was leaving before [`add`] took that back.
 pub fn leave_again(
     transaction: &mut Transaction<'_>,
     before: &Link,
+    site: Option<Imported>,
     audit: AuditEntry,
     now: Timestamp,
 ) -> Result<Link, LinkRefusal> {
+    let mut link = known(transaction, before.id)?;
+    link.imported = before.imported;
+    transaction.replace_link(link.clone());
+    transaction.restore_imported(&link.client_key, site);
     if before.hand_back {
-        let mut link = known(transaction, before.id)?;
         link.want_handed_back(now);
         transaction.audit(audit.about(&link));
         transaction.replace_link(link.clone());
         return Ok(link);
     }
-    let rule = if before.is_purging() { purge } else { remove };
-    rule(transaction, before.id, audit, now)
+    let reflection = if before.waits_for_second_thoughts(now) {
+        before.next_attempt_at.duration_since(now)
+    } else {
+        SignedDuration::ZERO
+    };
+    let with_data = before.is_purging();
+    remove_after(transaction, before.id, with_data, reflection, audit, now)
 }
 
 /// Everything that the link wrote under this namespace is deleted, where a way is open.
@@ -532,13 +544,19 @@ pub fn follow(
     Ok(())
 }
 
-/// Has all instances of a site told that it is over, whatever stands by.
-pub fn end(transaction: &mut Transaction<'_>, client_key: &ClientKey, now: Timestamp) {
+/// Has all instances of a site told that it is over, whatever stands by; tells whether there was anything to tell. One
+/// that goes back to the proxy it came from does: told so, it would forget its groups.
+pub fn end(transaction: &mut Transaction<'_>, client_key: &ClientKey, now: Timestamp) -> bool {
+    let mut any = false;
     for link in transaction.links_of(client_key) {
-        let mut link = Link::clone(&link);
-        link.want_uninstalled(now);
-        transaction.replace_link(link);
+        if !link.hand_back && link.desired.event == LifecycleEventKind::Installed {
+            let mut link = Link::clone(&link);
+            link.want_uninstalled(now);
+            transaction.replace_link(link);
+            any = true;
+        }
     }
+    any
 }
 
 /// Sees to it that an installation is linked to every instance of `instances.auto_link`. What can't be linked

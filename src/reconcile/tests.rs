@@ -537,6 +537,32 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     prop::collection::vec(event, 0..60)
 }
 
+/// Somebody removes a link, the import that brought it is rolled back, and the removal is undone: what is kept after
+/// all must not go with the import.
+#[tokio::test]
+async fn an_undone_removal_keeps_the_site_that_was_to_leave() {
+    let mut world = World::new();
+    world.import(0, 0, 1).await;
+    let begin = |links: Vec<Arc<Link>>| links.first().map(|link| link.id).expect("a link");
+    let (id, now) = (begin(world.store().links()), world.now());
+    let minute = SignedDuration::from_mins(1);
+    let removed = world
+        .store()
+        .transact(move |t| linking::remove_after(t, id, false, minute, by_admin(now), now));
+    removed.await.expect("removed");
+    world.roll_back().await;
+    let imported = |world: &World| {
+        let site = world.store().installation(&client_key(0)).expect("a site");
+        site.imported.map(|imported| imported.leaving)
+    };
+    assert_eq!(imported(&world), Some(true));
+    let undone = world
+        .store()
+        .transact(move |t| linking::undo_removal(t, id, by_admin(now), now));
+    assert!(!undone.await.expect("undone").remove);
+    assert_eq!(imported(&world), Some(false));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..Default::default() })]
 

@@ -176,6 +176,8 @@ async fn install(
     arrival: &Arrival,
 ) -> Result<(), Reject> {
     let client_key = caller.installation.client_key.clone();
+    let site = public.store.installation(&client_key);
+    let site = site.and_then(|site| site.imported);
     let leaving = public.store.links_of(&client_key).into_iter();
     let leaving = { leaving }.find(|link| link.remove && link.instance_url == *instance_url);
     let created = audit(arrival, caller, "link_created");
@@ -192,9 +194,9 @@ async fn install(
         Some(before) => {
             let audit = audit(arrival, caller, "link_removal_requested");
             let now = arrival.now;
-            let removed = public
-                .linker
-                .change(move |transaction| linking::leave_again(transaction, &before, audit, now));
+            let removed = public.linker.change(move |transaction| {
+                linking::leave_again(transaction, &before, site, audit, now)
+            });
             removed.await?;
         }
         None => remove(public, caller, link.id, arrival).await?,

@@ -84,6 +84,17 @@ impl Transaction<'_> {
         }
     }
 
+    /// It is its import's again, as it was before somebody wanted one of its links, unless Jira has spoken meanwhile.
+    pub fn restore_imported(&mut self, client_key: &ClientKey, before: Option<Imported>) {
+        let known = self.installation(client_key);
+        if let Some(installation) = known.filter(|known| known.imported.is_some()) {
+            self.put(Installation {
+                imported: before,
+                ..Installation::clone(&installation)
+            });
+        }
+    }
+
     /// Forgets an installation. Its links must be gone.
     pub fn remove_installation(&mut self, client_key: &ClientKey) {
         self.remove::<Installation>(client_key);
