@@ -200,14 +200,16 @@ pub fn leave_for_good(
     let Some(known) = transaction.installation(client_key) else {
         return Ok(());
     };
-    let (installation, _) = known.leave(known.upstream.kind(), now);
+    let (installation, change) = known.leave(known.upstream.kind(), now);
     transaction.put_installation(installation)?;
-    linking::end(transaction, client_key, now);
-    transaction.audit(AuditEntry {
-        client_key: Some(client_key.clone()),
-        action: InstallationChange::Uninstalled.name().to_owned(),
-        ..audit
-    });
+    let is_news = linking::end(transaction, client_key, now);
+    if is_news || change == InstallationChange::Uninstalled {
+        transaction.audit(AuditEntry {
+            client_key: Some(client_key.clone()),
+            action: InstallationChange::Uninstalled.name().to_owned(),
+            ..audit
+        });
+    }
     Ok(())
 }
 

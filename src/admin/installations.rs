@@ -14,7 +14,8 @@ use super::{AdminParts, parameter};
 use crate::{
     clock,
     domain::{
-        AuditEntry, ClientKey, Credential, Installation, LinkId, Upstream, UpstreamKind,
+        AuditEntry, ClientKey, Credential, Installation, LifecycleEventKind, Link, LinkId,
+        Upstream, UpstreamKind,
         installation::{InstallationChange, SiteAddress},
         origin::JiraBaseUrlError,
         upstream::{ClientIdError, Oauth},
@@ -334,7 +335,11 @@ fn view<'a>(admin: &AdminParts, installation: &'a Installation) -> View<'a> {
 
 fn problem(admin: &AdminParts, installation: &Installation) -> Option<Problem> {
     if !installation.is_installed() {
-        return waits_for_a_move(installation);
+        let links = admin.store.links_of(&installation.client_key);
+        let is_over = |link: &Link| link.desired.event == LifecycleEventKind::Uninstalled;
+        // Left for good, nothing is waited for.
+        let is_left = !links.is_empty() && links.iter().all(|link| is_over(link));
+        return waits_for_a_move(installation).filter(|_| !is_left);
     }
     if let Some(standing) = forge_sites::standing(installation, clock::now()) {
         let Standing {

@@ -9,7 +9,10 @@ use uuid::Uuid;
 use super::{Shared, site::Site};
 use crate::{
     clock,
-    domain::{Actor, AuditEntry, Installation, JiraCall, SpooledWrite, UpstreamKind},
+    domain::{
+        Actor, AuditEntry, Installation, JiraCall, LifecycleEventKind, LinkId, SpooledWrite,
+        UpstreamKind,
+    },
     jira::{
         Delivered, Setback,
         deliver::{Size, deliver},
@@ -154,6 +157,12 @@ impl Shared {
         self.traces.begin(id, context, subject, clock::now())
     }
 
+    /// An operator may have left the site for good, whatever stands by.
+    fn goes_on(&self, link: LinkId) -> bool {
+        let link = self.store.link(link);
+        link.is_some_and(|link| link.desired.event == LifecycleEventKind::Installed)
+    }
+
     async fn attempt(&self, write: &SpooledWrite) -> Fate {
         let now = clock::now();
         let installation = match self.store.installation(&write.client_key) {
@@ -161,6 +170,7 @@ impl Shared {
             // What is thrown away now could not go the other way after a move.
             Some(left)
                 if !left.standby.is_empty()
+                    && self.goes_on(write.link)
                     && now.duration_since(write.received_at) < self.settings.max_age =>
             {
                 return Fate::Later(Setback::of_shut_way(&left.standby), left);

@@ -353,7 +353,16 @@ async fn a_site_that_can_be_moved_is_not_left_by_mistake() {
     let said = printed(&scene.relay, &arguments, 0).await;
     assert!(said.contains("if its app is still installed"), "{said}");
     scene.until_told_the_end(&gitlabs[0]).await;
-    assert_eq!(scene.installation().await["standby"], json!(["connect"]));
+    let left = scene.installation().await;
+    assert_eq!(left["standby"], json!(["connect"]));
+    assert_eq!(left["problem"], Value::Null, "nothing is waited for");
+    printed(&scene.relay, &arguments, 0).await;
+    let trail = scene.audit("installation_uninstalled").await;
+    assert_eq!(
+        trail.len(),
+        1,
+        "said once more, nothing happens: {trail:#?}"
+    );
 }
 
 /// Connect says goodbye once, and a site that was deleted, or imported into another, says nothing.
