@@ -255,9 +255,12 @@ impl ForgeSites {
         lock(&self.answered).retain(|_, end| now < *end);
         let known = stream::iter(self.store.installations());
         let looks = known.for_each_concurrent(ASKED_AT_ONCE, |known| async move {
-            let Some(forge) = known.forge().filter(|_| is_open(&known)) else {
+            // It had its turn to wait for, in which Forge may have called.
+            let known = self.store.installation(&known.client_key);
+            let Some(known) = known.filter(|known| is_open(known)) else {
                 return;
             };
+            let Some(forge) = known.forge() else { return };
             if self.is_gone(forge, now) {
                 self.leave_gone(&known, forge, now).await;
             } else if self.is_doubtful(&known, forge, now) {

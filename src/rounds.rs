@@ -246,9 +246,13 @@ impl Rounds {
 
     /// Looks at an instance, and at what these of its links find there.
     async fn look(&self, instance: &InstanceUrl, links: &[Arc<Link>]) {
-        let confirmed = self.doctor.links_to(instance).into_iter();
-        let confirmed = confirmed.filter(|link| link.is_settled());
-        let confirmed = confirmed.map(|link| (link.id, link.desired)).collect();
+        // The news of others are looked at in their turn.
+        let confirmed = links.iter().map(|link| link.id);
+        let confirmed: Vec<_> = confirmed
+            .filter_map(|id| self.store.link(id))
+            .filter(|link| link.is_settled())
+            .map(|link| (link.id, link.desired))
+            .collect();
         let (number, began) = (uuid::Uuid::new_v4(), clock::now());
         let id = number.simple().to_string();
         let subject = Subject::Look {
@@ -272,6 +276,9 @@ impl Rounds {
             is_reached && link.is_some_and(|link| self.store.link(link).is_some())
         });
         let mut faults: Vec<Fault> = left.cloned().collect();
+        let of_others = before.iter().flat_map(|health| &health.confirmed);
+        let of_others = of_others.filter(|(id, _)| links.iter().all(|link| link.id != *id));
+        let confirmed = confirmed.into_iter().chain(of_others.copied()).collect();
         let mut end = None;
         let broken = report
             .steps

@@ -49,6 +49,9 @@ const CALLS_AT_ONCE: usize = 16;
 /// For a turn among them.
 const TURN_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long the answer to a resend waits for a look at the instance.
+const LOOK_AFTER_RESEND: Duration = Duration::from_secs(5);
+
 /// How long a name may take to be looked up before nothing is said about its address.
 const LOOKUP_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -368,11 +371,14 @@ impl<'a> Visit<'a> {
         // What the last look found may just have been mended.
         let rounds = &self.public.rounds;
         let broken = |health: Health| health.verdict == Verdict::Fail;
-        if link.is_settled()
-            && rounds.health(&link).is_some_and(broken)
-            && let Ok(_turn) = self.turn().await
-        {
-            rounds.look_now(&Arc::new(link.clone())).await;
+        if link.is_settled() && rounds.health(&link).is_some_and(broken) {
+            let look = async {
+                if let Ok(_turn) = self.turn().await {
+                    rounds.look_now(&Arc::new(link.clone())).await;
+                }
+            };
+            // The rounds look as well; Forge waits 25 s for the whole answer.
+            let _ = tokio::time::timeout(LOOK_AFTER_RESEND, look).await;
         }
         self.answer(StatusCode::OK, &link)
     }
