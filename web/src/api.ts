@@ -9,6 +9,7 @@ import {
   number,
   oneOf,
   orNull,
+  parsed,
   record,
   type Shape,
   text,
@@ -248,14 +249,6 @@ export function understood<T>({ status, text }: Answer, shape: Shape<T>): T {
     return value;
   }
   throw notUnderstood(status);
-}
-
-function parsed(text: string): unknown {
-  try {
-    return text ? JSON.parse(text) : undefined;
-  } catch {
-    return undefined;
-  }
 }
 
 /** What is known about any failure, in the form that the page shows. */

@@ -2,6 +2,18 @@
 // origin on /oauth/token and /api/, without cookies.
 
 import { type Cause, causeOf, type SignIn } from "./api.ts";
+import {
+  flag,
+  listOf,
+  number,
+  oneOf,
+  orMissing,
+  orNothing,
+  parsed,
+  record,
+  type Shape,
+  text,
+} from "./shapes.ts";
 import { texts } from "./texts.ts";
 
 export interface GitlabUser {
@@ -64,6 +76,18 @@ export interface AccessToken {
   expires_in?: number;
 }
 
+const accessToken = record<AccessToken>({ access_token: text, expires_in: orMissing(number) });
+const gitlabUser = record<GitlabUser>({ name: text, username: text, is_admin: orMissing(flag) });
+const group = record<Group>({
+  id: number,
+  name: text,
+  full_name: text,
+  full_path: text,
+  description: orNothing(text),
+});
+const success = record({ success: oneOf([true]) });
+const fields = record<Record<string, unknown>>({});
+
 const MAINTAINER = "40";
 const PER_PAGE = 20;
 const SEARCH_MIN_CHARS = 3;
@@ -97,7 +121,7 @@ export async function openSession(signIn: SignIn, token: AccessToken): Promise<G
     return answer;
   }
 
-  const user = understood(await read("/user"), isUser);
+  const user = understood(await read("/user"), gitlabUser);
 
   return {
     user,
@@ -117,7 +141,7 @@ export async function openSession(signIn: SignIn, token: AccessToken): Promise<G
         query.set("min_access_level", MAINTAINER);
       }
       const answer = await read(`/groups?${query}`, { signal });
-      const groups = understood(answer, isGroups);
+      const groups = understood(answer, listOf(group));
       return { groups, page, ...paging(answer.headers, groups.length, page) };
     },
     async link(fullPath, contextToken) {
@@ -127,7 +151,7 @@ export async function openSession(signIn: SignIn, token: AccessToken): Promise<G
         body: JSON.stringify({ jwt: contextToken, namespace_path: fullPath }),
       });
       if (answer.ok) {
-        understood(answer, isSuccess);
+        understood(answer, success);
         return;
       }
       const { code, message } = refusalOf(answer);
@@ -163,7 +187,7 @@ export async function exchangeCode(
   if (!answer.ok) {
     throw refusal(answer);
   }
-  return understood(answer, isAccessToken);
+  return understood(answer, accessToken);
 }
 
 interface Answer {
@@ -209,9 +233,9 @@ function paging(headers: Headers, length: number, page: number) {
 }
 
 // A portal that wants a log-in, or a proxy, answers 200 as well.
-function understood<T>({ text }: Answer, isIt: (value: unknown) => value is T): T {
-  const value = parsed(text);
-  if (!isIt(value)) {
+function understood<T>(answer: Answer, shape: Shape<T>): T {
+  const value = parsed(answer.text);
+  if (!shape(value)) {
     throw new GitlabError("not_gitlab", texts.notGitlab.message, texts.notGitlab.hint);
   }
   return value;
@@ -226,7 +250,7 @@ function refusal(answer: Answer): GitlabError {
 // and `error_description`; a reverse proxy with HTML.
 function refusalOf({ status, text }: Answer): { code: unknown; message: string } {
   const body = parsed(text);
-  if (!isRecord(body)) {
+  if (!fields(body)) {
     return { code: null, message: texts.answerStatus(status) };
   }
   const said = body.error_description ?? body.message ?? body.error;
@@ -234,45 +258,4 @@ function refusalOf({ status, text }: Answer): { code: unknown; message: string }
     code: body.error,
     message: typeof said === "string" ? said : JSON.stringify(said ?? body),
   };
-}
-
-function parsed(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return undefined;
-  }
-}
-
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null;
-}
-
-function isSuccess(value: unknown): value is { success: true } {
-  return isRecord(value) && value.success === true;
-}
-
-function isAccessToken(value: unknown): value is AccessToken {
-  return (
-    isRecord(value) &&
-    typeof value.access_token === "string" &&
-    ["undefined", "number"].includes(typeof value.expires_in)
-  );
-}
-
-function isUser(value: unknown): value is GitlabUser {
-  return isRecord(value) && typeof value.name === "string" && typeof value.username === "string";
-}
-
-function isGroups(value: unknown): value is Group[] {
-  return Array.isArray(value) && value.every(isGroup);
-}
-
-function isGroup(value: unknown): value is Group {
-  return (
-    isRecord(value) &&
-    typeof value.id === "number" &&
-    [value.name, value.full_name, value.full_path].every((text) => typeof text === "string") &&
-    (value.description == null || typeof value.description === "string")
-  );
 }

@@ -16,7 +16,17 @@ export function orNull<T>(of: Shape<T>) {
   return shape<T | null>((value) => value === null || of(value));
 }
 
-export function oneOf<T extends string>(words: readonly T[]) {
+/** Null or left out, which reads alike. */
+export function orNothing<T>(of: Shape<T>) {
+  return shape<T | null>((value) => value == null || of(value));
+}
+
+/** Left out by who has nothing to say. */
+export function orMissing<T>(of: Shape<T>) {
+  return shape<T | undefined>((value) => value === undefined || of(value));
+}
+
+export function oneOf<T extends string | boolean>(words: readonly T[]) {
   return shape<T>((value) => words.some((word) => word === value));
 }
 
@@ -34,4 +44,13 @@ export function record<T extends object>(fields: { [Name in keyof T]-?: Shape<T[
         of((value as Record<string, unknown>)[name]),
       ),
   );
+}
+
+/** What an answer says, if it is JSON. */
+export function parsed(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
 }

@@ -1,6 +1,5 @@
 import type { ComponentChildren } from "preact";
 import { useRef } from "preact/hooks";
-import { rescueFocus } from "../focus.ts";
 import type { Several } from "../several.ts";
 import { texts } from "../texts.ts";
 import { Button } from "./button.tsx";
@@ -78,7 +77,6 @@ function Elsewhere({ selected, onDrop }: { selected: Selected[]; onDrop: (id: nu
               onClick={() => {
                 summary.current?.focus();
                 onDrop(id);
-                rescueFocus();
               }}
             >
               {texts.unselect}

@@ -1,6 +1,5 @@
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import type { Api, Cause, ContextToken, Link } from "../api.ts";
-import { rescueFocus } from "../focus.ts";
 import {
   causeOfGitlab,
   GitlabError,
@@ -142,7 +141,6 @@ export function GroupPicker({
       setSelected((before) => without(before, full_path));
       return { id, name, cause: null };
     });
-    rescueFocus();
     if (over) {
       onEnded();
     }
@@ -151,16 +149,7 @@ export function GroupPicker({
   const linkUnreachable =
     !progress && linking.outcomes.some(({ cause }) => cause?.code === "unreachable");
 
-  const tryAgain = (
-    <Button
-      onClick={() => {
-        setTries(tries + 1);
-        rescueFocus();
-      }}
-    >
-      {texts.tryAgain}
-    </Button>
-  );
+  const tryAgain = <Button onClick={() => setTries(tries + 1)}>{texts.tryAgain}</Button>;
 
   return (
     <section aria-label={texts.linkGroups}>
@@ -204,11 +193,7 @@ export function GroupPicker({
           cause={alreadyLinked.failure}
           appearance="warning"
           title={texts.linkedUnknown}
-          actions={
-            <Button onClick={() => alreadyLinked.reload().then(rescueFocus)}>
-              {texts.tryAgain}
-            </Button>
-          }
+          actions={<Button onClick={() => alreadyLinked.reload()}>{texts.tryAgain}</Button>}
         />
       )}
       {loading && !found && <Loading text={texts.groupsLoadingList} />}

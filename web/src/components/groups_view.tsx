@@ -1,7 +1,6 @@
 import { useState } from "preact/hooks";
 import { addressOf } from "../address.ts";
 import { type Api, causeOf, type Link, type LinkedGroup, RelayError } from "../api.ts";
-import { rescueFocus } from "../focus.ts";
 import { useLinkedGroups } from "../linked_groups.ts";
 import { type Outcome, type Several, useLeave, useSeveral } from "../several.ts";
 import { texts } from "../texts.ts";
@@ -52,7 +51,7 @@ export function GroupsView({ api, link, mayChange, onBack, onLinkGroups }: Group
           cause={failure}
           actions={
             <>
-              <Button onClick={() => reload().then(rescueFocus)}>{texts.tryAgain}</Button>
+              <Button onClick={() => reload()}>{texts.tryAgain}</Button>
               {mayChange && (
                 <Button appearance="subtle" onClick={onLinkGroups}>
                   {texts.linkGroups}
@@ -127,7 +126,6 @@ function Linked({
       setSelected((before) => new Set([...before].filter((other) => other !== id)));
       return { id, name: full_name, cause: null };
     });
-    rescueFocus();
   };
 
   const results = !progress && (

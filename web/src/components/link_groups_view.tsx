@@ -1,7 +1,6 @@
 import { useState } from "preact/hooks";
 import { addressOf } from "../address.ts";
 import type { Api, Link } from "../api.ts";
-import { rescueFocus } from "../focus.ts";
 import type { GitlabSession } from "../gitlab.ts";
 import type { Host } from "../host.ts";
 import { useLocalNetworkAccess } from "../local_network.ts";
@@ -41,7 +40,6 @@ export function LinkGroupsView({ api, host, link, sessions, onBack }: LinkGroups
   const signOut = () => {
     sessions.delete(link.id);
     setSession(null);
-    rescueFocus();
   };
   const end = (session: GitlabSession) => {
     // Somebody may have signed in again by the time that the last call of the old session says so.

@@ -101,6 +101,7 @@ export function SignInPanel({ api, host, link, localNetwork, onSignedIn }: SignI
       setProblem(found);
       setCutOff((before) => before || (found !== "unreachable" && found?.code === "popup_closed"));
       setStep("idle");
+      // While the window of GitLab had it, nobody could watch the focus of this one.
       rescueFocus();
       // A state and a verifier serve once.
       setReady(null);
