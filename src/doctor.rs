@@ -12,10 +12,7 @@ use serde_json::Value;
 
 use crate::{
     client::{Client, Destination},
-    domain::{
-        Installation, InstanceUrl, JiraBaseUrl, LifecycleEventKind, Link, LinkId, LinkMode,
-        Upstream,
-    },
+    domain::{Installation, InstanceUrl, JiraBaseUrl, Link, LinkId, LinkMode, Upstream},
     forge_sites,
     gitlab::{
         Asker, Prober,
@@ -256,9 +253,7 @@ impl Doctor {
     /// The links that an instance knows, or is to know.
     pub fn links_to(&self, instance: &InstanceUrl) -> Vec<Arc<Link>> {
         let mut links = self.store.links();
-        links.retain(|link| {
-            link.instance_url == *instance && link.desired.event == LifecycleEventKind::Installed
-        });
+        links.retain(|link| link.instance_url == *instance && link.wants_installed());
         links
     }
 

@@ -10,8 +10,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     domain::{
-        Actor, AuditEntry, ClientKey, Installation, InstanceUrl, JiraBaseUrl, LifecycleEventKind,
-        Link, LinkId, LinkMode, Namespace, SharedSecret, UpstreamKind,
+        Actor, AuditEntry, ClientKey, Installation, InstanceUrl, JiraBaseUrl, Link, LinkId,
+        LinkMode, Namespace, SharedSecret, UpstreamKind,
         installation::{Imported, InstallationChange},
         link::Purge,
         secret::NoRandomness,
@@ -451,7 +451,7 @@ pub fn deliver_again(
         let Some(link) = transaction.link(id) else {
             continue;
         };
-        if link.remove || link.desired.event != LifecycleEventKind::Installed {
+        if link.remove || !link.wants_installed() {
             continue;
         }
         let mut link = Link::clone(&link);
@@ -514,9 +514,7 @@ pub fn follow(
             }
             // A link of its own secret that was not told that it is over has nothing to hear.
             InstallationChange::Reinstalled
-                if !link.remove
-                    && (link.mode == LinkMode::Direct
-                        || link.desired.event == LifecycleEventKind::Uninstalled) =>
+                if !link.remove && (link.mode == LinkMode::Direct || !link.wants_installed()) =>
             {
                 link.want_installed(Some(SharedSecret::generate()?), now);
             }
@@ -549,7 +547,7 @@ pub fn follow(
 pub fn end(transaction: &mut Transaction<'_>, client_key: &ClientKey, now: Timestamp) -> bool {
     let mut any = false;
     for link in transaction.links_of(client_key) {
-        if !link.hand_back && link.desired.event == LifecycleEventKind::Installed {
+        if !link.hand_back && link.wants_installed() {
             let mut link = Link::clone(&link);
             link.want_uninstalled(now);
             transaction.replace_link(link);

@@ -373,7 +373,7 @@ pub async fn realign(
 fn has_moved(link: &Link, public_url: &str) -> bool {
     link.mode == LinkMode::Relay
         && link.is_settled()
-        && link.desired.event == LifecycleEventKind::Installed
+        && link.wants_installed()
         && link
             .acknowledged_base_url
             .as_deref()

@@ -17,7 +17,7 @@ use tokio::{
 use crate::{
     backoff, clock,
     doctor::{Depth, Doctor, Step},
-    domain::{InstanceUrl, LifecycleEventKind, Link, LinkId, link::Goal},
+    domain::{InstanceUrl, Link, LinkId, link::Goal},
     gitlab::probe::Verdict,
     metrics::Metrics,
     store::Store,
@@ -140,12 +140,16 @@ impl Rounds {
     /// How the instance of a link was, if it was looked at; nothing of what only other links of it have.
     pub fn health(&self, link: &Link) -> Option<Health> {
         let health = Arc::clone(&*self.health.get(&link.instance_url)?);
-        let mut health = Health::clone(&health);
-        let its = |fault: &Fault| fault.step.link_id.is_none_or(|id| id == link.id);
-        health.faults.retain(its);
-        let worst = health.faults.iter().map(|fault| fault.step.finding.verdict);
-        health.verdict = worst.fold(health.common, Verdict::max);
-        Some(health)
+        let its = |fault: &&Fault| fault.step.link_id.is_none_or(|id| id == link.id);
+        let faults: Vec<Fault> = health.faults.iter().filter(its).cloned().collect();
+        let worst = faults.iter().map(|fault| fault.step.finding.verdict);
+        Some(Health {
+            checked_at: health.checked_at,
+            verdict: worst.fold(health.common, Verdict::max),
+            faults,
+            common: health.common,
+            confirmed: Vec::new(),
+        })
     }
 
     /// Looks at the instance of a link before the next round does. Without rounds, what it found would stay for ever.
@@ -277,7 +281,9 @@ impl Rounds {
         });
         let mut faults: Vec<Fault> = left.cloned().collect();
         let of_others = before.iter().flat_map(|health| &health.confirmed);
-        let of_others = of_others.filter(|(id, _)| links.iter().all(|link| link.id != *id));
+        let of_others = of_others.filter(|(id, _)| {
+            links.iter().all(|link| link.id != *id) && self.store.link(*id).is_some()
+        });
         let confirmed = confirmed.into_iter().chain(of_others.copied()).collect();
         let mut end = None;
         let broken = report
@@ -335,5 +341,5 @@ impl Rounds {
 
 /// The instance holds what it should, and that is an installation.
 fn is_connected(link: &Link) -> bool {
-    link.desired.event == LifecycleEventKind::Installed && link.is_settled()
+    link.wants_installed() && link.is_settled()
 }

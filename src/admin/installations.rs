@@ -14,8 +14,7 @@ use super::{AdminParts, parameter};
 use crate::{
     clock,
     domain::{
-        AuditEntry, ClientKey, Credential, Installation, LifecycleEventKind, Link, LinkId,
-        Upstream, UpstreamKind,
+        AuditEntry, ClientKey, Credential, Installation, LinkId, Upstream, UpstreamKind,
         installation::{InstallationChange, SiteAddress},
         origin::JiraBaseUrlError,
         upstream::{ClientIdError, Oauth},
@@ -280,20 +279,18 @@ pub(super) async fn remove(
         .await?;
     // What waited for a move waits no more.
     admin.spool.release(&client_key);
-    let installation = admin.store.installation(&client_key);
-    let installation = installation.ok_or(LinkRefusal::UnknownInstallation(client_key))?;
-    json(StatusCode::ACCEPTED, &view(admin, &installation))
+    show(admin, client_key, StatusCode::ACCEPTED)
 }
 
 /// One of them, after a change.
 pub(super) fn show(
     admin: &AdminParts,
-    client_key: &ClientKey,
+    client_key: ClientKey,
+    status: StatusCode,
 ) -> Result<Response<Full<Bytes>>, Reject> {
-    let installation = admin.store.installation(client_key);
-    let installation =
-        installation.ok_or_else(|| LinkRefusal::UnknownInstallation(client_key.clone()))?;
-    json(StatusCode::OK, &view(admin, &installation))
+    let installation = admin.store.installation(&client_key);
+    let installation = installation.ok_or(LinkRefusal::UnknownInstallation(client_key))?;
+    json(status, &view(admin, &installation))
 }
 
 /// The installation that an address names.
@@ -336,10 +333,9 @@ fn view<'a>(admin: &AdminParts, installation: &'a Installation) -> View<'a> {
 fn problem(admin: &AdminParts, installation: &Installation) -> Option<Problem> {
     if !installation.is_installed() {
         let links = admin.store.links_of(&installation.client_key);
-        let is_over = |link: &Link| link.desired.event == LifecycleEventKind::Uninstalled;
         // Left for good, nothing is waited for.
-        let is_left = !links.is_empty() && links.iter().all(|link| is_over(link));
-        return waits_for_a_move(installation).filter(|_| !is_left);
+        let goes_on = links.is_empty() || links.iter().any(|link| link.wants_installed());
+        return waits_for_a_move(installation).filter(|_| goes_on);
     }
     if let Some(standing) = forge_sites::standing(installation, clock::now()) {
         let Standing {

@@ -121,7 +121,7 @@ pub(super) async fn join(
         .store
         .transact(move |transaction| sites::merge(transaction, &one, &other, audit))
         .await?;
-    installations::show(admin, &stays)
+    installations::show(admin, stays, StatusCode::OK)
 }
 
 /// A way that does not work now is no way to move to.

@@ -297,7 +297,7 @@ impl Link {
 
     /// The instance should get `uninstalled`; asking twice changes nothing.
     pub fn want_uninstalled(&mut self, now: Timestamp) {
-        if self.desired.event != LifecycleEventKind::Uninstalled {
+        if self.wants_installed() {
             self.want(LifecycleEventKind::Uninstalled, now);
         }
     }
@@ -335,6 +335,11 @@ impl Link {
             .retain(|retired| retired.valid_until.is_none_or(|until| now < until));
     }
 
+    /// Whether the instance is to hold the installation.
+    pub fn wants_installed(&self) -> bool {
+        self.desired.event == LifecycleEventKind::Installed
+    }
+
     /// The instance holds what it should.
     pub fn is_settled(&self) -> bool {
         self.acknowledged == Some(self.desired)
@@ -354,7 +359,7 @@ impl Link {
 
     /// What it wants now is its end.
     fn is_leaving(&self) -> bool {
-        self.hand_back || self.desired.event == LifecycleEventKind::Uninstalled
+        self.hand_back || !self.wants_installed()
     }
 
     /// What it writes can be told from other data in Jira, and so be deleted.
@@ -370,7 +375,7 @@ impl Link {
 
     /// Whether what the instance sends is passed on: it is linked, or may be again before it hears that it is not.
     pub fn is_heard(&self, now: Timestamp) -> bool {
-        self.desired.event == LifecycleEventKind::Installed || self.waits_for_second_thoughts(now)
+        self.wants_installed() || self.waits_for_second_thoughts(now)
     }
 
     /// It is to be removed, and the instance has not been told yet.

@@ -23,7 +23,7 @@ use super::{
     toolchain::asked,
 };
 use crate::{
-    domain::{CONNECT_PATH, LifecycleEventKind, Link, LinkId},
+    domain::{CONNECT_PATH, Link, LinkId},
     exchange::{Arrival, typed},
     jwt::Target,
     reject::Reject,
@@ -82,7 +82,7 @@ pub(super) fn new(
         .query("link")
         .and_then(LinkId::parse)
         .and_then(|id| public.store.link(id))
-        .filter(|link| link.desired.event == LifecycleEventKind::Installed)
+        .filter(|link| link.wants_installed())
         .ok_or_else(|| Reject {
             hint: "open \"Create branch\" in Jira again".to_owned(),
             ..Reject::not_found("such linked instance")

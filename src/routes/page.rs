@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    domain::{Installation, Lack, LifecycleEventKind, Link, UpstreamKind, origin::has_plain_host},
+    domain::{Installation, Lack, Link, UpstreamKind, origin::has_plain_host},
     exchange::{Arrival, typed},
     reject::{Instead, Reject, RejectKind},
 };
@@ -262,7 +262,7 @@ pub(super) fn app(boot: &str) -> Markup {
 pub(super) fn origins(links: &[std::sync::Arc<Link>]) -> Vec<&str> {
     let mut origins: Vec<&str> = links
         .iter()
-        .filter(|link| link.desired.event == LifecycleEventKind::Installed)
+        .filter(|link| link.wants_installed())
         .map(|link| link.instance_url.origin())
         .collect();
     origins.sort_unstable();

@@ -153,7 +153,7 @@ pub(super) fn asked(
         link.acknowledged
             .is_some_and(|goal| goal.event == LifecycleEventKind::Installed)
     };
-    links.retain(|link| link.desired.event == LifecycleEventKind::Installed && told(link));
+    links.retain(|link| link.wants_installed() && told(link));
     links.sort_by_key(|link| (link.created_at, link.id));
     Ok((
         target,

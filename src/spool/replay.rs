@@ -9,10 +9,7 @@ use uuid::Uuid;
 use super::{Shared, site::Site};
 use crate::{
     clock,
-    domain::{
-        Actor, AuditEntry, Installation, JiraCall, LifecycleEventKind, LinkId, SpooledWrite,
-        UpstreamKind,
-    },
+    domain::{Actor, AuditEntry, Installation, JiraCall, LinkId, SpooledWrite, UpstreamKind},
     jira::{
         Delivered, Setback,
         deliver::{Size, deliver},
@@ -160,7 +157,7 @@ impl Shared {
     /// An operator may have left the site for good, whatever stands by.
     fn goes_on(&self, link: LinkId) -> bool {
         let link = self.store.link(link);
-        link.is_some_and(|link| link.desired.event == LifecycleEventKind::Installed)
+        link.is_some_and(|link| link.wants_installed())
     }
 
     async fn attempt(&self, write: &SpooledWrite) -> Fate {
