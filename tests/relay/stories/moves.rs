@@ -8,7 +8,7 @@ use std::{
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::Scene;
+use super::{Scene, oauth};
 use crate::{
     cloud::{Cloud, FAMILIES, Installed},
     fakes::{FakeJira, http::client},
@@ -21,7 +21,11 @@ const MOVE: &str = "/api/v1/installations/judged-tenant/move";
 
 /// The site has the Connect app.
 async fn with_connect() -> Scene {
-    let scene = Scene::set().await;
+    with_connect_and(|_| {}).await
+}
+
+async fn with_connect_and(change: impl FnOnce(&mut Settings)) -> Scene {
+    let scene = Scene::set_with(change).await;
     scene.cloud.connect(&scene.acme, APP_KEY, &[SECRET]);
     let relay = scene.relay.app_base_url();
     assert_eq!(scene.jira.installed(&relay, SECRET).await.status(), 204);
@@ -163,10 +167,7 @@ async fn a_site_moves_back_and_on_from_the_command_line() {
     scene.both_push("connect", &gitlabs, &links, 2).await;
 
     let credential = scene.cloud.credential(&scene.acme, &FAMILIES);
-    let wish = json!({
-        "upstream": "oauth", "site_url": scene.acme.url,
-        "client_id": credential.client_id, "client_secret": credential.client_secret,
-    });
+    let wish = oauth::wish(&scene.acme, &credential);
     let path = "/api/v1/installations";
     scene.relay.admin("POST", path, Some(wish), 200).await;
     run(&["oauth"], 0).await;
@@ -398,7 +399,12 @@ async fn a_connect_app_that_went_without_a_word_is_left_by_force() {
 /// Connect may end with any of these, and with another way open nothing of it is an instance's to mend.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_shut_way_refuses_waits_if_another_is_open() {
-    let scene = with_connect().await;
+    // A pause is looked at while it holds, and ended by hand.
+    let scene = with_connect_and(|settings| {
+        settings.set("SPOOL__RETRY_MIN_MS", "60000");
+        settings.set("SPOOL__RETRY_MAX_MS", "60000");
+    })
+    .await;
     let (gitlabs, links) = linked(&scene.relay, CLIENT_KEY, 1).await;
     let refuse = |status: u16| {
         let refused = json!({"mode": "status", "status": status});
@@ -428,6 +434,10 @@ async fn what_a_shut_way_refuses_waits_if_another_is_open() {
         assert!(message.contains(&status.to_string()), "{message}");
         assert!(message.contains("move` to forge"), "{message}");
         scene.cloud.heal("acme");
+        scene
+            .relay
+            .admin("POST", "/api/v1/spool/retry", None, 202)
+            .await;
         scene.relay.until_drained().await;
         scene.built("connect", &links, number);
     }
@@ -495,10 +505,7 @@ async fn a_connect_app_and_the_forge_app_that_carries_it_are_one_installation() 
 async fn what_comes_after_a_trial_goes_to_the_record_that_lives() {
     let scene = Scene::set().await;
     let credential = scene.cloud.credential(&scene.acme, &FAMILIES);
-    let wish = json!({
-        "upstream": "oauth", "site_url": scene.acme.url,
-        "client_id": credential.client_id, "client_secret": credential.client_secret,
-    });
+    let wish = oauth::wish(&scene.acme, &credential);
     let path = "/api/v1/installations";
     let tried = scene
         .relay
@@ -759,10 +766,7 @@ async fn a_deletion_that_cannot_end_is_given_up() {
 async fn what_the_way_that_stands_by_sent_can_be_deleted_after_the_end() {
     let scene = Scene::set().await;
     let credential = scene.cloud.credential(&scene.acme, &FAMILIES);
-    let wish = json!({
-        "upstream": "oauth", "site_url": scene.acme.url,
-        "client_id": credential.client_id, "client_secret": credential.client_secret,
-    });
+    let wish = oauth::wish(&scene.acme, &credential);
     let path = "/api/v1/installations";
     let added = scene.relay.admin("POST", path, Some(wish), 201).await;
     let key = added["client_key"].as_str().expect("key");

@@ -25,7 +25,8 @@ fn code(answer: &Value) -> &str {
     answer["error"]["code"].as_str().unwrap_or_default()
 }
 
-fn wish(site: &CloudSite, credential: &Credential) -> Value {
+/// What an operator wishes who adds a site with credentials.
+pub fn wish(site: &CloudSite, credential: &Credential) -> Value {
     json!({
         "upstream": "oauth", "site_url": site.url,
         "client_id": credential.client_id, "client_secret": credential.client_secret,
