@@ -4,7 +4,7 @@
 
 import assert from "node:assert/strict";
 import { describe } from "node:test";
-import { Admin } from "./stage/admin.mjs";
+import { Admin, counted } from "./stage/admin.mjs";
 import { send, Server } from "./stage/http.mjs";
 import { scenes } from "./stage/scene.mjs";
 
@@ -39,7 +39,8 @@ describe("the page in Forge", () => {
     // No reload: the manifest decides whom the page may call.
     await admin.goToSignIn(stage.below);
     const popup = await admin.openSignIn();
-    assert.ok(await admin.frame.getByLabel("Code").isVisible(), "a code can be pasted meanwhile");
+    // A code can be pasted meanwhile.
+    await admin.frame.getByLabel("Code").waitFor();
     await look(admin, "sign-in");
     await admin.finishSignIn(popup);
     await admin.choose("Fleet");
@@ -74,7 +75,7 @@ describe("the page in Forge", () => {
     await stage.reach("connect");
     for (const other of [await open(stage), await Admin.open(stage)]) {
       await other.heading("GitLab for Jira").waitFor();
-      assert.equal(await other.frame.getByText("Some things do not work with this app").count(), 0);
+      await counted(other.frame.getByText("Some things do not work with this app"), 0);
     }
   });
 
@@ -82,7 +83,7 @@ describe("the page in Forge", () => {
     await stage.link(stage.plain);
     const admin = await open(stage, { account: "member" });
     await admin.see("Only Jira administrators can change this");
-    assert.equal(await admin.button("Add GitLab instance").count(), 0);
+    await counted(admin.button("Add GitLab instance"), 0);
   });
 
   scene(

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { describe } from "node:test";
-import { Admin, addressOf } from "./stage/admin.mjs";
+import { Admin, addressOf, counted } from "./stage/admin.mjs";
 import { until } from "./stage/deadline.mjs";
 import { scenes } from "./stage/scene.mjs";
 
@@ -15,8 +15,8 @@ const FIVE = ["Accounting", "Backoffice", "Catalogue", "Data Warehouse", "Fleet 
 // How long the page waits for GitLab.
 const ANSWER_MAX_MS = 30_000;
 
-// Long enough to do something meanwhile.
-const SLOW_MS = 700;
+// So many groups are linked or unlinked at the same time.
+const AT_ONCE = 3;
 
 async function signedIn(stage, window) {
   await stage.link(stage.plain);
@@ -30,6 +30,12 @@ async function manage(admin, gitlab) {
   await admin.button(`Manage groups of ${addressOf(gitlab)}`).click();
   await admin.heading(`Groups of ${addressOf(gitlab)}`).waitFor();
 }
+
+const focused = async (admin) => (await admin.view.content()).evaluate(() => document.activeElement.tagName);
+
+const asked = (stage, by, what) =>
+  stage.plain.calls.filter(({ method, target }) => method === by && target.includes(what));
+const linkings = (stage) => asked(stage, "POST", "/integrations/");
 
 const failed = (admin, name) => admin.alert.getByRole("listitem").filter({ hasText: name });
 
@@ -51,13 +57,13 @@ describe("groups of the same name", () => {
     await admin.button("Link 1 group").click();
     await admin.see("1 group linked.");
     assert.deepEqual(stage.plain.linkedGroups, ["fleet2"]);
-    assert.ok(await twin(admin, "fleet2").isDisabled());
+    await until("the one to be marked", () => twin(admin, "fleet2").isDisabled());
     assert.ok(await twin(admin, "fleet").isEnabled());
     await twin(admin, "fleet").check();
     await admin.view.look("picker-same-names");
     await admin.button("Link 1 group").click();
     await until("both to be linked", () => stage.plain.linkedGroups.length === 2);
-    await until("both to be marked", async () => (await admin.frame.getByText("Linked", { exact: true }).count()) === 2);
+    await counted(admin.frame.getByText("Linked", { exact: true }), 2);
   });
 
   scene("where GitLab tells only that one of them is linked, both can be chosen, and what was linked is no failure", async (stage) => {
@@ -75,7 +81,7 @@ describe("groups of the same name", () => {
     await admin.button("Link 2 groups").click();
     await admin.see("2 groups linked.");
     assert.deepEqual([...stage.plain.linkedGroups].sort(), ["fleet", "fleet2"]);
-    assert.equal(await admin.frame.getByText("Linked", { exact: true }).count(), 2);
+    await counted(admin.frame.getByText("Linked", { exact: true }), 2);
   });
 
   scene("one that somebody links who does not see the other is not taken for it", async (stage) => {
@@ -108,7 +114,7 @@ describe("groups of the same name", () => {
     await admin.button("Back to linked groups").click();
     await admin.frame.getByRole("checkbox", { name: "Select all" }).check();
     await admin.button("Unlink 2 groups").click();
-    assert.equal(await admin.dialog.getByRole("listitem").filter({ hasText: "Fleet" }).count(), 2);
+    await counted(admin.dialog.getByRole("listitem").filter({ hasText: "Fleet" }), 2);
     await admin.confirm("Unlink 2 groups");
     await admin.see("2 groups unlinked.");
   });
@@ -121,10 +127,11 @@ describe("several groups at once", () => {
     const admin = await signedIn(stage);
     stage.plain.refusedGroups = { accounting: [422, "Not today."] };
     for (const name of ["Accounting", "Backoffice", "Catalogue", "Data Warehouse"]) await admin.select(name);
-    stage.plain.delay = { ms: SLOW_MS, path: LINKING };
+    const rest = stage.plain.hold(LINKING, { after: 3 });
     await admin.button("Link 4 groups").click();
     await admin.see("Linking 3 of 4…");
     await admin.button("Next").click();
+    rest.release();
     await admin.see("Some groups could not be linked", "3 groups linked, 1 could not be linked.");
     await admin.seeIn(failed(admin, "Accounting"), "Not today.");
     await admin.button("Previous").click();
@@ -133,22 +140,22 @@ describe("several groups at once", () => {
     // A search is for something else.
     await admin.search("games");
     await admin.group("Games").waitFor();
-    assert.equal(await admin.alert.count(), 0);
+    await counted(admin.alert, 0);
   });
 
   scene("a sign-in that ends meanwhile: what was done is told, and the next one goes on with the rest", async (stage) => {
     const admin = await signedIn(stage);
     for (const name of FIVE) await admin.group(name).check();
-    stage.plain.delay = { ms: SLOW_MS, path: LINKING };
+    const rest = stage.plain.hold(LINKING, { after: 3 });
     stage.plain.refusedGroups = { accounting: [422, "Not today."] };
     await admin.button("Link 5 groups").click();
     await admin.see("Linking 3 of 5…");
     stage.plain.oauth.revokeAll();
+    rest.release();
     await admin.see("Your sign-in to GitLab has ended. Sign in again.", "3 groups are still selected");
     await admin.see("Some groups could not be linked", "2 groups linked, 1 could not be linked.");
     await admin.seeIn(failed(admin, "Accounting"), "Not today.");
     await admin.view.look("signed-out-while-linking");
-    stage.plain.delay = null;
     stage.plain.refusedGroups = {};
     await admin.finishSignIn(await admin.openSignIn());
     await admin.button("Link 3 groups").click();
@@ -159,11 +166,13 @@ describe("several groups at once", () => {
   scene("who stops has what was begun done, is told of it, and keeps the rest selected", async (stage) => {
     const admin = await signedIn(stage);
     for (const name of FIVE) await admin.group(name).check();
-    stage.plain.delay = { ms: SLOW_MS, path: LINKING };
+    const all = stage.plain.hold(LINKING);
     await admin.button("Link 5 groups").click();
+    await until("the first to be under way", () => linkings(stage).length === AT_ONCE);
     await admin.button("Stop").click();
+    all.release();
     await admin.see("3 groups linked.", "2 groups selected");
-    assert.equal(stage.plain.linkedGroups.length, 3);
+    assert.equal(stage.plain.linkedGroups.length, AT_ONCE);
   });
 
   scene("causes are in sight in a narrow window, and one that many share is said once", async (stage) => {
@@ -177,11 +186,12 @@ describe("several groups at once", () => {
     assert.equal(await cause.count(), 1);
     for (const name of FIVE.slice(0, 4)) await admin.seeIn(admin.alert.getByRole("listitem"), name);
     await admin.view.screenshot("link-refused-narrow");
-    const covered = await cause.evaluate((element) => {
-      const { x, y, width, height } = element.getBoundingClientRect();
-      return document.elementFromPoint(x + width / 2, y + height / 2) !== element;
-    });
-    assert.ok(!covered, "the cause is in sight");
+    await until("the cause to be in sight", () =>
+      cause.evaluate((element) => {
+        const { x, y, width, height } = element.getBoundingClientRect();
+        return document.elementFromPoint(x + width / 2, y + height / 2) === element;
+      }),
+    );
   });
 
   scene("those selected on other pages are listed, and each can be dropped", async (stage) => {
@@ -192,8 +202,7 @@ describe("several groups at once", () => {
     await admin.view.look("picker-elsewhere");
     await admin.button("Unselect Catalogue").click();
     await admin.see("4 groups selected");
-    const focused = await (await admin.view.content()).evaluate(() => document.activeElement.tagName);
-    assert.equal(focused, "SUMMARY");
+    await until("the list to have the focus", async () => (await focused(admin)) === "SUMMARY");
     await admin.button("Link 4 groups").click();
     await admin.see("4 groups linked.");
     assert.ok(!stage.plain.linkedGroups.includes("catalogue"));
@@ -202,15 +211,16 @@ describe("several groups at once", () => {
   scene("who goes back while groups are linked stops that, and sees which are", async (stage) => {
     const admin = await signedIn(stage);
     for (const name of FIVE) await admin.group(name).check();
-    stage.plain.delay = { ms: SLOW_MS, path: LINKING };
+    const all = stage.plain.hold(LINKING);
     await admin.button("Link 5 groups").click();
+    await until("the first to be under way", () => linkings(stage).length === AT_ONCE);
     await admin.button("Back to linked groups").click();
     await admin.button("Stop").and(admin.frame.locator("[aria-busy]")).waitFor();
+    all.release();
     await admin.see("3 groups linked");
-    assert.equal(stage.plain.linkedGroups.length, 3);
-    for (const name of FIVE.slice(0, 3)) await admin.group(name).waitFor();
-    const asked = stage.plain.calls.filter(({ method, target }) => method === "POST" && target.includes("/integrations/"));
-    assert.equal(asked.length, 3);
+    assert.equal(stage.plain.linkedGroups.length, AT_ONCE);
+    for (const name of FIVE.slice(0, AT_ONCE)) await admin.group(name).waitFor();
+    assert.equal(linkings(stage).length, AT_ONCE);
   });
 
   scene("who goes back while groups are unlinked stops that, and sees how many are left", async (stage) => {
@@ -220,11 +230,14 @@ describe("several groups at once", () => {
     const admin = await Admin.open(stage);
     await manage(admin, stage.plain);
     await admin.frame.getByRole("checkbox", { name: "Select all" }).check();
-    stage.plain.delay = { ms: SLOW_MS, path: UNLINKING };
+    const all = stage.plain.hold(UNLINKING);
     await admin.button("Unlink 5 groups").click();
     await admin.confirm("Unlink 5 groups");
+    await until("the first to be under way", () => asked(stage, "DELETE", "/subscriptions/").length === AT_ONCE);
     await admin.see("Unlinking 0 of 5…");
     await admin.button("Back to instances").click();
+    await admin.button("Stop").and(admin.frame.locator("[aria-busy]")).waitFor();
+    all.release();
     await admin.seeIn(admin.card(stage.plain), "2 groups linked");
     assert.equal(stage.plain.linkedGroups.length, 2);
   });
@@ -274,7 +287,7 @@ describe("an answer that is not GitLab's", () => {
       stage.plain.instead = null;
       await tried();
       await admin.group("Accounting").waitFor();
-      assert.equal(await admin.alert.count(), 0);
+      await counted(admin.alert, 0);
     });
   }
 
@@ -303,8 +316,6 @@ describe("an answer that is not GitLab's", () => {
 
 describe("what is tried again", () => {
   const scene = scenes();
-
-  const focused = async (admin) => (await admin.view.content()).evaluate(() => document.activeElement.tagName);
 
   scene("which groups are linked: the focus stays in the page when the failure is gone", async (stage) => {
     await stage.link(stage.plain);
@@ -368,12 +379,12 @@ describe("groups that can't be linked", () => {
     await admin.button("Link 5 groups").click();
     await admin.see("The groups could not be linked");
     await admin.see(`Your browser does not reach ${addressOf(stage.plain)}`, "Local Network Access", "The instance is down");
-    assert.equal(await admin.frame.getByText("Your browser does not reach").count(), 1);
+    await counted(admin.frame.getByText("Your browser does not reach"), 1);
     await admin.view.look("link-unreachable");
     stage.plain.instead = null;
     await admin.button("Link 5 groups").click();
     await admin.see("5 groups linked.");
-    assert.equal(await admin.frame.getByText("Your browser does not reach").count(), 0);
+    await counted(admin.frame.getByText("Your browser does not reach"), 0);
   });
 });
 
@@ -405,7 +416,7 @@ describe("an answer that comes late", () => {
     await until("the late answer to arrive", () => admin.view.failures.some(({ status }) => status === 502));
     await admin.view.passTime(1_000);
     await admin.seeIn(card, "Connected");
-    assert.equal(await admin.frame.getByText("Needs attention").count(), 0);
+    await counted(admin.frame.getByText("Needs attention"), 0);
   });
 });
 

@@ -16,9 +16,6 @@ const FITTED = {
 
 const FIRST_LOAD_MAX_BYTES = 60 * 1024;
 
-// Slower than a screenshot and axe in both themes.
-const SLOW_MS = 7_000;
-
 let stage;
 let view;
 let views;
@@ -140,7 +137,7 @@ async function openSignIn(gitlab) {
 // By its name, as a mouse does: the whole row is the checkbox's label.
 async function choose(group) {
   await view.frame.getByText(group, { exact: true }).click();
-  assert.ok(await checkbox(group).isChecked());
+  await until(`${group} to be selected`, () => checkbox(group).isChecked());
 }
 
 async function signIn() {
@@ -157,7 +154,7 @@ staged("while it starts, and when Jira does not answer", async () => {
   await open();
   await text("Connecting to Jira…").waitFor();
   await look("connecting", { while: text("Connecting to Jira…") });
-  await text("Jira did not answer").waitFor({ timeout: 15_000 });
+  await text("Jira did not answer").waitFor({ timeout: 40_000 });
   await look("ap-js-missing", { fitted: true });
   stage.jira.allJs = "ok";
   stage.jira.contextTokens = "silent";
@@ -181,12 +178,12 @@ staged("the first instance is added", async () => {
   await dialog().getByRole("alert").waitFor();
   await look("add-malformed");
 
-  stage.plain.delay = { ms: SLOW_MS, path: /app_descriptor|events/ };
+  const some = stage.plain.hold(/app_descriptor|events/);
   await check(stage.plain.url);
   await dialog().getByText("OAuth application Passed").waitFor();
   await look("add-checking", { while: dialog().getByText("Checking…") });
   await closeDialog();
-  stage.plain.delay = null;
+  some.release();
 
   await openDialog();
   await check(stage.plain.url);
@@ -216,7 +213,7 @@ staged("the first instance is added", async () => {
   await stage.below.down();
   await openDialog();
   await check(stage.below.url);
-  await dialog().getByText("The other checks were not made").waitFor({ timeout: 20_000 });
+  await dialog().getByText("The other checks were not made").waitFor({ timeout: 40_000 });
   await look("add-unreachable", { whole: true, fitted: true });
 });
 
@@ -235,7 +232,7 @@ staged(
     for (const gitlab of [connected, failing, leaving]) await link(gitlab);
     for (const gitlab of [connected, leaving]) assert.deepEqual(await gitlab.push(), [202]);
     linkGroups(connected, 3);
-    slow.delay = { ms: 25_000, path: /events/ };
+    slow.hold(/events/);
     // The admin API waits longer for it than we for the admin API.
     link(slow).catch(() => {});
 
@@ -248,18 +245,21 @@ staged(
     await card(leaving).getByText("Removing").waitFor();
     await card(connected).getByText("3 groups linked").waitFor();
     await leaving.down();
+    // The relay gives ten seconds to undo it; what the page knows stays for as long as a look takes.
+    await view.page.route(/\/links$/, () => {});
     await look("instances", { whole: true, fitted: true, while: button(`Undo the removal of ${address(leaving)}`) });
+    await view.page.unroute(/\/links$/);
     await button("Add GitLab instance").click();
     await check(connected.url);
     await dialog().getByText("connected to this Jira site already").waitFor();
     await look("add-refused");
     await closeDialog();
 
-    await card(leaving).getByText("The instance is being told").waitFor({ timeout: 20_000 });
+    await card(leaving).getByText("The instance is being told").waitFor({ timeout: 40_000 });
     await look("removing-told", { whole: true });
   },
   // As an operator has them.
-  { INSTANCES__RETRY_MIN_MS: "5000", INSTANCES__RETRY_MAX_MS: "3600000", INSTANCES__REQUEST_TIMEOUT_MS: "30000" },
+  { INSTANCES__RETRY_MIN_MS: "5000", INSTANCES__RETRY_MAX_MS: "3600000" },
 );
 
 staged("names that are longer than any window", async () => {
@@ -333,7 +333,7 @@ staged("when the network or a session ends", async () => {
   await button("Back to linked groups").click();
   await text("The relay cannot be reached").first().waitFor();
   await button("Back to instances").click();
-  await text("The list could not be updated").waitFor({ timeout: 20_000 });
+  await text("The list could not be updated").waitFor({ timeout: 40_000 });
   await look("relay-unreachable", { fitted: true });
   await stage.relay.up();
   await button("Try again").click();
@@ -392,13 +392,13 @@ staged("groups that are linked", async () => {
   await dialog().waitFor();
   await look("unlink", { fitted: true });
 
-  gitlab.delay = { ms: SLOW_MS / 2, path: /subscriptions\/\d/ };
-  await inDialog("Unlink 11 groups").click();
-  await text(/Unlinking \d+ of 11…/).waitFor();
   gitlab.instead = { path: /subscriptions\/1010$/, answer: { status: 403, json: { message: "Forbidden" } } };
-  await look("unlinking", { while: text(/Unlinking \d+ of 11…/) });
-  gitlab.delay = null;
-  await text("Some groups could not be unlinked").waitFor({ timeout: 30_000 });
+  const unlinkings = gitlab.hold(/subscriptions\/\d/, { after: 4 });
+  await inDialog("Unlink 11 groups").click();
+  await text("Unlinking 4 of 11…").waitFor();
+  await look("unlinking", { while: text("Unlinking 4 of 11…") });
+  unlinkings.release();
+  await text("Some groups could not be unlinked").waitFor();
   gitlab.instead = null;
   await look("unlinked-some", { fitted: true });
   linkGroups(gitlab, 2);
@@ -464,12 +464,12 @@ staged("groups are linked", async () => {
   await look("picker-selected", { fitted: true });
 
   gitlab.refusedGroups = { catalogue: [422, "Group can not be linked at the moment."] };
-  gitlab.delay = { ms: SLOW_MS / 2, path: /integrations/ };
+  const linkings = gitlab.hold(/integrations/, { after: 2 });
   await button("Link 4 groups").click();
-  await text(/Linking \d of 4…/).waitFor();
-  await look("linking", { while: text(/Linking \d of 4…/) });
-  gitlab.delay = null;
-  await text("Some groups could not be linked").waitFor({ timeout: 30_000 });
+  await text("Linking 2 of 4…").waitFor();
+  await look("linking", { while: text("Linking 2 of 4…") });
+  linkings.release();
+  await text("Some groups could not be linked").waitFor();
   await look("linked-some", { whole: true, fitted: true });
   gitlab.refusedGroups = {};
   await button("Link 1 group").click();
@@ -533,8 +533,8 @@ staged("a screen reader hears what happens, and who everything is", async () => 
   const list = main.getByRole("region", { name: "Instances" }).getByRole("list").first();
   for (const one of stage.gitlabs) {
     const item = list.getByRole("listitem").filter({ has: view.frame.getByRole("heading", { name: address(one) }) });
+    await item.getByRole("button").nth(1).waitFor();
     const named = await item.getByRole("button").evaluateAll((all) => all.map((one) => [one.ariaLabel, one.innerText]));
-    assert.ok(named.length >= 2);
     // Who says what is written reaches it too.
     for (const [name, seen] of named) assert.ok(name?.startsWith(seen) && name.includes(address(one)), `${name}, ${seen}`);
   }
@@ -551,12 +551,12 @@ staged("a screen reader hears what happens, and who everything is", async () => 
   await heard("status", "15 groups found. Page 1 of 1");
   await choose("Maps / Android");
   await heard("status", "1 group selected");
-  gitlab.delay = { ms: 500, path: /integrations/ };
+  const linking = gitlab.hold(/integrations/);
   await button("Link 1 group").click();
   await heard("status", "Linking 0 of 1…");
-  assert.ok(await view.frame.getByRole("progressbar", { name: "Linking 0 of 1…" }).isVisible());
+  await view.frame.getByRole("progressbar", { name: "Linking 0 of 1…" }).waitFor();
+  linking.release();
   await heard("alert", /^1 group linked/);
-  gitlab.delay = null;
 
   await button("Back to linked groups").click();
   await heard("status", "1 group linked");
@@ -594,7 +594,7 @@ staged("a screen reader hears what comes by itself, and the same twice", async (
   });
   const hears = (wanted, times = 1) =>
     until(`${wanted} to be said ${times} times`, () => said.filter((one) => wanted.test(one)).length === times || null, {
-      ms: 20_000,
+      ms: 40_000,
     });
   const name = address(gitlab).replaceAll(".", "\\.");
 
@@ -602,7 +602,7 @@ staged("a screen reader hears what comes by itself, and the same twice", async (
   const removed = await linkId(gitlab);
   await stage.relay.admin("DELETE", `links/${removed}`);
   await hears(new RegExp(`^${name} (is being|has been) removed\\.$`), 1);
-  await card(gitlab).waitFor({ state: "detached", timeout: 20_000 });
+  await card(gitlab).waitFor({ state: "detached", timeout: 40_000 });
   await hears(new RegExp(`^${name} has been removed\\.$`));
 
   // One can't be reached; looked at twice, it says so twice.
@@ -661,7 +661,7 @@ staged("nothing moves for who wants less motion", async () => {
   await open({ reducedMotion: "reduce" });
   await openDialog();
   assert.deepEqual(await moving(), []);
-  gitlab.delay = { ms: 2_000, path: /./ };
+  gitlab.hold(/./);
   await check(gitlab.url);
   await dialog().getByText("Checking…").first().waitFor({ state: "attached" });
   assert.deepEqual(await moving(), []);

@@ -36,7 +36,7 @@ async function add(gitlab, state) {
 
 async function choose(group) {
   await view.frame.getByText(group, { exact: true }).click();
-  assert.ok(await view.frame.getByRole("checkbox", { name: group, exact: true }).isChecked());
+  await until(`${group} to be selected`, () => view.frame.getByRole("checkbox", { name: group, exact: true }).isChecked());
 }
 
 async function search(text) {
@@ -117,7 +117,7 @@ test("one goes down, and the page says why and what to do", async () => {
   }
   await view.look("story-needs-attention");
   await stage.plain.up();
-  await card(stage.plain).getByText("Connected").waitFor({ timeout: 30_000 });
+  await card(stage.plain).getByText("Connected").waitFor({ timeout: 40_000 });
 });
 
 test("one is removed, with what it sent to Jira", async () => {

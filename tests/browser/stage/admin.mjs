@@ -1,8 +1,8 @@
 // A Jira admin at the page: finds things by the names that a person or a screen reader finds them by.
 
-import { within } from "./deadline.mjs";
+import { until, within } from "./deadline.mjs";
 
-const CLOSES_WITHIN_MS = 5_000;
+const CLOSES_WITHIN_MS = 20_000;
 
 export class Admin {
   // window: as Stage.open has it.
@@ -107,6 +107,11 @@ export class Admin {
       await this.select(fullName);
     }
   }
+}
+
+// Waits until there are so many of them: what a click brings is drawn a moment later.
+export async function counted(locator, wanted) {
+  await until(`${wanted} of ${locator}`, async () => (await locator.count()) === wanted);
 }
 
 export function addressOf({ url }) {

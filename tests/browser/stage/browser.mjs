@@ -8,7 +8,7 @@ import { chromium } from "playwright-core";
 import { until } from "./deadline.mjs";
 
 const FRAME = "iframe.ap-iframe";
-const ACTION_TIMEOUT_MS = 10_000;
+const ACTION_TIMEOUT_MS = 20_000;
 
 const THEMES = ["light", "dark"];
 const SERIOUS = ["serious", "critical"];

@@ -15,7 +15,7 @@ export async function within(ms, what, promise) {
 }
 
 // The first answer of the probe that is not false, null or undefined.
-export async function until(what, probe, { ms = 10_000, every = 50 } = {}) {
+export async function until(what, probe, { ms = 20_000, every = 50 } = {}) {
   const end = Date.now() + ms;
   for (;;) {
     const found = await probe();

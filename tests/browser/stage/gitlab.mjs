@@ -2,9 +2,9 @@
 // browser meet it. It shares no code with the relay, and each one is a site of its own.
 
 import { randomBytes } from "node:crypto";
-import { setTimeout as sleep } from "node:timers/promises";
 import { corsHeaders, preflight } from "./gitlab/cors.mjs";
 import { makeGroups, MAINTAINER, pageOfGroups } from "./gitlab/groups.mjs";
+import { Hold } from "./gitlab/hold.mjs";
 import { Installations } from "./gitlab/installations.mjs";
 import { OAuth } from "./gitlab/oauth.mjs";
 import { Refused } from "./gitlab/refused.mjs";
@@ -23,13 +23,12 @@ export class Gitlab {
   tokenLifetimeSecs = 7200;
 
   // What goes wrong. refusesEvents: 401, though the key was fetched; without the fetch it is proxyUrl that is wrong.
-  // isolatesPopups: the window that opened the authorization page loses it. delay: {ms, path}, path a regular
-  // expression on what comes after the root. instead: {path, answer}, what it answers there whatever is asked, as
-  // http.mjs sends it; null cuts the connection.
+  // isolatesPopups: the window that opened the authorization page loses it. instead: {path, answer}, path a regular
+  // expression on what comes after the root; what it answers there whatever is asked, as http.mjs sends it, or null,
+  // which cuts the connection.
   refusesEvents = false;
   isolatesPopups = false;
   withoutTotals = false;
-  delay = null;
   instead = null;
 
   // {full path: [status, message]}: groups that can't be linked.
@@ -49,6 +48,7 @@ export class Gitlab {
 
   #first;
   #nextSubscription = 1;
+  #holds = [];
   #server = new Server((request, response) => this.#serve(request, response));
 
   // host: a loopback address of its own; root: a relative URL root like "/gitlab".
@@ -66,6 +66,7 @@ export class Gitlab {
   async reset() {
     const groups = makeGroups(this.url);
     Object.assign(this, { ...this.#first, groups, subscriptions: [], calls: [], refusedGroups: {} });
+    for (const hold of this.#holds.splice(0)) hold.release();
     await this.#server.up();
   }
 
@@ -79,6 +80,13 @@ export class Gitlab {
 
   async stop() {
     await this.#server.down();
+  }
+
+  // Has what is asked for there wait: a Hold. See there.
+  hold(path, { after = 0 } = {}) {
+    const hold = new Hold(path, after);
+    this.#holds.push(hold);
+    return hold;
   }
 
   get linkedGroups() {
@@ -107,7 +115,8 @@ export class Gitlab {
     const url = new URL(target, this.origin);
     if (!url.pathname.startsWith(`${this.root}/`)) return { status: 404 };
     const request = { method, target, headers, url, path: url.pathname.slice(this.root.length) };
-    if (this.delay?.path.test(request.path)) await sleep(this.delay.ms);
+    // A preflight is not what one waits for.
+    if (method !== "OPTIONS") for (const hold of this.#holds) await hold.pass(request.path);
     const instead = this.instead?.path.test(request.path) ? this.instead.answer : undefined;
     if (instead === null) return null;
     const early = preflight(request, this.proxyUrl);

@@ -3,7 +3,7 @@
 import http from "node:http";
 
 const MAX_BODY_BYTES = 1 << 20;
-const CALL_TIMEOUT_MS = 10_000;
+const CALL_TIMEOUT_MS = 20_000;
 
 export class Server {
   #server;

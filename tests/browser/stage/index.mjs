@@ -9,7 +9,7 @@ import { Jira } from "./jira.mjs";
 import { Relay } from "./relay.mjs";
 
 // An instance that did not hear of a link at once is told later that it is over.
-const UNLINKED_WITHIN_MS = 20_000;
+const UNLINKED_WITHIN_MS = 40_000;
 
 export class Stage {
   #browser;

@@ -13,8 +13,8 @@ import { call } from "./http.mjs";
 const PUBLIC_HOST = "127.0.0.2";
 const ADMIN_HOST = "127.0.0.1";
 const BASE_PATH = "/-/jira_connect";
-const START_TIMEOUT_MS = 20_000;
-const STOP_TIMEOUT_MS = 12_000;
+const START_TIMEOUT_MS = 40_000;
+const STOP_TIMEOUT_MS = 20_000;
 const PREFIX = "JIRA_CONNECT_PROXY__";
 
 const root = fileURLToPath(new URL("../../../", import.meta.url));
@@ -131,7 +131,8 @@ export class Relay {
       INSTANCES__RETRY_MIN_MS: "200",
       INSTANCES__RETRY_MAX_MS: "1000",
       INSTANCES__CONNECT_TIMEOUT_MS: "2000",
-      INSTANCES__REQUEST_TIMEOUT_MS: "5000",
+      // A person may look at what waits for an instance.
+      INSTANCES__REQUEST_TIMEOUT_MS: "30000",
       SPOOL__RETRY_MIN_MS: "200",
       SPOOL__RETRY_MAX_MS: "1000",
       LIMITS__DRAIN_DEADLINE_SECS: "3",

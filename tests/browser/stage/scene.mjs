@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { Stage } from "./index.mjs";
 
-const SCENE_MAX_MS = 60_000;
+const SCENE_MAX_MS = 120_000;
 
 // Makes tests on one stage, started with these options: (name, act, {except}), where act gets the stage. Each ends
 // without problems; `except` as View.problems has it.
