@@ -304,6 +304,11 @@ impl TestRelay {
         self.admin("GET", "/api/v1/spool", None, 200).await
     }
 
+    /// Has all that waits tried now, as an operator can: no pause lasts longer.
+    pub async fn retry_spool(&self) -> Value {
+        self.admin("POST", "/api/v1/spool/retry", None, 202).await
+    }
+
     /// Waits until nothing waits for Jira.
     pub async fn until_drained(&self) {
         let drained = |spool: &Value| spool["waiting"] == 0;

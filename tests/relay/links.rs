@@ -452,7 +452,7 @@ async fn one_instance_that_says_nothing_delays_no_other() {
         "connected"
     );
     assert!(
-        started.elapsed() < Duration::from_secs(10),
+        started.elapsed() < Duration::from_secs(25),
         "{:?}",
         started.elapsed()
     );

@@ -486,7 +486,7 @@ async fn strangers_are_slowed_down_and_friends_behind_the_same_address_are_not()
                 200
             );
             assert!(
-                started.elapsed() < std::time::Duration::from_secs(3),
+                started.elapsed() < std::time::Duration::from_secs(10),
                 "a friend was slowed down"
             );
         }

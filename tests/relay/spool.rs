@@ -17,6 +17,9 @@ use crate::{
     stage::{CLIENT_KEY, JiraSite, Stage},
 };
 
+/// Longer than any test: an end to such a pause is asked for.
+const PAUSE_SECS: &str = "3600";
+
 /// The build numbers of the submitted builds, in the order in which Jira took them.
 fn taken(site: &JiraSite) -> Vec<i64> {
     let requests = site.requests();
@@ -27,6 +30,12 @@ fn taken(site: &JiraSite) -> Vec<i64> {
         .flat_map(|r| r["body"]["builds"].as_array().cloned().unwrap_or_default())
         .filter_map(|build| build["buildNumber"].as_i64())
         .collect()
+}
+
+/// Ends all pauses, and waits for what they held back.
+async fn drain(stage: &Stage) {
+    stage.relay.retry_spool().await;
+    stage.until_drained().await;
 }
 
 async fn build(stage: &Stage, instance: usize, number: i64) {
@@ -138,7 +147,7 @@ async fn a_pause_holds_back_what_its_reason_names() {
     let stage = Stage::set(2).await;
     let throttled = |reason: &str, path: &str| {
         json!({"mode": "status", "status": 429, "times": 1, "match": {"path_prefix": path},
-               "headers": {"Retry-After": "2", "RateLimit-Reason": reason}})
+               "headers": {"Retry-After": PAUSE_SECS, "RateLimit-Reason": reason}})
     };
     // Too many calls a second to one endpoint: the others go on, for both instances.
     stage
@@ -151,7 +160,7 @@ async fn a_pause_holds_back_what_its_reason_names() {
     assert_eq!(spool["waiting"], 2, "{spool:#}");
     assert_eq!(spool["installations"][0]["paused"][0]["scope"], "endpoint");
     assert_eq!(spool["installations"][0]["paused"][0]["endpoint"], "builds");
-    stage.until_drained().await;
+    drain(&stage).await;
 
     // The tenant's quota is shared by all of its instances.
     stage
@@ -174,7 +183,7 @@ async fn a_pause_holds_back_what_its_reason_names() {
         user["status"], 429,
         "reads respect it too, and are never kept: {user:#}"
     );
-    stage.until_drained().await;
+    drain(&stage).await;
 
     // The app's quota is shared by all sites.
     stage
@@ -183,7 +192,7 @@ async fn a_pause_holds_back_what_its_reason_names() {
     build(&stage, 0, 4).await;
     let spool = stage.spool().await;
     assert_eq!(spool["paused"][0]["scope"], "app", "{spool:#}");
-    stage.until_drained().await;
+    drain(&stage).await;
 
     // One issue that had too many writes holds back what is about that issue.
     stage.site.clear_requests();
@@ -199,7 +208,7 @@ async fn a_pause_holds_back_what_its_reason_names() {
     stage.gitlabs[0]
         .sends("builds", json!({"build_number": 7, "issue_key": "CALM-1"}))
         .await;
-    stage.until_drained().await;
+    drain(&stage).await;
     assert_eq!(taken(&stage.site), [7, 5, 6]);
     assert_eq!(stage.site.violations(), json!([]));
 }
@@ -210,7 +219,7 @@ async fn a_newer_write_takes_the_place_of_one_that_waits() {
     let gitlab = &stage.gitlabs[0];
     stage
         .site
-        .fault(json!({"mode": "status", "status": 503, "headers": {"Retry-After": "1"}}));
+        .fault(json!({"mode": "status", "status": 503, "headers": {"Retry-After": PAUSE_SECS}}));
     for sequence in [10, 30, 20] {
         gitlab
             .sends("builds", json!({"build_number": 1, "sequence": sequence}))
@@ -241,7 +250,7 @@ async fn a_newer_write_takes_the_place_of_one_that_waits() {
         1.0
     );
     stage.site.heal();
-    stage.until_drained().await;
+    drain(&stage).await;
     let builds = stage.site.entities("builds");
     let key = format!("{}-700/1", stage.namespace(0));
     assert_eq!(builds[&key]["seq"], 30, "{builds:#}");
@@ -255,19 +264,22 @@ async fn a_deletion_keeps_its_place() {
     let branch = json!({"branch": "ABC-1-branch-1"});
     gitlab.sends("devinfo", json!({"sequence": 1})).await;
     // The deletion fails first, then the branch is pushed again: the push must come last.
-    stage.site.fault(json!({"mode": "status", "status": 503, "times": 1, "match": {"method": "DELETE"}, "headers": {"Retry-After": "1"}}));
+    stage.site.fault(json!({"mode": "status", "status": 503, "times": 1, "match": {"method": "DELETE"}, "headers": {"Retry-After": PAUSE_SECS}}));
     gitlab.sends("branch_delete", branch.clone()).await;
     gitlab.sends("devinfo", json!({"sequence": 2})).await;
-    stage.until_drained().await;
+    drain(&stage).await;
     let count = |keys: Vec<String>| keys.iter().filter(|key| key.contains("/branch/")).count();
     assert_eq!(count(stage.site.keys("devinfo")), 1);
     // A push that Jira is silent about is under way when the branch is deleted: the deletion must come last.
     stage
         .site
         .fault(json!({"mode": "silence", "times": 1, "match": {"method": "POST"}}));
+    stage.site.clear_requests();
     let options = json!({"sequence": 3});
     let (pushed, deleted) = tokio::join!(gitlab.send("devinfo", options), async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        while stage.site.requests().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         gitlab.send("branch_delete", branch).await
     });
     assert_eq!(
@@ -352,12 +364,12 @@ async fn a_full_spool_acknowledges_nothing_and_breaks_the_connection() {
 async fn what_jira_finally_refuses_is_given_up_loudly_and_holds_up_nobody() {
     let stage = Stage::set(1).await;
     stage.site.fault(
-        json!({"mode": "status", "status": 503, "times": 1, "headers": {"Retry-After": "1"}}),
+        json!({"mode": "status", "status": 503, "times": 1, "headers": {"Retry-After": PAUSE_SECS}}),
     );
     build(&stage, 0, 1).await;
     build(&stage, 0, 2).await;
     stage.site.fault(json!({"mode": "status", "status": 400, "body": [{"message": "no such thing"}], "match": {"body_contains": "\"buildNumber\":1"}}));
-    stage.until_drained().await;
+    drain(&stage).await;
     assert_eq!(taken(&stage.site), [2]);
     assert_eq!(
         stage
@@ -393,8 +405,8 @@ async fn a_way_that_is_gone_takes_nothing_with_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_secret_that_jira_does_not_take_waits_for_the_next_installed() {
     let stage = Stage::set_with(1, |settings| {
-        settings.set("SPOOL__RETRY_MIN_MS", "20000");
-        settings.set("SPOOL__RETRY_MAX_MS", "20000");
+        settings.set("SPOOL__RETRY_MIN_MS", "60000");
+        settings.set("SPOOL__RETRY_MAX_MS", "60000");
     })
     .await;
     stage.site.fault(
@@ -418,7 +430,7 @@ async fn a_secret_that_jira_does_not_take_waits_for_the_next_installed() {
         .await;
     stage.until_drained().await;
     assert!(
-        started.elapsed() < Duration::from_secs(10),
+        started.elapsed() < Duration::from_secs(40),
         "it waited for its pause"
     );
     assert_eq!(taken(&stage.site), [1]);
@@ -431,10 +443,7 @@ async fn an_operator_can_have_everything_tried_now() {
         json!({"mode": "status", "status": 429, "times": 1, "headers": {"Retry-After": "3600"}}),
     );
     build(&stage, 0, 1).await;
-    let retried = stage
-        .relay
-        .admin("POST", "/api/v1/spool/retry", None, 202)
-        .await;
+    let retried = stage.relay.retry_spool().await;
     assert_eq!(retried["waiting"], 1, "{retried:#}");
     stage.until_drained().await;
     assert_eq!(taken(&stage.site), [1]);

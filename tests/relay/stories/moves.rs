@@ -283,8 +283,7 @@ async fn while_another_way_is_open_no_instance_hears_of_an_uninstall() {
     gitlabs[0].sends("builds", json!({"build_number": 9})).await;
     let user = gitlabs[0].send("user", json!({})).await;
     assert_eq!(user["status"], 401, "{user:#}");
-    let retry = "/api/v1/spool/retry";
-    scene.relay.admin("POST", retry, None, 202).await;
+    scene.relay.retry_spool().await;
     let awaited = |spool: &Value| spool.to_string().contains("move_awaited");
     scene
         .relay
@@ -434,10 +433,7 @@ async fn what_a_shut_way_refuses_waits_if_another_is_open() {
         assert!(message.contains(&status.to_string()), "{message}");
         assert!(message.contains("move` to forge"), "{message}");
         scene.cloud.heal("acme");
-        scene
-            .relay
-            .admin("POST", "/api/v1/spool/retry", None, 202)
-            .await;
+        scene.relay.retry_spool().await;
         scene.relay.until_drained().await;
         scene.built("connect", &links, number);
     }
@@ -741,10 +737,7 @@ async fn a_deletion_that_cannot_end_is_given_up() {
         (&links[0]["id"], &Value::Null)
     );
     assert_ne!(again["namespace"], links[0]["namespace"]);
-    scene
-        .relay
-        .admin("POST", "/api/v1/spool/retry", None, 202)
-        .await;
+    scene.relay.retry_spool().await;
     scene.both_push("connect", &gitlabs, &[again], 2).await;
     assert!(of_link(&scene, "connect", &links[0]) > 0);
 

@@ -624,7 +624,7 @@ async fn the_quota_of_an_app_holds_up_nobody_elses_site() {
     let app = format!("oauth {}", own.client_id);
     let pauses = spool["paused"].as_array().expect("a list");
     assert!(pauses.iter().any(|pause| pause["app"] == app), "{spool:#}");
-    relay.admin("POST", "/api/v1/spool/retry", None, 202).await;
+    relay.retry_spool().await;
     relay.until_drained().await;
     assert_eq!(relay.spool().await["paused"], json!([]));
 }
