@@ -453,6 +453,12 @@ impl Checks {
             self.add(key, format!("it is {value}, it must be at least {least}"));
         }
     }
+
+    fn at_most(&mut self, key: &str, value: u32, most: u32) {
+        if value > most {
+            self.add(key, format!("it is {value}, it must be at most {most}"));
+        }
+    }
 }
 
 #[cfg(test)]

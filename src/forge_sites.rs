@@ -271,15 +271,9 @@ impl ForgeSites {
     }
 
     /// Jira has refused the token more than once, and nothing has come for very long, though we were there to hear it.
-    /// A token from the page proves nothing by that: anybody there could have made it up.
     fn is_gone(&self, forge: &Forge, now: Timestamp) -> bool {
-        let token = forge.system_token.as_ref();
-        let refused = forge
-            .refused
-            .filter(|_| token.is_some_and(|token| !token.from_page));
-        let refused = refused.map_or(0, |refused| refused.times);
         let there = now.duration_since(self.started_at);
-        refused >= REFUSALS_THAT_COUNT
+        is_refused_for_sure(forge)
             && now.duration_since(forge.told_at) >= self.gone_after
             && there >= SILENT_AFTER.min(self.gone_after)
     }
@@ -299,7 +293,8 @@ impl ForgeSites {
         forge.refused.is_some() || in_use && self.forwarder.was_refused(known)
     }
 
-    /// Whether this environment's installation would take the place of another one that is alive.
+    /// Whether this environment's installation would take the place of another one that is alive. One that was removed
+    /// while nobody was there to hear it has a token that Jira refuses.
     fn has_rival(&self, told: &Forge, now: Timestamp) -> bool {
         self.store.installations().iter().any(|known| {
             known.forge().is_some_and(|forge| {
@@ -307,6 +302,7 @@ impl ForgeSites {
                     && forge.cloud_id == told.cloud_id
                     && forge.installation_id != told.installation_id
                     && !is_silent(forge, now)
+                    && !is_refused_for_sure(forge)
             })
         })
     }
@@ -492,6 +488,18 @@ impl ForgeSites {
     }
 }
 
+/// Jira has refused a token of Forge's own more than once. One from the page proves nothing by that: anybody there could
+/// have made it up.
+fn is_refused_for_sure(forge: &Forge) -> bool {
+    let own = forge
+        .system_token
+        .as_ref()
+        .is_some_and(|token| !token.from_page);
+    own && forge
+        .refused
+        .is_some_and(|refused| refused.times >= REFUSALS_THAT_COUNT)
+}
+
 /// Keeps the better of what is known and what was told.
 fn note(
     transaction: &mut Transaction<'_>,
@@ -545,7 +553,7 @@ impl From<NotHeard> for Reject {
             NotHeard::Another => (
                 RejectKind::Conflict,
                 "another_installation",
-                "one environment of the app serves a site: uninstall the other, or leave its environment out of forge.environments",
+                "one environment of the app serves a site: uninstall the other, or leave its environment out of forge.environments; if there is no other (the app was installed anew while the relay was down), `jira-connect-proxy installations remove SITE --force`: the next call finds nothing in its way",
             ),
             NotHeard::NotTold(NotTold::Unserved(_)) => (
                 RejectKind::Forbidden,

@@ -117,17 +117,7 @@ pub fn join(
     audit: AuditEntry,
     now: Timestamp,
 ) -> Result<Joined, FollowError> {
-    let known = transaction
-        .installations()
-        .into_iter()
-        .filter_map(|known| Some((likeness(&known, &way, &address)?, known)))
-        .max_by_key(|(likeness, known)| {
-            // What stands by on a tombstone could be reached by nobody.
-            let is_open = known.open_ways().any(|other| other.opens_like(&way));
-            (is_open, known.is_installed(), *likeness, known.installed_at)
-        })
-        .map(|(_, known)| known);
-    let (installation, change) = match known {
+    let (installation, change) = match record_of(transaction, &way, &address) {
         Some(known) => known.join(way, address, now),
         None => {
             let made = Installation::new(ClientKey::generate(), address, way, now);
@@ -143,6 +133,40 @@ pub fn join(
         ..audit
     });
     Ok(Joined { client_key, change })
+}
+
+/// The site whose other credentials these would replace, and their client id. What was sent with those stays with them:
+/// Jira knows it as another provider's.
+pub fn replaced_credentials(
+    transaction: &mut Transaction<'_>,
+    way: &Upstream,
+    address: &SiteAddress,
+) -> Option<(ClientKey, String)> {
+    let known = record_of(transaction, way, address)?;
+    known.ways().find_map(|before| match (before, way) {
+        (Upstream::Oauth(before), Upstream::Oauth(new)) if before.client_id != new.client_id => {
+            Some((known.client_key.clone(), before.client_id.clone()))
+        }
+        _ => None,
+    })
+}
+
+/// The record of a site, for one that opens this way to it.
+fn record_of(
+    transaction: &mut Transaction<'_>,
+    way: &Upstream,
+    address: &SiteAddress,
+) -> Option<Arc<Installation>> {
+    transaction
+        .installations()
+        .into_iter()
+        .filter_map(|known| Some((likeness(&known, way, address)?, known)))
+        .max_by_key(|(likeness, known)| {
+            // What stands by on a tombstone could be reached by nobody.
+            let is_open = known.open_ways().any(|other| other.opens_like(way));
+            (is_open, known.is_installed(), *likeness, known.installed_at)
+        })
+        .map(|(_, known)| known)
 }
 
 /// How surely a record is of this site.

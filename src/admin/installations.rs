@@ -180,10 +180,18 @@ pub(super) async fn add(
     };
     let auto_link = admin.linker.policy.load().auto_link.clone();
     let (way, now) = (Upstream::Oauth(oauth), arrival.now);
-    let joined = admin
-        .store
-        .transact(move |transaction| sites::join(transaction, way, address, &auto_link, audit, now))
-        .await?;
+    let joined = admin.store.transact(move |transaction| {
+        let replaced = sites::replaced_credentials(transaction, &way, &address);
+        if let Some((client_key, _)) = &replaced {
+            let links = transaction.links_of(client_key);
+            if let Some(link) = links.iter().find(|link| link.is_purging()) {
+                return Err(Refusal::BeingPurged(link.id).into());
+            }
+        }
+        let joined = sites::join(transaction, way, address, &auto_link, audit, now)?;
+        Ok::<_, Reject>((joined, replaced))
+    });
+    let (joined, replaced) = joined.await?;
     let _ = arrival.notes.client_key.set(joined.client_key.clone());
     // What waited for good credentials waits no more.
     admin.spool.release(&joined.client_key);
@@ -196,6 +204,10 @@ pub(super) async fn add(
     let mut view = view(admin, &installation);
     if installation.upstream.kind() != UpstreamKind::Oauth {
         view.hint = Some(how_to_move(&installation));
+    } else if let Some((_, client_id)) = replaced {
+        view.hint = Some(format!(
+            "what was sent with the credentials {client_id} stays in Jira as it is: only they can change or delete it, and what is sent again may be shown twice"
+        ));
     }
     json(status, &view)
 }

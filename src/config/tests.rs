@@ -143,6 +143,13 @@ fn a_collector_has_an_address_and_a_share() {
 }
 
 #[test]
+fn a_token_is_asked_about_more_than_once_before_it_ends() {
+    let found = mistakes("[forge]\ncheck_every_secs = 301\n", &[]);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(load("[forge]\ncheck_every_secs = 300\n", &[]).is_ok());
+}
+
+#[test]
 fn forge_is_off_until_an_app_is_named() {
     let config = load("", &[]).expect("good");
     assert_eq!(config.forge, None);

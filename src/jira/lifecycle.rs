@@ -13,7 +13,7 @@ use crate::{
     digest::sha256_hex,
     domain::{
         Actor, AuditEntry, ClientKey, Installation, InstanceUrl, JiraBaseUrl, JiraSites,
-        LifecycleEvent, LifecycleEventKind, SharedSecret,
+        LifecycleEvent, LifecycleEventKind, Link, SharedSecret, UpstreamKind,
         event::{EventStamp, LifecycleChange, SiteFacts},
         installation::{InstallationChange, TokenReused},
         origin::JiraBaseUrlError,
@@ -227,9 +227,10 @@ pub fn apply(
             twin.client_key
         )
     });
-    let absorbed = twin
-        .as_ref()
-        .is_some_and(|twin| absorb(transaction, twin, &mut installation));
+    let absorbed = match &twin {
+        Some(twin) => absorb(transaction, twin, &mut installation, now)?,
+        None => false,
+    };
     transaction.put_installation(installation)?;
     if change == InstallationChange::Repeated {
         return Ok(InstallationChange::Unchanged);
@@ -251,23 +252,38 @@ pub fn apply(
 }
 
 /// A Forge app that carries a Connect app is installed as both at once, and tells of the Forge part in its own time: while
-/// no instance was told of that record it goes, and its way stands by. Instances are to know Jira's client key, which
-/// they keep when the Forge part ends.
+/// no instance was told of that record it goes, its way stands by, and its links are the new one's. Instances are to know
+/// Jira's client key, which they keep when the Forge part ends. Credentials stay in use: an operator chose them.
 fn absorb(
     transaction: &mut Transaction<'_>,
     twin: &Installation,
     installation: &mut Installation,
-) -> bool {
+    now: Timestamp,
+) -> Result<bool, NoRandomness> {
     let links = transaction.links_of(&twin.client_key);
     if links.iter().any(|link| link.reached) {
-        return false;
+        return Ok(false);
     }
     for link in links {
-        transaction.remove_link(link.id);
+        if link.remove {
+            transaction.remove_link(link.id);
+            continue;
+        }
+        let mut link = Link::clone(&link);
+        link.client_key = installation.client_key.clone();
+        // An attempt under way tells of the other one.
+        link.want_installed(Some(SharedSecret::generate()?), now);
+        transaction.replace_link(link);
     }
     transaction.remove_installation(&twin.client_key);
-    installation.standby = twin.ways().cloned().collect();
-    true
+    let mut before = twin.upstream.clone();
+    if before.kind() == UpstreamKind::Oauth {
+        std::mem::swap(&mut installation.upstream, &mut before);
+    }
+    installation.standby = std::iter::once(before)
+        .chain(twin.standby.iter().cloned())
+        .collect();
+    Ok(true)
 }
 
 /// `displayUrl` is for people only, so a strange one is dropped rather than refused. Where it says the same as

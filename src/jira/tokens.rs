@@ -35,6 +35,9 @@ const LONGEST_LIFE_SECS: u32 = 24 * 3600;
 /// One that failed is not asked for again at once, however many want it.
 const AFTER_FAILURE: SignedDuration = SignedDuration::from_secs(2);
 
+/// However long the endpoint wants to be left alone: nothing reaches Jira meanwhile, unless there is a token yet.
+const AFTER_FAILURE_MAX: SignedDuration = SignedDuration::from_secs(60);
+
 const ANSWER_MAX_BYTES: usize = 64 * 1024;
 
 /// Gets tokens.
@@ -165,7 +168,7 @@ impl Tokens {
             return Ok(token);
         }
         if let Some((at, error)) = failed.as_ref()
-            && now < at.saturating_add(AFTER_FAILURE).unwrap_or(now)
+            && now < at.saturating_add(error.pause()).unwrap_or(now)
         {
             return known.ok_or_else(|| error.clone());
         }
@@ -346,6 +349,18 @@ impl Refusal {
 }
 
 impl TokenError {
+    /// From the failure to the next question.
+    fn pause(&self) -> SignedDuration {
+        let wanted = match self {
+            Self::NotNow { retry_after, .. } => *retry_after,
+            Self::Refused { .. } | Self::Silent(_) => None,
+        };
+        let wanted = wanted.and_then(|wanted| SignedDuration::try_from(wanted).ok());
+        wanted.map_or(AFTER_FAILURE, |wanted| {
+            wanted.clamp(AFTER_FAILURE, AFTER_FAILURE_MAX)
+        })
+    }
+
     /// Whether somebody has to do something.
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Refused { .. })

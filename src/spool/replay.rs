@@ -162,14 +162,18 @@ impl Shared {
 
     async fn attempt(&self, write: &SpooledWrite) -> Fate {
         let now = clock::now();
+        let hours = self.settings.max_age.as_hours();
+        let too_old = now.duration_since(write.received_at) >= self.settings.max_age;
         let installation = match self.store.installation(&write.client_key) {
             Some(installation) if installation.is_installed() => installation,
             // What is thrown away now could not go the other way after a move.
-            Some(left)
-                if !left.standby.is_empty()
-                    && self.goes_on(write.link)
-                    && now.duration_since(write.received_at) < self.settings.max_age =>
-            {
+            Some(left) if !left.standby.is_empty() && self.goes_on(write.link) => {
+                if too_old {
+                    let message = format!(
+                        "the way to the site is shut, and nobody moved it to what stands by for {hours} hours"
+                    );
+                    return Fate::GivenUp("too_old", message);
+                }
                 return Fate::Later(Setback::of_shut_way(&left.standby), left);
             }
             Some(left) if left.upstream.kind() == UpstreamKind::Oauth => {
@@ -183,8 +187,7 @@ impl Shared {
                 );
             }
         };
-        if now.duration_since(write.received_at) >= self.settings.max_age {
-            let hours = self.settings.max_age.as_hours();
+        if too_old {
             return Fate::GivenUp("too_old", format!("Jira did not take it for {hours} hours"));
         }
         let body = match self.store.spooled_body(write.id).await {

@@ -2,8 +2,10 @@ use std::convert::Infallible;
 
 use super::*;
 use crate::domain::{
-    Actor, InstanceUrl, JiraSites, LinkMode, SharedSecret,
+    Actor, CloudId, Credential, ForgeInstallationId, InstanceUrl, JiraSites, LinkMode,
+    SharedSecret, Upstream,
     event::{EventStamp, SiteFacts},
+    upstream::{Forge, Oauth, SystemToken},
 };
 use jiff::SignedDuration;
 
@@ -265,23 +267,63 @@ async fn nothing_secret_lies_on_the_disk_in_clear() {
     let folder = Folder::new();
     let owner = folder.open().expect("open");
     let store = owner.store().clone();
-    put(&store, "tenant").await.expect("put");
-    let secret = store
-        .installations()
-        .first()
-        .and_then(|installation| Some(installation.connect()?.shared_secret.expose().to_owned()))
-        .expect("installation");
+    let (client_secret, token) = ("ATOA-a-client-secret", "eyJ-a-system-token");
+    let cloud_id = CloudId::parse("4c822e2f-510f-48b9-b8d2-8419d0932949").expect("id");
+    let credential = |text: &str| Credential::parse(text).expect("credential");
+    let oauth = Oauth::new(
+        "client".to_owned(),
+        credential(client_secret),
+        cloud_id.clone(),
+    );
+    let id = "ari:cloud:ecosystem::installation/0a3a7799-53ae-4a5b-9e7e-03338980abb5";
+    let now = Timestamp::UNIX_EPOCH;
+    let forge = Forge {
+        installation_id: ForgeInstallationId::parse(id).expect("id"),
+        cloud_id,
+        app_version: None,
+        system_token: Some(SystemToken {
+            token: credential(token),
+            expires_at: now,
+            from_page: false,
+        }),
+        told_at: now,
+        refused: None,
+    };
+    let known = Installation {
+        standby: vec![
+            Upstream::Oauth(oauth.expect("credentials")),
+            Upstream::Forge(forge),
+        ],
+        ..installation("tenant")
+    };
+    let of_jira = known
+        .connect()
+        .expect("an app")
+        .shared_secret
+        .expose()
+        .to_owned();
+    let of_link = store.transact(move |t| {
+        t.put_installation(known)?;
+        let link = link(t, "tenant", "https://gitlab.example.com");
+        let secret = link.secret.expose().to_owned();
+        t.put_link(link).map(|()| secret)
+    });
+    let of_link = of_link.await.expect("put");
     close(owner).await;
+    let mut files = 0;
     for entry in std::fs::read_dir(folder.config().path).expect("folder") {
         let path = entry.expect("entry").path();
         if path.is_file() {
+            files += 1;
             let content = std::fs::read(&path).expect("read");
-            let found = content
-                .windows(secret.len())
-                .any(|window| window == secret.as_bytes());
-            assert!(!found, "{} holds the secret", path.display());
+            for secret in [&*of_jira, &*of_link, client_secret, token] {
+                let mut windows = content.windows(secret.len());
+                let found = windows.any(|window| window == secret.as_bytes());
+                assert!(!found, "{} holds {secret}", path.display());
+            }
         }
     }
+    assert!(files > 0);
 }
 
 #[tokio::test]

@@ -9,11 +9,11 @@ use jira_connect_proxy::{
     metrics::Metrics,
     store::StoreOwner,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     fakes::http::client,
-    harness::{PATIENCE, RelayProcess, SECRET_2},
+    harness::{PATIENCE, RelayProcess, SECRET_2, Settings},
     stage::{CLIENT_KEY, JiraSite, Stage},
 };
 
@@ -390,7 +390,7 @@ async fn a_way_that_is_gone_takes_nothing_with_it() {
     stage.site.fault(unwell);
     stage.site.fault(json!({"mode": "status", "status": 410}));
     build(&stage, 0, 1).await;
-    let held = |spool: &serde_json::Value| {
+    let held = |spool: &Value| {
         let pause = &spool["installations"][0]["paused"][0];
         pause["scope"] == "endpoint" && pause["message"].to_string().contains("410 Gone")
     };
@@ -449,41 +449,45 @@ async fn an_operator_can_have_everything_tried_now() {
     assert_eq!(taken(&stage.site), [1]);
 }
 
-/// Writes that are too old, or for a site that is gone, end with an error in the log and the audit trail.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_waited_too_long_is_given_up() {
-    let mut stage = Stage::set(1).await;
-    stage.relay.stop().await;
-    let config = stage.relay.settings.config();
+/// Keeps writes as the relay would have done so many hours ago: client key, hours. It must not run.
+pub async fn keep_since(settings: &Settings, link: &Value, writes: &[(&str, i64)]) {
+    let config = settings.config();
     let metrics = std::sync::Arc::new(Metrics::new().expect("metrics"));
     let owner = tokio::task::spawn_blocking(move || StoreOwner::open(&config.store, metrics))
         .await
         .expect("task")
         .expect("store");
     let now = crate::fakes::jira::now();
-    for (id, client_key, hours) in [(1, CLIENT_KEY, 73), (2, CLIENT_KEY, 71), (3, "gone", 1)] {
+    let text = |name: &str| link[name].as_str().expect("text");
+    for (id, (client_key, hours)) in (1..).zip(writes) {
         let write = SpooledWrite {
             id: SpoolId(id),
             client_key: ClientKey::parse(client_key).expect("key"),
-            link: LinkId::parse(stage.links[0]["id"].as_str().expect("id")).expect("id"),
-            namespace: Namespace::parse(stage.namespace(0)).expect("namespace"),
+            link: LinkId::parse(text("id")).expect("id"),
+            namespace: Namespace::parse(text("namespace")).expect("namespace"),
             call: JiraCall::Submit(Family::Builds),
             bytes: 2,
             touches: Touches::default(),
-            received_at: now - jiff::SignedDuration::from_hours(hours),
+            received_at: now - jiff::SignedDuration::from_hours(*hours),
             request_id: "test".to_owned(),
             reason: "unavailable".to_owned(),
         };
-        owner
-            .store()
-            .spool(write, "{}".into())
-            .await
-            .expect("spool");
+        let kept = owner.store().spool(write, "{}".into()).await;
+        kept.expect("spool");
     }
     tokio::task::spawn_blocking(|| owner.close())
         .await
         .expect("task")
         .expect("close");
+}
+
+/// Writes that are too old, or for a site that is gone, end with an error in the log and the audit trail.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waited_too_long_is_given_up() {
+    let mut stage = Stage::set(1).await;
+    stage.relay.stop().await;
+    let kept = [(CLIENT_KEY, 73), (CLIENT_KEY, 71), ("gone", 1)];
+    keep_since(&stage.relay.settings, &stage.links[0], &kept).await;
     stage.site.clear_requests();
     stage.relay.restart().await;
     stage.until_drained().await;

@@ -108,6 +108,8 @@ pub(super) fn forge(raw: &raw::RawForge, checks: &mut Checks) -> Option<Option<F
         );
     }
     checks.at_least("forge.check_every_secs", raw.check_every_secs, 1);
+    // Jira has to refuse a token twice in its last quarter of an hour.
+    checks.at_most("forge.check_every_secs", raw.check_every_secs, 300);
     checks.at_least("forge.gone_after_secs", raw.gone_after_secs, 1);
     // Whoever can change it on the way can sign for every site.
     let jwks_url = base_address(&raw.jwks_url).and_then(|text| {

@@ -277,6 +277,21 @@ async fn a_known_token_serves_while_its_renewal_fails_or_takes_its_time() {
 }
 
 #[tokio::test]
+async fn an_endpoint_that_wants_to_be_left_alone_is_for_a_minute_at_most() {
+    let stage = Stage::set().await;
+    assert!(stage.get(0).await.is_ok());
+    for (at, wanted, pause) in [(780, 30, 30), (811, 3600, 60)] {
+        stage.answers(429, &format!("retry-after: {wanted}\r\n"), "");
+        assert_eq!(stage.get(at).await.as_deref(), Ok("token-1"));
+        let asked = stage.asked();
+        assert_eq!(stage.get(at + pause - 1).await.as_deref(), Ok("token-1"));
+        assert_eq!(stage.asked(), asked, "Retry-After: {wanted}");
+    }
+    stage.grants("token-2", 900);
+    assert_eq!(stage.get(872).await.as_deref(), Ok("token-2"));
+}
+
+#[tokio::test]
 async fn a_token_that_jira_does_not_take_is_dropped_once() {
     let stage = Stage::set().await;
     let (site, oauth) = (site(), oauth(SECRET));

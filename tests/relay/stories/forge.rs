@@ -1052,6 +1052,31 @@ async fn one_environment_of_the_app_serves_a_site() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_app_that_was_installed_anew_in_silence_serves_once_jira_refuses_the_old_token() {
+    let scene = Scene::set_with(|settings| settings.set("FORGE__CHECK_EVERY_SECS", "1")).await;
+    let old = scene.cloud.install(&scene.app, &scene.acme, json!({}));
+    let client_key = scene.installation().await["client_key"].clone();
+    let (gitlabs, links) = linked(&scene.relay, client_key.as_str().expect("key"), 1).await;
+    let silent = json!({"silent": true});
+    scene.cloud.with(&old, "uninstall", silent.clone());
+    let new = scene.cloud.install(&scene.app, &scene.acme, silent);
+    let told = scene.cloud.with(&new, "scheduled", json!({}));
+    assert_eq!(status(&told), Some(409), "nobody knows yet: {told:#}");
+    let asked = scene.questions();
+    gitlabs[0]
+        .sends("builds", json!({"build_number": 72}))
+        .await;
+    scene.until_asked(asked + 3).await;
+    let told = scene.cloud.with(&new, "scheduled", json!({}));
+    assert_eq!(told["delivered"], true, "{told}");
+    let site = scene.installation().await;
+    assert_eq!(site["client_key"], client_key);
+    assert_eq!(site["forge"]["installation_id"], new.id);
+    scene.relay.until_drained().await;
+    scene.built(&new.provider, &links, 72);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn forge_calls_for_many_and_strangers_for_themselves() {
     let scene = Scene::set_with(|settings| {
         settings.set("LIMITS__REQUESTS_PER_ADDRESS_PER_SEC", "1");

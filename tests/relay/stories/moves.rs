@@ -11,9 +11,10 @@ use tokio::sync::watch;
 use super::{Scene, oauth};
 use crate::{
     cloud::{Cloud, FAMILIES, Installed},
-    fakes::{FakeJira, http::client},
+    fakes::{FakeInstance, FakeJira, http::client},
     harness::{RelayProcess, SECRET, SECRET_2, Settings, admin, checked, code, printed},
     outside::Session,
+    spool,
     stage::{APP_KEY, CLIENT_KEY, GitLab, linked},
 };
 
@@ -474,6 +475,74 @@ async fn a_late_word_of_the_old_way_holds_up_nothing() {
     tokio::join!(push, moving);
     scene.relay.until_drained().await;
     scene.built(&forge.provider, &links, 1);
+}
+
+/// Nothing was sent yet, so nothing that an operator made is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn links_that_reached_nobody_go_on_with_the_connect_apps_record() {
+    for by in ["forge", "oauth"] {
+        let scene = Scene::set().await;
+        if by == "forge" {
+            scene.cloud.install(&scene.app, &scene.acme, json!({}));
+        } else {
+            let credential = scene.cloud.credential(&scene.acme, &FAMILIES);
+            let wish = oauth::wish(&scene.acme, &credential);
+            let path = "/api/v1/installations";
+            scene.relay.admin("POST", path, Some(wish), 201).await;
+        }
+        let known = scene.installation().await["client_key"].clone();
+        let mut instance = FakeInstance::start(&scene.relay.url(), "").await;
+        instance.go_down().await;
+        let link = scene
+            .relay
+            .link(known.as_str().expect("key"), &instance.url())
+            .await;
+        assert_eq!(link["state"], "failing", "{link:#}");
+
+        scene.cloud.connect(&scene.acme, APP_KEY, &[SECRET]);
+        let relay = scene.relay.app_base_url();
+        assert_eq!(scene.jira.installed(&relay, SECRET).await.status(), 204);
+        let site = scene.installation().await;
+        assert_eq!(site["client_key"], CLIENT_KEY);
+        // Credentials are an operator's choice.
+        let (in_use, standby) = match by {
+            "forge" => ("connect", "forge"),
+            _ => ("oauth", "connect"),
+        };
+        assert_eq!(site["upstream"], in_use);
+        assert_eq!(site["standby"], json!([standby]));
+        instance.go_up().await;
+        // An attempt that was under way may still tell of the other record, to which no group is linked.
+        instance
+            .until("told of the site by Jira's name", |state| {
+                state.installations.contains_key(CLIENT_KEY)
+            })
+            .await;
+        let same = scene.relay.links().await;
+        for name in ["id", "namespace"] {
+            assert_eq!(same[0][name], link[name]);
+        }
+    }
+}
+
+/// What waits for a move does not wait for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_moves_is_given_up_for_its_age() {
+    let mut scene = with_connect().await;
+    let (_gitlabs, links) = linked(&scene.relay, CLIENT_KEY, 1).await;
+    install_forge(&scene).await;
+    scene.connect_ends().await;
+    scene.relay.stop().await;
+    let kept = [(CLIENT_KEY, 73), (CLIENT_KEY, 71)];
+    spool::keep_since(&scene.relay.settings, &links[0], &kept).await;
+    scene.relay.restart().await;
+    scene.relay.new_client();
+    let one_is_left = |spool: &Value| spool["waiting"] == 1;
+    scene.relay.until_spool("one is left", one_is_left).await;
+    let given_up = scene.audit("write_given_up").await;
+    assert_eq!(given_up[0]["note"], "builds: too_old");
+    let too_old = "jira_connect_proxy_spool_given_up_total";
+    assert_eq!(scene.relay.metric(too_old, "too_old").await, 1.0);
 }
 
 /// A Forge app that carries a Connect app is installed as both, and tells of the Forge part first.

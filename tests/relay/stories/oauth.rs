@@ -560,6 +560,41 @@ async fn a_purge_asks_for_no_permission_that_nobody_needs() {
     assert_eq!(scene.relay.spool().await["installations"], json!([]));
 }
 
+/// What was sent is deleted by whom it was sent as.
+#[tokio::test(flavor = "multi_thread")]
+async fn other_credentials_wait_for_a_deletion_that_needs_the_old_ones() {
+    let scene = Scene::set().await;
+    let (cloud, relay) = (&scene.cloud, &scene.relay);
+    let first = cloud.credential(&scene.acme, &FAMILIES);
+    let (gitlabs, links) = scene.linked_by(&first, 1).await;
+    scene.both_push(&first.provider, &gitlabs, &links, 1).await;
+    cloud.fault(
+        "api",
+        json!({"mode": "status", "status": 503, "match": {"method": "DELETE"}}),
+    );
+    let id = links[0]["id"].as_str().expect("id");
+    let path = format!("/api/v1/links/{id}?purge=true");
+    relay.admin("DELETE", &path, None, 202).await;
+
+    let second = cloud.credential(&scene.acme, &FAMILIES);
+    let wish = wish(&scene.acme, &second);
+    let refused = relay.admin("POST", PATH, Some(wish.clone()), 409).await;
+    assert_eq!(code(&refused), "link_being_purged");
+    let hint = refused["error"]["hint"].as_str().expect("a hint");
+    assert!(hint.contains("--abandon-purge"), "{hint}");
+    cloud.heal("api");
+    relay.until_links("purged", <[_]>::is_empty).await;
+    assert!(
+        cloud
+            .keys(&scene.acme, &first.provider, "builds")
+            .is_empty()
+    );
+
+    let replaced = relay.admin("POST", PATH, Some(wish), 200).await;
+    let hint = replaced["hint"].as_str().expect("a hint");
+    assert!(hint.contains(&first.client_id), "{hint}");
+}
+
 /// Atlassian counts calls by app, and a set of credentials is one.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_quota_of_an_app_holds_up_nobody_elses_site() {
