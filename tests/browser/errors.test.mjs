@@ -230,6 +230,32 @@ describe("rights", () => {
   });
 });
 
+describe("rights that end while somebody works", () => {
+  const scene = scenes();
+
+  scene("the view of groups says so and why, and nothing can be changed until they are back", async (stage) => {
+    await stage.link(stage.plain);
+    stage.plain.subscriptions = manyLinked(stage, stage.plain, 2);
+    const admin = await Admin.open(stage, { ownClock: true });
+    await admin.button(`Manage groups of ${addressOf(stage.plain)}`).click();
+    await admin.select("Many 1");
+    const { page } = admin.view;
+    const reason = { code: "jira_unavailable", message: "Jira could not be asked", hint: "try again later", id: "req-1" };
+    const [known] = (await stage.api("GET", "links")).body.links;
+    const list = { site: stage.jira.origin, may_change: false, reason, links: [known] };
+    await page.route(/\/links$/, (route) => route.fulfill({ json: list }));
+    await admin.view.passTime(A_WHILE_MS);
+    await admin.see("You can look, but not change anything", "Jira could not be asked", "Many 1");
+    await admin.frame.getByRole("status").filter({ hasText: "You can look" }).first().waitFor({ state: "attached" });
+    await counted(admin.frame.getByRole("checkbox"), 0);
+    await admin.view.look("groups-read-only-now");
+    await page.unroute(/\/links$/);
+    await admin.button("Try again").click();
+    await admin.group("Many 1").waitFor();
+    await admin.frame.getByRole("status").filter({ hasText: "You can make changes." }).first().waitFor({ state: "attached" });
+  });
+});
+
 describe("instances that come and go", () => {
   const scene = scenes();
 
@@ -615,7 +641,7 @@ describe("signing in to an instance", () => {
     const { admin, popup } = await cutOff(stage);
     await popup.close();
     const { first, second } = await inTwo(admin);
-    await admin.view.screenshot("two-windows", first);
+    await admin.view.lookAtPopup("two-windows", first);
     await second.getByRole("button", { name: "Authorize" }).click();
     await admin.see("Signed in as");
     await admin.closed(first);
@@ -1005,6 +1031,38 @@ describe("the session in Jira", () => {
     await admin.view.look("offline");
     await admin.view.setOffline(false);
     await counted(admin.frame.getByText("You are offline"), 0);
+  });
+
+  scene("the same failure at each poll is said once", async (stage) => {
+    await stage.link(stage.plain);
+    const admin = await Admin.open(stage, { ownClock: true });
+    await admin.seeIn(admin.card(stage.plain), "Connected");
+    let polls = 0;
+    await admin.view.page.route(/\/links$/, (route) => {
+      polls += 1;
+      const error = { code: "store_failed", message: "the store can't be read", hint: null, id: `req-${polls}` };
+      route.fulfill({ status: 503, json: { error } });
+    });
+    for (const wanted of [1, 2, 3]) {
+      await admin.view.passTime(A_WHILE_MS);
+      await until("a poll", () => polls >= wanted);
+      await admin.see("The list could not be updated", "req-1");
+    }
+  });
+
+  scene("what an act met is forgotten when the instance has become another", async (stage) => {
+    stage.plain.proxyUrl = "http://127.0.0.9:9";
+    const { body } = await stage.api("POST", "links", { body: { instance_url: stage.plain.url } });
+    const admin = await Admin.open(stage, { ownClock: true });
+    const card = admin.card(stage.plain);
+    await admin.view.page.route(/\/resend$/, (route) => route.abort());
+    await admin.button(`Try again to connect ${addressOf(stage.plain)}`).click();
+    await admin.seeIn(card, "The relay cannot be reached");
+    stage.plain.proxyUrl = stage.relay.url;
+    await stage.relay.admin("POST", `links/${body.id}/resend`);
+    await admin.view.passTime(A_WHILE_MS);
+    await admin.seeIn(card, "Connected");
+    await counted(card.getByText("The relay cannot be reached"), 0);
   });
 
   scene("a relay that is gone: the page says so and keeps trying until it is back", async (stage) => {

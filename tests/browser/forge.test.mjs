@@ -205,6 +205,15 @@ describe("the page in Forge", () => {
     await admin.heading("Connect your first GitLab instance").waitFor();
   });
 
+  scene("a relay that can't be reached at first is named, and the next try will do", async (stage) => {
+    stage.forge.invocations = "broken";
+    const admin = await open(stage);
+    await admin.see("The relay cannot be reached");
+    stage.forge.invocations = "ok";
+    await admin.button("Try again").click();
+    await admin.heading("Connect your first GitLab instance").waitFor();
+  });
+
   scene("outside of Forge it says where it belongs", async (stage) => {
     const view = await stage.visit(`${stage.forge.origin}/page/index.html?bare`);
     await view.page.getByText("This page works only inside Jira").waitFor();

@@ -223,6 +223,41 @@ describe("several groups at once", () => {
     assert.equal(linkings(stage).length, AT_ONCE);
   });
 
+  scene("who signs out while groups are linked stops that, and is told which are", async (stage) => {
+    const admin = await signedIn(stage);
+    for (const name of FIVE) await admin.group(name).check();
+    const all = stage.plain.hold(LINKING);
+    await admin.button("Link 5 groups").click();
+    await until("the first to be under way", () => linkings(stage).length === AT_ONCE);
+    await admin.button("Sign out").click();
+    await admin.button("Stop").and(admin.frame.locator("[aria-busy]")).waitFor();
+    all.release();
+    await admin.heading("Sign in to GitLab").waitFor();
+    await admin.see("3 groups linked.");
+    assert.equal(linkings(stage).length, AT_ONCE);
+    await admin.finishSignIn(await admin.openSignIn());
+    await admin.group("Accounting").waitFor();
+    await counted(admin.button("Link 2 groups"), 0);
+  });
+
+  scene("who goes on to link groups while some are unlinked stops that first", async (stage) => {
+    await stage.link(stage.plain);
+    const paths = ["accounting", "backoffice", "catalogue", "data-warehouse", "e-commerce"];
+    stage.plain.subscriptions = paths.map((path, index) => subscription(stage, path, index + 1));
+    const admin = await Admin.open(stage);
+    await manage(admin, stage.plain);
+    await admin.frame.getByRole("checkbox", { name: "Select all" }).check();
+    const all = stage.plain.hold(UNLINKING);
+    await admin.button("Unlink 5 groups").click();
+    await admin.confirm("Unlink 5 groups");
+    await admin.see("Unlinking 0 of 5…");
+    await admin.button("Link groups").click();
+    await admin.button("Stop").and(admin.frame.locator("[aria-busy]")).waitFor();
+    all.release();
+    await admin.heading("Sign in to GitLab").waitFor();
+    assert.equal(stage.plain.linkedGroups.length, 2);
+  });
+
   scene("who goes back while groups are unlinked stops that, and sees how many are left", async (stage) => {
     await stage.link(stage.plain);
     const paths = ["accounting", "backoffice", "catalogue", "data-warehouse", "e-commerce"];
@@ -385,6 +420,27 @@ describe("groups that can't be linked", () => {
     await admin.button("Link 5 groups").click();
     await admin.see("5 groups linked.");
     await counted(admin.frame.getByText("Your browser does not reach"), 0);
+  });
+});
+
+describe("a token of the site's that can't be renewed", () => {
+  const scene = scenes();
+
+  scene("is asked for again by the next try", async (stage) => {
+    const admin = await signedIn(stage, { ownClock: true });
+    await admin.select("Accounting");
+    await admin.button("Link 1 group").click();
+    await admin.see("1 group linked.");
+    // Nearly over.
+    await admin.view.passTime(150_000);
+    for (const name of ["Backoffice", "Catalogue", "Data Warehouse"]) await admin.select(name);
+    await stage.relay.down();
+    await admin.button("Link 3 groups").click();
+    await admin.seeIn(failed(admin, "Backoffice"), "The relay cannot be reached");
+    await stage.relay.up();
+    await admin.button("Link 3 groups").click();
+    await admin.see("3 groups linked.");
+    assert.equal(stage.plain.linkedGroups.length, 4);
   });
 });
 

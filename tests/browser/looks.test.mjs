@@ -489,11 +489,12 @@ staged("groups are linked", async () => {
 
 staged("pages beside the page", async () => {
   const base = stage.relay.baseUrl;
-  for (const [state, path] of [
-    ["outside-jira", "subscriptions"],
-    ["callback-without-opener", "oauth_callbacks?code=1&state=2"],
+  for (const [state, path, title] of [
+    ["outside-jira", "subscriptions", "This page lives inside Jira"],
+    ["callback-without-opener", "oauth_callbacks?code=1&state=2", "This window lost its connection to the page"],
   ]) {
     await visit(`${base}/${path}`);
+    await view.page.getByRole("heading", { name: title }).waitFor();
     await look(state, { target: view.page.mainFrame(), fitted: true });
   }
   for (const gitlab of stage.gitlabs) await link(gitlab);

@@ -294,7 +294,8 @@ function notUnderstood(status: number): RelayError {
   return new RelayError({ code: "answer_not_understood", message, hint, id: null });
 }
 
-function silence(error: unknown): RelayError {
+/** No answer of the relay's. */
+export function silence(error: unknown): RelayError {
   const timedOut = error instanceof DOMException && error.name === "AbortError";
   if (timedOut) {
     return new RelayError({ code: "relay_timed_out", ...texts.relayTimedOut, id: null });

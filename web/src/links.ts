@@ -14,6 +14,11 @@ export interface LinkList {
   put(link: Link): void;
 }
 
+/** But for the request that it came of. */
+function isSame(one: Cause | null, other: Cause | null): boolean {
+  return one?.code === other?.code && one?.message === other?.message && one?.hint === other?.hint;
+}
+
 export function useLinks(api: Api): LinkList {
   const [answer, setAnswer] = useState<Links | null>(null);
   const [failure, setFailure] = useState<Cause | null>(null);
@@ -39,7 +44,8 @@ export function useLinks(api: Api): LinkList {
       return;
     }
     told.current = mine;
-    setFailure(cause);
+    // The same again is no news: whoever has it read out would hear it at every poll.
+    setFailure((shown) => (isSame(shown, cause) ? shown : cause));
     if (latest && mine > outdated.current) {
       setAnswer(latest);
     }

@@ -152,6 +152,7 @@ export const texts = {
     },
   } as Record<string, Explanation | undefined>,
   readOnlyTitle: "You can look, but not change anything",
+  mayChange: "You can make changes.",
 
   // Instances
 

@@ -298,23 +298,24 @@ export function useChoice() {
 function useContextToken(api: Api, linkId: string) {
   const current = useRef<Promise<ContextToken> | null>(null);
   return useCallback(async () => {
-    const asked = current.current ?? api.contextToken(linkId);
-    current.current = asked;
-    try {
-      const { token, expires_at } = await asked;
-      if (Date.parse(expires_at) - Date.now() >= CONTEXT_TOKEN_MIN_LEFT_MS) {
-        return token;
-      }
-    } catch (error) {
-      if (current.current === asked) {
-        current.current = null;
-      }
-      throw error;
+    const ask = () => {
+      const asked = api.contextToken(linkId);
+      current.current = asked;
+      asked.catch(() => {
+        // Whoever tries again asks again.
+        if (current.current === asked) {
+          current.current = null;
+        }
+      });
+      return asked;
+    };
+    const known = current.current ?? ask();
+    const { token, expires_at } = await known;
+    if (Date.parse(expires_at) - Date.now() >= CONTEXT_TOKEN_MIN_LEFT_MS) {
+      return token;
     }
-    if (current.current === asked) {
-      current.current = api.contextToken(linkId);
-    }
-    return (await current.current).token;
+    const renewed = current.current === known ? null : current.current;
+    return (await (renewed ?? ask())).token;
   }, [api, linkId]);
 }
 

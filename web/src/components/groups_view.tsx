@@ -1,3 +1,4 @@
+import type { ComponentChildren } from "preact";
 import { useState } from "preact/hooks";
 import { addressOf } from "../address.ts";
 import { type Api, causeOf, type Link, type LinkedGroup, RelayError } from "../api.ts";
@@ -21,14 +22,24 @@ interface GroupsViewProps {
   api: Api;
   link: Link;
   mayChange: boolean;
+  /** Why not. */
+  readOnly: ComponentChildren;
   onBack: () => void;
   onLinkGroups: () => void;
 }
 
-export function GroupsView({ api, link, mayChange, onBack, onLinkGroups }: GroupsViewProps) {
+export function GroupsView({
+  api,
+  link,
+  mayChange,
+  readOnly,
+  onBack,
+  onLinkGroups,
+}: GroupsViewProps) {
   const groups = useLinkedGroups(api, link.id, true);
   const unlinking = useSeveral();
   const leave = useLeave(unlinking, onBack);
+  const linkGroups = useLeave(unlinking, onLinkGroups);
   const address = addressOf(link.instance_url);
   const { linked, failure, reload } = groups;
 
@@ -41,11 +52,12 @@ export function GroupsView({ api, link, mayChange, onBack, onLinkGroups }: Group
           <p class="subtle">{texts.groupsText}</p>
         </div>
         {mayChange && linked && linked.length > 0 && (
-          <Button appearance="primary" onClick={onLinkGroups}>
+          <Button appearance="primary" onClick={linkGroups}>
             {texts.linkGroups}
           </Button>
         )}
       </header>
+      {readOnly}
       {failure && (
         <Failure
           cause={failure}
@@ -53,7 +65,7 @@ export function GroupsView({ api, link, mayChange, onBack, onLinkGroups }: Group
             <>
               <Button onClick={() => reload()}>{texts.tryAgain}</Button>
               {mayChange && (
-                <Button appearance="subtle" onClick={onLinkGroups}>
+                <Button appearance="subtle" onClick={linkGroups}>
                   {texts.linkGroups}
                 </Button>
               )}
@@ -70,7 +82,7 @@ export function GroupsView({ api, link, mayChange, onBack, onLinkGroups }: Group
           unlinking={unlinking}
           mayChange={mayChange}
           onUnlinked={groups.drop}
-          onLinkGroups={onLinkGroups}
+          onLinkGroups={linkGroups}
         />
       )}
     </>
@@ -203,7 +215,7 @@ function Linked({
           />
         ))}
       </ul>
-      {mayChange && (
+      {(mayChange || progress) && (
         <ActionBar
           selected={chosen.length}
           elsewhere={chosen

@@ -69,6 +69,9 @@ export function InstanceCard({
         : "checking";
   const [busy, setBusy] = useState(false);
   const [failure, setFailure] = useState<Cause | null>(null);
+  // An act that failed is no news of what the instance has become since.
+  // biome-ignore lint/correctness/useExhaustiveDependencies: the state is what it is about.
+  useEffect(() => setFailure(null), [link.state]);
 
   useChangesSaid(shownState, onSay, (state) =>
     texts.became[state](address, sentence((fault ?? failingCause(link)).message)),

@@ -11,8 +11,8 @@ import { FirstUse } from "./first_use.tsx";
 import { Heading } from "./heading.tsx";
 import { InstanceCard } from "./instance_card.tsx";
 import { LacksNote } from "./lacks_note.tsx";
+import { ReadOnly } from "./read_only.tsx";
 import { RemoveDialog } from "./remove_dialog.tsx";
-import { SectionMessage } from "./section_message.tsx";
 
 interface InstancesViewProps {
   api: Api;
@@ -125,25 +125,5 @@ export function InstancesView({
         />
       )}
     </>
-  );
-}
-
-function ReadOnly({ reason, onRefresh }: { reason: Cause; onRefresh: () => void }) {
-  // A rule, not a failure: there is nothing to look up in a log.
-  if (reason.code === "not_jira_admin" || reason.code === "admins_unknown") {
-    return (
-      <SectionMessage appearance="information" title={reason.message}>
-        <p>{reason.hint}</p>
-      </SectionMessage>
-    );
-  }
-  return (
-    <Failure
-      cause={reason}
-      appearance="information"
-      title={texts.readOnlyTitle}
-      alert={false}
-      actions={<Button onClick={onRefresh}>{texts.tryAgain}</Button>}
-    />
   );
 }

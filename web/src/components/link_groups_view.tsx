@@ -50,6 +50,18 @@ export function LinkGroupsView({ api, host, link, sessions, onBack }: LinkGroups
   };
   const selected = choice.selected.size;
 
+  const leaveGitlab = async () => {
+    // Nothing goes on in the name of somebody who has signed out; what was done by then is told.
+    const acts = linking.progress !== null;
+    await linking.stop();
+    setEnded(false);
+    choice.clear();
+    if (!acts) {
+      linking.clear();
+    }
+    signOut();
+  };
+
   return (
     <>
       <BackButton onClick={leave}>{texts.backToGroups}</BackButton>
@@ -97,12 +109,7 @@ export function LinkGroupsView({ api, host, link, sessions, onBack }: LinkGroups
           localNetwork={localNetwork}
           choice={choice}
           linking={linking}
-          onSignOut={() => {
-            setEnded(false);
-            choice.clear();
-            linking.clear();
-            signOut();
-          }}
+          onSignOut={leaveGitlab}
           onEnded={() => end(session)}
         />
       )}

@@ -14,6 +14,7 @@ import { GroupsView } from "./groups_view.tsx";
 import { Heading } from "./heading.tsx";
 import { InstancesView } from "./instances_view.tsx";
 import { LinkGroupsView } from "./link_groups_view.tsx";
+import { ReadOnly } from "./read_only.tsx";
 import { SectionMessage } from "./section_message.tsx";
 import { SessionExpired } from "./session_expired.tsx";
 import { Starting } from "./starting.tsx";
@@ -51,6 +52,7 @@ export function Workspace({ host, api }: { host: Host; api: Api }) {
     const gone = shown.current.filter(({ id }) => !answer.links.some((other) => other.id === id));
     shown.current = answer.links;
     for (const { id, instance_url } of gone) {
+      sessions.current.delete(id);
       say(texts.gone(addressOf(instance_url)));
       if ("linkId" in view && view.linkId === id) {
         setNavigated(true);
@@ -59,6 +61,15 @@ export function Workspace({ host, api }: { host: Host; api: Api }) {
       }
     }
   }, [answer, view, say]);
+
+  const mayChange = answer?.may_change ?? null;
+  const mightChange = useRef(mayChange);
+  useEffect(() => {
+    if (mightChange.current !== null && mayChange !== null && mightChange.current !== mayChange) {
+      say(mayChange ? texts.mayChange : texts.readOnlyTitle);
+    }
+    mightChange.current = mayChange ?? mightChange.current;
+  }, [mayChange, say]);
 
   const sessionOver = failure !== null && isSessionOver(failure);
 
@@ -121,6 +132,7 @@ export function Workspace({ host, api }: { host: Host; api: Api }) {
             api={api}
             link={link}
             mayChange={answer.may_change}
+            readOnly={answer.reason && <ReadOnly reason={answer.reason} onRefresh={refresh} />}
             onBack={() => go({ name: "instances" })}
             onLinkGroups={() => go({ name: "link_groups", linkId: link.id })}
           />

@@ -2,7 +2,7 @@
 // @forge/bridge. Calls to the relay go by way of Forge, which adds the invocation token that says who asks
 // and for which site (https://developer.atlassian.com/platform/forge/apis-reference/ui-api-bridge/invokeRemote/).
 
-import { understood } from "../api.ts";
+import { silence, understood } from "../api.ts";
 import { bootShape } from "../boot.ts";
 import { type Answer, type Call, type Host, HostError } from "../host.ts";
 
@@ -18,10 +18,11 @@ export async function forgeHost(base: string): Promise<Host> {
   // other colours than Jira's is still a page.
   const themed = bridge.view.theme.enable().catch(() => {});
   const request = (call: Call, signal: AbortSignal) => requested(bridge, base, call, signal);
-  const boot = understood(
-    await request({ method: "GET", path: "page/boot" }, AbortSignal.timeout(BOOT_MAX_MS)),
-    bootShape,
-  );
+  const asked = request({ method: "GET", path: "page/boot" }, AbortSignal.timeout(BOOT_MAX_MS));
+  const told = await asked.catch((error) => {
+    throw error instanceof HostError ? error : silence(error);
+  });
+  const boot = understood(told, bootShape);
   await themed;
   return {
     boot,
