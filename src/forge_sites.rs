@@ -44,6 +44,9 @@ use crate::{
 /// Triggers come every hour. From here on, some are missing.
 pub const SILENT_AFTER: SignedDuration = SignedDuration::from_hours(3);
 
+/// From here on, one is missing.
+const ONE_MISSED: SignedDuration = SignedDuration::from_mins(100);
+
 /// What was sent before an uninstall may arrive after it, repeats of events up to four minutes late.
 const STRAGGLERS: SignedDuration = SignedDuration::from_mins(5);
 
@@ -293,8 +296,8 @@ impl ForgeSites {
         forge.refused.is_some() || in_use && self.forwarder.was_refused(known)
     }
 
-    /// Whether this environment's installation would take the place of another one that is alive. One that was removed
-    /// while nobody was there to hear it has a token that Jira refuses.
+    /// Whether this environment's installation would take the place of another one that is alive. Of one that was
+    /// removed while nobody was there to hear it, Jira refuses the token, and nothing comes.
     fn has_rival(&self, told: &Forge, now: Timestamp) -> bool {
         self.store.installations().iter().any(|known| {
             known.forge().is_some_and(|forge| {
@@ -302,7 +305,7 @@ impl ForgeSites {
                     && forge.cloud_id == told.cloud_id
                     && forge.installation_id != told.installation_id
                     && !is_silent(forge, now)
-                    && !is_refused_for_sure(forge)
+                    && !(is_refused_for_sure(forge) && misses_a_trigger(forge, now))
             })
         })
     }
@@ -500,6 +503,11 @@ fn is_refused_for_sure(forge: &Forge) -> bool {
         .is_some_and(|refused| refused.times >= REFUSALS_THAT_COUNT)
 }
 
+/// Forge calls every hour, and what comes is noted every half of one at the least.
+fn misses_a_trigger(forge: &Forge, now: Timestamp) -> bool {
+    now.duration_since(forge.told_at) >= ONE_MISSED
+}
+
 /// Keeps the better of what is known and what was told.
 fn note(
     transaction: &mut Transaction<'_>,
@@ -553,7 +561,7 @@ impl From<NotHeard> for Reject {
             NotHeard::Another => (
                 RejectKind::Conflict,
                 "another_installation",
-                "one environment of the app serves a site: uninstall the other, or leave its environment out of forge.environments; if there is no other (the app was installed anew while the relay was down), `jira-connect-proxy installations remove SITE --force`: the next call finds nothing in its way",
+                "one environment of the app serves a site: uninstall the other, or leave its environment out of forge.environments; if there is no other, because the app was installed anew while the relay was down, wait: what is gone is in nobody's way when it has been silent for three hours at most",
             ),
             NotHeard::NotTold(NotTold::Unserved(_)) => (
                 RejectKind::Forbidden,

@@ -112,28 +112,23 @@ impl Tables {
     /// Shows changes to readers.
     pub(super) fn publish(&self, changes: Changes) {
         for (id, link) in &changes.links.0 {
-            // A link never changes its installation, so only its coming and going touches the index.
-            match link {
-                Some(link) => {
-                    let mut ids = self
-                        .links_by_client_key
-                        .entry(link.client_key.clone())
-                        .or_default();
-                    if !ids.contains(id) {
-                        ids.push(*id);
-                    }
-                }
-                None => {
-                    if let Some(link) = self.links.get(id) {
-                        self.links_by_client_key
-                            .alter(&link.client_key, |_, mut ids| {
-                                ids.retain(|known| known != id);
-                                ids
-                            });
-                        self.links_by_client_key
-                            .remove_if(&link.client_key, |_, ids| ids.is_empty());
-                    }
-                }
+            let key = link.as_ref().map(|link| &link.client_key);
+            let before = self.links.get(id).map(|link| link.client_key.clone());
+            // Most changes leave a link where it is.
+            if before.as_ref() == key {
+                continue;
+            }
+            if let Some(key) = key {
+                let mut ids = self.links_by_client_key.entry(key.clone()).or_default();
+                ids.push(*id);
+            }
+            if let Some(before) = before {
+                self.links_by_client_key.alter(&before, |_, mut ids| {
+                    ids.retain(|known| known != id);
+                    ids
+                });
+                self.links_by_client_key
+                    .remove_if(&before, |_, ids| ids.is_empty());
             }
         }
         changes.installations.publish(&self.installations);

@@ -116,7 +116,11 @@ impl Transaction<'_> {
                     .map(|link| link.id),
             );
         }
-        ids.iter().filter_map(|id| self.get(id)).collect()
+        let links = ids.iter().filter_map(|id| self.get(id));
+        // One that has gone over to another installation is in the index yet.
+        links
+            .filter(|link: &Arc<Link>| link.client_key == *client_key)
+            .collect()
     }
 
     /// Adds or replaces a link.

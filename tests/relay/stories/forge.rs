@@ -1053,13 +1053,20 @@ async fn one_environment_of_the_app_serves_a_site() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_app_that_was_installed_anew_in_silence_serves_once_jira_refuses_the_old_token() {
-    let scene = Scene::set_with(|settings| settings.set("FORGE__CHECK_EVERY_SECS", "1")).await;
+    let mut scene = Scene::set_with(|settings| settings.set("FORGE__CHECK_EVERY_SECS", "1")).await;
+    scene
+        .cloud
+        .ask("system_tokens", json!({"lifetime_secs": 7200}));
     let old = scene.cloud.install(&scene.app, &scene.acme, json!({}));
     let client_key = scene.installation().await["client_key"].clone();
     let (gitlabs, links) = linked(&scene.relay, client_key.as_str().expect("key"), 1).await;
+    scene.relay.stop().await;
     let silent = json!({"silent": true});
     scene.cloud.with(&old, "uninstall", silent.clone());
     let new = scene.cloud.install(&scene.app, &scene.acme, silent);
+    time_passed(&scene.relay.settings, SignedDuration::from_mins(101));
+    scene.relay.restart().await;
+    scene.relay.new_client();
     let told = scene.cloud.with(&new, "scheduled", json!({}));
     assert_eq!(status(&told), Some(409), "nobody knows yet: {told:#}");
     let asked = scene.questions();
