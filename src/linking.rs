@@ -330,7 +330,7 @@ pub fn abandon_purge(
     Ok(link)
 }
 
-/// Undoes a removal that nobody has heard of: the link is as it was. No policy is asked, because nothing is made.
+/// Undoes a removal that nobody has heard of: the link is as it was, and told so. No policy is asked, because nothing is made.
 pub fn undo_removal(
     transaction: &mut Transaction<'_>,
     id: LinkId,
@@ -658,7 +658,8 @@ impl From<LinkRefusal> for Reject {
             LinkRefusal::TooLateToUndo => (
                 RejectKind::Conflict,
                 "too_late_to_undo",
-                "add the instance again; its groups must be linked again then".to_owned(),
+                "add the instance again; if it was told, its groups must be linked again then"
+                    .to_owned(),
             ),
             LinkRefusal::BeingPurged(id) => (
                 RejectKind::Conflict,

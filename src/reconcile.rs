@@ -144,10 +144,10 @@ impl Reconciler {
             tracing::error!(link.id = %link.id, "a link has no installation");
             return tokio::time::sleep(self.patience.load().retry_min).await;
         };
-        if !link.reached {
-            match self.ledger().mark_reached(link.id).await {
+        if link.hides_an_attempt() {
+            match self.ledger().mark_told(link.id, link.desired).await {
                 Ok(true) => {}
-                // Forgotten meanwhile, because it had not been told.
+                // Forgotten meanwhile, because it had not been told, or to be told something else.
                 Ok(false) => return,
                 Err(error) => {
                     tracing::error!(link.id = %link.id, "nothing is delivered while nothing can be saved: {error}");
@@ -221,6 +221,7 @@ impl Reconciler {
                 AttemptOutcome::Failed {
                     refused: error.refused(),
                     may_have_arrived: link.reached || error.may_have_arrived(),
+                    told: link.told || error.may_have_arrived(),
                     problem,
                     retry_in,
                 }
@@ -254,16 +255,17 @@ struct Ledger<'a> {
 }
 
 impl Ledger<'_> {
-    /// From here on the instance may have been told, whatever happens to us. `false` if the link is gone.
-    async fn mark_reached(&self, id: LinkId) -> Result<bool, TransactError<StoreFull>> {
+    /// From here on the instance may have been told, whatever happens to us. `false` if the goal is not that any more.
+    async fn mark_told(&self, id: LinkId, goal: Goal) -> Result<bool, TransactError<StoreFull>> {
         self.store
             .transact(move |transaction| {
-                let Some(link) = transaction.link(id) else {
+                let Some(link) = transaction.link(id).filter(|link| link.desired == goal) else {
                     return Ok(false);
                 };
-                if !link.reached {
+                if link.hides_an_attempt() {
                     transaction.put_link(Link {
                         reached: true,
+                        told: true,
                         ..Link::clone(&link)
                     })?;
                 }

@@ -288,6 +288,7 @@ impl Store {
             .link_ids_of(client_key)
             .into_iter()
             .filter_map(|id| self.tables.links.get(&id))
+            .filter(|link| link.client_key == *client_key)
             .collect()
     }
 

@@ -127,6 +127,10 @@ pub struct Link {
     /// An attempt may have arrived, so the instance may hold something. Set before an attempt, and taken back if
     /// it certainly did not arrive: a crash in between must not forget an instance that was told.
     pub reached: bool,
+    /// An attempt at the desired state may have arrived. Set before one that removes, and taken back like `reached`; of
+    /// records from before it was noted nobody knows.
+    #[serde(default = "nobody_knows")]
+    pub told: bool,
     /// The operator wants the link gone: the record goes once the instance was told.
     pub remove: bool,
     /// Failed attempts since the desired state changed.
@@ -185,6 +189,8 @@ pub enum AttemptOutcome {
         refused: bool,
         /// The instance may have heard of this or an earlier one.
         may_have_arrived: bool,
+        /// It may have heard of this goal.
+        told: bool,
         /// Wait this long before the next one.
         retry_in: SignedDuration,
     },
@@ -242,6 +248,7 @@ impl Link {
             acknowledged: None,
             acknowledged_base_url: None,
             reached: false,
+            told: false,
             remove: false,
             attempts: 0,
             refusals: 0,
@@ -383,26 +390,30 @@ impl Link {
         self.remove && self.attempts == 0 && !self.is_settled() && now < self.next_attempt_at
     }
 
-    /// Whether its removal can be undone: nobody was told, nothing is deleted, and neither is about to begin.
+    /// Whether an attempt needs a mark first, because whoever finds this record after a crash would take it that nobody
+    /// was told.
+    pub fn hides_an_attempt(&self) -> bool {
+        let removes = self.desired.event == LifecycleEventKind::Uninstalled;
+        !self.reached || removes && !self.told
+    }
+
+    /// Whether its removal can be undone: nobody was told, nothing is deleted, and neither is about to begin. An
+    /// instance that can't be reached hears of it late, perhaps never.
     pub fn can_be_undone(&self, now: Timestamp) -> bool {
-        self.waits_for_second_thoughts(after(now, UNDO_HEADWAY))
+        self.remove
+            && !self.hand_back
+            && !self.told
+            && !self.is_settled()
+            && after(now, UNDO_HEADWAY) < self.next_attempt_at
             && !self.purge.as_ref().is_some_and(|purge| purge.begun)
     }
 
-    /// As it was before its removal was asked for, which nobody has heard of.
+    /// Wanted again, with the secret and groups that the instance has. It is told once more: what changed meanwhile
+    /// (Jira's secret, an address) passed by a link that was to go.
     pub fn undo_removal(&mut self, now: Timestamp) {
-        let before = Goal {
-            event: LifecycleEventKind::Installed,
-            generation: self.desired.generation.saturating_sub(1),
-        };
         self.remove = false;
         self.purge = None;
-        if self.acknowledged == Some(before) {
-            self.desired = before;
-            self.desired_since = now;
-        } else {
-            self.want(LifecycleEventKind::Installed, now);
-        }
+        self.want(LifecycleEventKind::Installed, now);
     }
 
     /// What a person should see.
@@ -445,9 +456,11 @@ impl Link {
                 problem,
                 refused,
                 may_have_arrived,
+                told,
                 retry_in,
             } if goal == self.desired => {
                 self.reached = may_have_arrived;
+                self.told = told;
                 self.attempts = self.attempts.saturating_add(1);
                 self.refusals = self.refusals.saturating_add(u32::from(refused));
                 self.last_error = Some(problem);
@@ -496,11 +509,16 @@ impl Link {
             generation: self.desired.generation + 1,
         };
         self.desired_since = now;
+        self.told = false;
         self.attempts = 0;
         self.refusals = 0;
         self.last_error = None;
         self.next_attempt_at = now;
     }
+}
+
+fn nobody_knows() -> bool {
+    true
 }
 
 impl LinkId {

@@ -43,6 +43,8 @@ enum Event {
     },
     /// Somebody removes a link.
     Unlink { link: usize },
+    /// Somebody undoes a removal, if that is possible yet.
+    Undo { link: usize },
     /// Somebody has it sent again.
     Resend { link: usize },
     /// The site is taken over from another proxy, with its instance.
@@ -86,6 +88,7 @@ struct Flight {
     link: LinkId,
     goal: Goal,
     reached: bool,
+    told: bool,
     pair: (usize, usize),
     carries: Held,
 }
@@ -201,6 +204,21 @@ impl World {
                         .await
                         .expect("removed");
                     self.wanted.remove(&pair(&link));
+                }
+            }
+            Event::Undo { link } => {
+                let now = self.now();
+                if let Some(link) = self.pick(link, |link| link.can_be_undone(now)) {
+                    let id = link.id;
+                    let undone = self
+                        .store()
+                        .transact(move |t| linking::undo_removal(t, id, by_admin(now), now))
+                        .await;
+                    // Refused if its site is gone.
+                    if undone.is_ok() {
+                        self.wanted.insert(pair(&link));
+                        self.left.remove(&pair(&link));
+                    }
                 }
             }
             Event::Resend { link } => {
@@ -352,8 +370,12 @@ impl World {
         self.clock = self.clock.max(link.next_attempt_at.as_second());
         let installation = self.store().installation(&link.client_key);
         let installation: Arc<Installation> = installation.expect("a link has an installation");
-        if !link.reached {
-            let there = self.ledger().mark_reached(link.id).await.expect("marked");
+        if link.hides_an_attempt() {
+            let there = self
+                .ledger()
+                .mark_told(link.id, link.desired)
+                .await
+                .expect("marked");
             assert!(there, "nobody forgot it in between");
         }
         let (secret, base_url) = deliver::told(&link, &installation, PUBLIC_URL);
@@ -361,6 +383,7 @@ impl World {
             link: link.id,
             goal: link.desired,
             reached: link.reached,
+            told: link.told,
             pair: pair(&link),
             carries: (secret.expose().to_owned(), base_url.to_owned()),
         });
@@ -386,6 +409,7 @@ impl World {
                 },
                 refused: matches!(wire, Wire::Refuses | Wire::StoresAndFails),
                 may_have_arrived: flight.reached || !matches!(wire, Wire::Down),
+                told: flight.told || !matches!(wire, Wire::Down),
                 retry_in: SignedDuration::from_secs(5),
             },
         };
@@ -526,6 +550,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         5 => (site.clone(), instance.clone(), prop::bool::weighted(0.2), prop::bool::weighted(0.2))
             .prop_map(|(site, instance, direct, keep_ids)| Event::Link { site, instance, direct, keep_ids }),
         2 => number.clone().prop_map(|link| Event::Unlink { link }),
+        3 => number.clone().prop_map(|link| Event::Undo { link }),
         2 => number.clone().prop_map(|link| Event::Resend { link }),
         2 => (site, instance, 0..3_u8)
             .prop_map(|(site, instance, secret)| Event::Import { site, instance, secret }),
@@ -561,6 +586,59 @@ async fn an_undone_removal_keeps_the_site_that_was_to_leave() {
         .transact(move |t| linking::undo_removal(t, id, by_admin(now), now));
     assert!(!undone.await.expect("undone").remove);
     assert_eq!(imported(&world), Some(false));
+}
+
+/// What an undo could get wrong: a direct link that missed another secret, and an instance that heard of the end of a
+/// site in an attempt of which nobody knows.
+#[tokio::test]
+async fn an_undone_removal_tells_what_passed_by() {
+    let (begin, undo, unlink) = (
+        Event::Begin { link: 0 },
+        Event::Undo { link: 0 },
+        Event::Unlink { link: 0 },
+    );
+    let installed = |secret| Event::Installed { site: 0, secret };
+    let link = |direct| Event::Link {
+        site: 0,
+        instance: 0,
+        direct,
+        keep_ids: false,
+    };
+    let end = |wire| Event::End { flight: 0, wire };
+    let missed = vec![
+        installed(1),
+        link(true),
+        begin.clone(),
+        end(Wire::Works),
+        unlink.clone(),
+        begin.clone(),
+        end(Wire::Down),
+        installed(2),
+        undo.clone(),
+    ];
+    let unnoted = vec![
+        installed(1),
+        link(false),
+        begin.clone(),
+        end(Wire::Works),
+        Event::Uninstalled { site: 0 },
+        begin.clone(),
+        Event::Crash { arrived: true },
+        begin,
+        end(Wire::Down),
+        unlink,
+        installed(1),
+        undo,
+    ];
+    for events in [missed, unnoted] {
+        let mut world = World::new();
+        for event in events {
+            world.happens(event).await;
+        }
+        world.heals().await;
+        world.check();
+        world.close().await;
+    }
 }
 
 proptest! {

@@ -40,7 +40,7 @@ use crate::{
     trace,
 };
 
-/// A removal can be taken back for so long.
+/// A removal begins so much later, so that a person can think better of it.
 const REFLECTION: SignedDuration = SignedDuration::from_secs(10);
 
 /// Calls to instances for one site's page.

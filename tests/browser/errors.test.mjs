@@ -211,6 +211,7 @@ describe("rights", () => {
     }
     await admin.button(`View groups of ${addressOf(stage.plain)}`).click();
     await admin.see("2 groups linked", "Many 1");
+    await admin.see("Only Jira administrators can change this", "ask a Jira administrator of this site");
     assert.equal(await admin.frame.getByRole("checkbox").count(), 0);
     assert.equal(await admin.frame.getByRole("button", { name: /link/i }).filter({ hasNotText: "Back" }).count(), 0);
   });
@@ -398,13 +399,11 @@ describe("instances that come and go", () => {
   scene("a removal that is being told can't be undone, and the instance is kept by adding it again", async (stage) => {
     const [link] = await stage.link(stage.plain);
     const admin = await Admin.open(stage);
-    await stage.plain.down();
+    stage.plain.instead = { path: /events\/uninstalled/, answer: { status: 503 } };
     await remove(admin, stage.plain, { purge: false });
-    await admin.card(stage.plain).getByText("can't be reached").waitFor({ timeout: 40_000 });
+    await admin.card(stage.plain).getByText("answered 503").waitFor({ timeout: 40_000 });
     await counted(admin.button(`Undo the removal of ${addressOf(stage.plain)}`), 0);
     await admin.seeIn(admin.card(stage.plain), "The relay tries until it has heard.");
-    stage.plain.instead = { path: /events\/uninstalled/, answer: { status: 503 } };
-    await stage.plain.up();
     await admin.check(stage.plain.url);
     // One of the checks asks where it would be told.
     await admin.seeIn(admin.dialog, "All checks are done.");
@@ -443,7 +442,30 @@ describe("instances that come and go", () => {
     await stage.plain.up();
     await admin.card(stage.plain).waitFor({ state: "detached", timeout: 40_000 });
     assert.deepEqual(stage.plain.installations.known, {});
-    assert.match(said, /The relay tries until it has heard\./);
+    // Between two attempts it can be undone.
+    assert.match(said, /The relay tries until it has/);
+  });
+});
+
+describe("a removal of which an instance that is down has not heard", () => {
+  const scene = scenes({ settings: PATIENT });
+
+  scene("can be undone, and the instance is as it was when it is back", async (stage) => {
+    await stage.link(stage.plain);
+    stage.plain.subscriptions = manyLinked(stage, stage.plain, 2);
+    const admin = await Admin.open(stage);
+    await stage.plain.down();
+    await remove(admin, stage.plain, { purge: false });
+    const card = admin.card(stage.plain);
+    await card.getByText("can't be reached").waitFor({ timeout: 40_000 });
+    await admin.seeIn(card, "The instance has not heard of it yet.");
+    await admin.view.look("removing-unheard");
+    await admin.button(`Undo the removal of ${addressOf(stage.plain)}`).click();
+    await admin.seeIn(card, "Needs attention", "can't be reached");
+    await stage.plain.up();
+    await admin.button(`Try again to connect ${addressOf(stage.plain)}`).click();
+    await admin.seeIn(card, "Connected", "2 groups linked");
+    assert.ok(!stage.plain.installations.events.some(({ event }) => event === "uninstalled"));
   });
 });
 

@@ -238,6 +238,7 @@ describe("several groups at once", () => {
     await admin.finishSignIn(await admin.openSignIn());
     await admin.group("Accounting").waitFor();
     await counted(admin.button("Link 2 groups"), 0);
+    await counted(admin.frame.getByText("3 groups linked."), 0);
   });
 
   scene("who goes on to link groups while some are unlinked stops that first", async (stage) => {

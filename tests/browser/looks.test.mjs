@@ -255,6 +255,7 @@ staged(
     await look("add-refused");
     await closeDialog();
 
+    // With its data, so that nothing can be undone any more.
     await card(leaving).getByText("The instance is being told").waitFor({ timeout: 40_000 });
     await look("removing-told", { whole: true });
   },

@@ -14,6 +14,10 @@ export interface LinkList {
   put(link: Link): void;
 }
 
+function isChanging({ state }: Link): boolean {
+  return state === "pending" || state === "removing";
+}
+
 /** But for the request that it came of. */
 function isSame(one: Cause | null, other: Cause | null): boolean {
   return one?.code === other?.code && one?.message === other?.message && one?.hint === other?.hint;
@@ -30,8 +34,9 @@ export function useLinks(api: Api): LinkList {
   const told = useRef(0);
   const outdated = useRef(0);
 
-  changing.current =
-    answer?.links.some(({ state }) => state === "pending" || state === "removing") ?? false;
+  const pollSoon = useRef(() => {});
+
+  changing.current = answer?.links.some(isChanging) ?? false;
 
   const refresh = useCallback(async () => {
     asked.current += 1;
@@ -63,6 +68,9 @@ export function useLinks(api: Api): LinkList {
         : [...shown.links, link];
       return { ...shown, links };
     });
+    if (isChanging(link)) {
+      pollSoon.current();
+    }
   }, []);
 
   useEffect(() => {
@@ -81,6 +89,12 @@ export function useLinks(api: Api): LinkList {
       polling = false;
       if (!stopped) {
         timer = setTimeout(poll, changing.current ? POLL_CHANGING_MS : POLL_SETTLED_MS);
+      }
+    };
+    pollSoon.current = () => {
+      if (!polling && !stopped) {
+        clearTimeout(timer);
+        timer = setTimeout(poll, POLL_CHANGING_MS);
       }
     };
     poll();

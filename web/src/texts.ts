@@ -196,6 +196,8 @@ export const texts = {
   failingUnknown: "The instance does not accept the connection",
   removingTitle: "Being removed",
   removingSoon: "The instance will be told in a few seconds. Until then you can undo this.",
+  removingUnheard:
+    "The instance has not heard of it yet. The relay tries until it has, and until then you can undo this.",
   removingTelling: "The instance is being told. The relay tries until it has heard.",
   removingTold: "The instance has been told.",
   removingPurge: {

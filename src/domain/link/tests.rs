@@ -36,6 +36,7 @@ fn failed(refused: bool) -> AttemptOutcome {
         },
         refused,
         may_have_arrived: true,
+        told: true,
         retry_in: SignedDuration::from_secs(5),
     }
 }
@@ -79,22 +80,49 @@ fn an_undone_removal_leaves_what_was() {
         link.next_attempt_at = at(20);
         link
     };
-    // Not told yet: that goes on.
-    let mut undone = removed(&link);
-    assert!(undone.can_be_undone(at(15)));
-    undone.undo_removal(at(15));
-    assert!(!undone.is_settled() && undone.desired.event == LifecycleEventKind::Installed);
-    // Told, and nothing is to be told.
-    link.record(link.desired, confirmed(), GRACE, WEEK, at(1));
-    let mut undone = removed(&link);
-    undone.undo_removal(at(15));
-    assert!(undone.is_settled() && !undone.remove);
-    assert_eq!(undone.desired, link.desired);
+    for acknowledged in [false, true] {
+        if acknowledged {
+            link.record(link.desired, confirmed(), GRACE, WEEK, at(1));
+        }
+        let mut undone = removed(&link);
+        assert!(undone.can_be_undone(at(15)));
+        undone.undo_removal(at(15));
+        // What changed meanwhile passed by a link that was to go, so it is told again.
+        assert_eq!((undone.state(), undone.remove), (LinkState::Pending, false));
+        assert_eq!(undone.desired.event, LifecycleEventKind::Installed);
+        assert_eq!(undone.secret, link.secret);
+        undone.record(undone.desired, confirmed(), GRACE, WEEK, at(16));
+        assert_eq!(undone.state(), LinkState::Connected);
+    }
     // From when the instance may be told on it is too late.
     let mut late = removed(&link);
     assert!(!late.can_be_undone(at(20)) && !link.can_be_undone(at(15)));
     late.record(late.desired, failed(false), GRACE, WEEK, at(20));
     assert!(!late.can_be_undone(at(21)) && late.can_be_taken_back());
+    // Who can't be reached has heard nothing; between two attempts there is time.
+    let mut unheard = removed(&link);
+    let gone = AttemptOutcome::Failed {
+        problem: DeliveryProblem {
+            code: "connection_failed".to_owned(),
+            message: String::new(),
+            hint: String::new(),
+            at: at(20),
+            id: String::new(),
+        },
+        refused: false,
+        may_have_arrived: true,
+        told: false,
+        retry_in: SignedDuration::from_secs(5),
+    };
+    unheard.record(unheard.desired, gone, GRACE, WEEK, at(20));
+    assert!(unheard.can_be_undone(at(21)) && !unheard.can_be_undone(at(25)));
+    unheard.undo_removal(at(21));
+    assert_eq!((unheard.state(), unheard.attempts), (LinkState::Pending, 0));
+    assert_eq!(unheard.last_error, None);
+    // ... not where the instance gets back what it had before an import.
+    let mut handed_back = removed(&link);
+    handed_back.hand_back = true;
+    assert!(!handed_back.can_be_undone(at(15)));
 }
 
 #[test]
@@ -195,6 +223,7 @@ fn who_was_never_reached_need_not_be_told() {
             refused,
             retry_in,
             may_have_arrived: false,
+            told: false,
         },
         other => other,
     };

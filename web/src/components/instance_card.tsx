@@ -285,7 +285,10 @@ function removingText({ attempts, can_undo, next_attempt_at }: Link): string {
   if (next_attempt_at === null) {
     return texts.removingTold;
   }
-  return attempts === 0 && can_undo ? texts.removingSoon : texts.removingTelling;
+  if (!can_undo) {
+    return texts.removingTelling;
+  }
+  return attempts === 0 ? texts.removingSoon : texts.removingUnheard;
 }
 
 /** Why it takes longer, without alarm: the relay goes on. */

@@ -1,6 +1,7 @@
+import type { ComponentChildren } from "preact";
 import { useState } from "preact/hooks";
 import { addressOf } from "../address.ts";
-import { type Api, type Cause, explained, type Link, type Links } from "../api.ts";
+import type { Api, Cause, Link, Links } from "../api.ts";
 import type { Boot } from "../boot.ts";
 import type { KnownGroups } from "../known_groups.ts";
 import { texts } from "../texts.ts";
@@ -11,7 +12,6 @@ import { FirstUse } from "./first_use.tsx";
 import { Heading } from "./heading.tsx";
 import { InstanceCard } from "./instance_card.tsx";
 import { LacksNote } from "./lacks_note.tsx";
-import { ReadOnly } from "./read_only.tsx";
 import { RemoveDialog } from "./remove_dialog.tsx";
 
 interface InstancesViewProps {
@@ -22,6 +22,8 @@ interface InstancesViewProps {
   takeFocus: boolean;
   onChange: (link: Link) => void;
   onSay: (announcement: string) => void;
+  /** Why nothing can be changed. */
+  readOnly: ComponentChildren;
   onRefresh: () => void;
   onManageGroups: (linkId: string) => void;
   onLinkGroups: (linkId: string) => void;
@@ -35,6 +37,7 @@ export function InstancesView({
   takeFocus,
   onChange,
   onSay,
+  readOnly,
   onRefresh,
   onManageGroups,
   onLinkGroups,
@@ -43,7 +46,7 @@ export function InstancesView({
   const [removed, setRemoved] = useState<string | null>(null);
   const [removing, setRemoving] = useState<Link | null>(null);
   const [tooLate, setTooLate] = useState<Cause | null>(null);
-  const { site, links, may_change: mayChange, reason } = answer;
+  const { site, links, may_change: mayChange } = answer;
 
   const change = (changed: Link) => {
     setTooLate(null);
@@ -68,7 +71,7 @@ export function InstancesView({
           </Button>
         )}
       </header>
-      {!mayChange && reason && <ReadOnly reason={explained(reason)} onRefresh={onRefresh} />}
+      {readOnly}
       {tooLate && <Failure cause={tooLate} />}
       {links.length === 0 ? (
         <FirstUse boot={boot} onAdd={mayChange ? () => setAdding(true) : null} />

@@ -1,4 +1,5 @@
-import { useState } from "preact/hooks";
+import type { ComponentChildren } from "preact";
+import { useRef, useState } from "preact/hooks";
 import { addressOf } from "../address.ts";
 import type { Api, Link } from "../api.ts";
 import type { GitlabSession } from "../gitlab.ts";
@@ -18,10 +19,19 @@ interface LinkGroupsViewProps {
   host: Host;
   link: Link;
   sessions: Map<string, GitlabSession>;
+  /** Why nothing can be changed. */
+  readOnly: ComponentChildren;
   onBack: () => void;
 }
 
-export function LinkGroupsView({ api, host, link, sessions, onBack }: LinkGroupsViewProps) {
+export function LinkGroupsView({
+  api,
+  host,
+  link,
+  sessions,
+  readOnly,
+  onBack,
+}: LinkGroupsViewProps) {
   const [session, setSession] = useState(sessions.get(link.id) ?? null);
   const [ended, setEnded] = useState(false);
   // These outlast a sign-in.
@@ -32,7 +42,13 @@ export function LinkGroupsView({ api, host, link, sessions, onBack }: LinkGroups
   const address = addressOf(link.instance_url);
   const mayCall = host.mayCall(new URL(link.instance_url).origin);
 
+  // Whoever signs in next need not hear what was done before.
+  const left = useRef(false);
   const signedIn = (opened: GitlabSession) => {
+    if (left.current) {
+      left.current = false;
+      linking.clear();
+    }
     sessions.set(link.id, opened);
     setEnded(false);
     setSession(opened);
@@ -53,6 +69,8 @@ export function LinkGroupsView({ api, host, link, sessions, onBack }: LinkGroups
   const leaveGitlab = async () => {
     // Nothing goes on in the name of somebody who has signed out; what was done by then is told.
     const acts = linking.progress !== null;
+    left.current = true;
+    sessions.delete(link.id);
     await linking.stop();
     setEnded(false);
     choice.clear();
@@ -71,6 +89,7 @@ export function LinkGroupsView({ api, host, link, sessions, onBack }: LinkGroups
           <p class="subtle">{texts.linkText}</p>
         </div>
       </header>
+      {readOnly}
       {!mayCall && (
         <SectionMessage
           appearance="information"

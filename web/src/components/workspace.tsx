@@ -1,6 +1,6 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { addressOf } from "../address.ts";
-import { type Api, type Cause, isSessionOver, type Link } from "../api.ts";
+import { type Api, type Cause, explained, isSessionOver, type Link } from "../api.ts";
 import type { GitlabSession } from "../gitlab.ts";
 import type { Host } from "../host.ts";
 import { forgetLinked, type KnownGroups } from "../known_groups.ts";
@@ -71,6 +71,10 @@ export function Workspace({ host, api }: { host: Host; api: Api }) {
     mightChange.current = mayChange ?? mightChange.current;
   }, [mayChange, say]);
 
+  const readOnly = answer && !answer.may_change && answer.reason && (
+    <ReadOnly reason={explained(answer.reason)} onRefresh={refresh} />
+  );
+
   const sessionOver = failure !== null && isSessionOver(failure);
 
   if (sessionOver && !answer) {
@@ -132,7 +136,7 @@ export function Workspace({ host, api }: { host: Host; api: Api }) {
             api={api}
             link={link}
             mayChange={answer.may_change}
-            readOnly={answer.reason && <ReadOnly reason={answer.reason} onRefresh={refresh} />}
+            readOnly={readOnly}
             onBack={() => go({ name: "instances" })}
             onLinkGroups={() => go({ name: "link_groups", linkId: link.id })}
           />
@@ -143,6 +147,7 @@ export function Workspace({ host, api }: { host: Host; api: Api }) {
             host={host}
             link={link}
             sessions={sessions.current}
+            readOnly={readOnly}
             onBack={() => go({ name: "groups", linkId: link.id })}
           />
         ) : (
@@ -157,6 +162,7 @@ export function Workspace({ host, api }: { host: Host; api: Api }) {
               list.put(changed);
             }}
             onSay={say}
+            readOnly={readOnly}
             onRefresh={refresh}
             onManageGroups={(linkId) => go({ name: "groups", linkId })}
             onLinkGroups={(linkId) => go({ name: "link_groups", linkId })}
