@@ -561,7 +561,7 @@ impl From<NotHeard> for Reject {
             NotHeard::Another => (
                 RejectKind::Conflict,
                 "another_installation",
-                "one environment of the app serves a site: uninstall the other, or leave its environment out of forge.environments; if there is no other, because the app was installed anew while the relay was down, wait: what is gone is in nobody's way when it has been silent for three hours at most",
+                "one environment of the app serves a site: uninstall the other, or leave its environment out of forge.environments; if there is no other, because the app was installed anew while the relay was down, wait, three hours at most: what has fallen silent is in nobody's way",
             ),
             NotHeard::NotTold(NotTold::Unserved(_)) => (
                 RejectKind::Forbidden,

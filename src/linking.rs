@@ -330,7 +330,8 @@ pub fn abandon_purge(
     Ok(link)
 }
 
-/// Undoes a removal that nobody has heard of: the link is as it was, and told so. No policy is asked, because nothing is made.
+/// Undoes a removal that nobody has heard of: the link is as it was, and told so. No policy is asked, because nothing is
+/// made.
 pub fn undo_removal(
     transaction: &mut Transaction<'_>,
     id: LinkId,
@@ -584,6 +585,12 @@ pub fn auto_link(
             tracing::warn!(client.key = %client_key, "{instance_url} could not be linked by itself: {refusal}");
         }
     }
+}
+
+/// One of them whose data is being deleted from Jira, by whom it was sent as.
+pub fn being_purged(links: &[Arc<Link>]) -> Option<LinkId> {
+    let link = links.iter().find(|link| link.is_purging());
+    link.map(|link| link.id)
 }
 
 /// What to do about a deletion that is in the way.

@@ -29,6 +29,9 @@ pub struct Joined {
     pub client_key: ClientKey,
     /// What changed.
     pub change: InstallationChange,
+    /// The client id of other credentials, whose place the new ones took. What was sent with those stays with them: Jira
+    /// knows it as another provider's.
+    pub replaced: Option<String>,
 }
 
 /// What a move does, or would do.
@@ -117,8 +120,22 @@ pub fn join(
     audit: AuditEntry,
     now: Timestamp,
 ) -> Result<Joined, FollowError> {
-    let (installation, change) = match record_of(transaction, &way, &address) {
-        Some(known) => known.join(way, address, now),
+    let known = transaction
+        .installations()
+        .into_iter()
+        .filter_map(|known| Some((likeness(&known, &way, &address)?, known)))
+        .max_by_key(|(likeness, known)| {
+            // What stands by on a tombstone could be reached by nobody.
+            let is_open = known.open_ways().any(|other| other.opens_like(&way));
+            (is_open, known.is_installed(), *likeness, known.installed_at)
+        })
+        .map(|(_, known)| known);
+    let mut replaced = None;
+    let (installation, change) = match known {
+        Some(known) => {
+            replaced = replaced_credentials(&known, &way);
+            known.join(way, address, now)
+        }
         None => {
             let made = Installation::new(ClientKey::generate(), address, way, now);
             (made, InstallationChange::Created)
@@ -132,41 +149,20 @@ pub fn join(
         action: change.name().to_owned(),
         ..audit
     });
-    Ok(Joined { client_key, change })
-}
-
-/// The site whose other credentials these would replace, and their client id. What was sent with those stays with them:
-/// Jira knows it as another provider's.
-pub fn replaced_credentials(
-    transaction: &mut Transaction<'_>,
-    way: &Upstream,
-    address: &SiteAddress,
-) -> Option<(ClientKey, String)> {
-    let known = record_of(transaction, way, address)?;
-    known.ways().find_map(|before| match (before, way) {
-        (Upstream::Oauth(before), Upstream::Oauth(new)) if before.client_id != new.client_id => {
-            Some((known.client_key.clone(), before.client_id.clone()))
-        }
-        _ => None,
+    Ok(Joined {
+        client_key,
+        change,
+        replaced,
     })
 }
 
-/// The record of a site, for one that opens this way to it.
-fn record_of(
-    transaction: &mut Transaction<'_>,
-    way: &Upstream,
-    address: &SiteAddress,
-) -> Option<Arc<Installation>> {
-    transaction
-        .installations()
-        .into_iter()
-        .filter_map(|known| Some((likeness(&known, way, address)?, known)))
-        .max_by_key(|(likeness, known)| {
-            // What stands by on a tombstone could be reached by nobody.
-            let is_open = known.open_ways().any(|other| other.opens_like(way));
-            (is_open, known.is_installed(), *likeness, known.installed_at)
-        })
-        .map(|(_, known)| known)
+fn replaced_credentials(known: &Installation, way: &Upstream) -> Option<String> {
+    known.ways().find_map(|before| match (before, way) {
+        (Upstream::Oauth(before), Upstream::Oauth(new)) => {
+            (before.client_id != new.client_id).then(|| before.client_id.clone())
+        }
+        _ => None,
+    })
 }
 
 /// How surely a record is of this site.
@@ -355,8 +351,8 @@ pub fn move_to(
     if leaving || links.iter().any(|link| link.hand_back) {
         return Err(MoveRefusal::BeingHandedBack);
     }
-    if let Some(link) = links.iter().find(|link| link.is_purging()) {
-        return Err(MoveRefusal::BeingPurged(link.id));
+    if let Some(id) = linking::being_purged(&links) {
+        return Err(MoveRefusal::BeingPurged(id));
     }
     let (installation, change) = known
         .move_to(to, now)

@@ -181,17 +181,16 @@ pub(super) async fn add(
     let auto_link = admin.linker.policy.load().auto_link.clone();
     let (way, now) = (Upstream::Oauth(oauth), arrival.now);
     let joined = admin.store.transact(move |transaction| {
-        let replaced = sites::replaced_credentials(transaction, &way, &address);
-        if let Some((client_key, _)) = &replaced {
-            let links = transaction.links_of(client_key);
-            if let Some(link) = links.iter().find(|link| link.is_purging()) {
-                return Err(Refusal::BeingPurged(link.id).into());
-            }
-        }
         let joined = sites::join(transaction, way, address, &auto_link, audit, now)?;
-        Ok::<_, Reject>((joined, replaced))
+        // Refused, nothing of it is done.
+        if joined.replaced.is_some()
+            && let Some(id) = linking::being_purged(&transaction.links_of(&joined.client_key))
+        {
+            return Err(Refusal::BeingPurged(id).into());
+        }
+        Ok::<_, Reject>(joined)
     });
-    let (joined, replaced) = joined.await?;
+    let joined = joined.await?;
     let _ = arrival.notes.client_key.set(joined.client_key.clone());
     // What waited for good credentials waits no more.
     admin.spool.release(&joined.client_key);
@@ -204,7 +203,7 @@ pub(super) async fn add(
     let mut view = view(admin, &installation);
     if installation.upstream.kind() != UpstreamKind::Oauth {
         view.hint = Some(how_to_move(&installation));
-    } else if let Some((_, client_id)) = replaced {
+    } else if let Some(client_id) = joined.replaced {
         view.hint = Some(format!(
             "what was sent with the credentials {client_id} stays in Jira as it is: only they can change or delete it, and what is sent again may be shown twice"
         ));
@@ -268,9 +267,8 @@ pub(super) async fn remove(
         if !force && has_app {
             return Err(Refusal::HasApp { client_key, in_use }.into());
         }
-        let links = admin.store.links_of(&client_key);
-        if let Some(link) = links.iter().find(|link| link.is_purging()) {
-            return Err(Refusal::BeingPurged(link.id).into());
+        if let Some(id) = linking::being_purged(&admin.store.links_of(&client_key)) {
+            return Err(Refusal::BeingPurged(id).into());
         }
     }
     let how = if for_good { " (forced)" } else { "" };

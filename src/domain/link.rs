@@ -393,8 +393,7 @@ impl Link {
     /// Whether an attempt needs a mark first, because whoever finds this record after a crash would take it that nobody
     /// was told.
     pub fn hides_an_attempt(&self) -> bool {
-        let removes = self.desired.event == LifecycleEventKind::Uninstalled;
-        !self.reached || removes && !self.told
+        !self.reached || !self.wants_installed() && !self.told
     }
 
     /// Whether its removal can be undone: nobody was told, nothing is deleted, and neither is about to begin. An

@@ -128,6 +128,17 @@ impl World {
         world
     }
 
+    /// In the end all is as it was asked for, whatever happened.
+    async fn outlives(events: Vec<Event>) {
+        let mut world = Self::new();
+        for event in events {
+            world.happens(event).await;
+        }
+        world.heals().await;
+        world.check();
+        world.close().await;
+    }
+
     fn open(&mut self) {
         let config = StoreConfig {
             path: self.folder.path().join("store"),
@@ -631,13 +642,7 @@ async fn an_undone_removal_tells_what_passed_by() {
         undo,
     ];
     for events in [missed, unnoted] {
-        let mut world = World::new();
-        for event in events {
-            world.happens(event).await;
-        }
-        world.heals().await;
-        world.check();
-        world.close().await;
+        World::outlives(events).await;
     }
 }
 
@@ -647,14 +652,6 @@ proptest! {
     #[test]
     fn any_interleaving_of_events_faults_and_crashes_converges(events in events()) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
-        runtime.block_on(async {
-            let mut world = World::new();
-            for event in events {
-                world.happens(event).await;
-            }
-            world.heals().await;
-            world.check();
-            world.close().await;
-        });
+        runtime.block_on(World::outlives(events));
     }
 }

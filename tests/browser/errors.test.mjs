@@ -4,7 +4,7 @@
 import assert from "node:assert/strict";
 import { randomBytes, randomUUID } from "node:crypto";
 import { describe } from "node:test";
-import { Admin, addressOf, counted } from "./stage/admin.mjs";
+import { Admin, addressOf, counted, heard } from "./stage/admin.mjs";
 import { until } from "./stage/deadline.mjs";
 import { scenes } from "./stage/scene.mjs";
 
@@ -247,13 +247,13 @@ describe("rights that end while somebody works", () => {
     await page.route(/\/links$/, (route) => route.fulfill({ json: list }));
     await admin.view.passTime(A_WHILE_MS);
     await admin.see("You can look, but not change anything", "Jira could not be asked", "Many 1");
-    await admin.frame.getByRole("status").filter({ hasText: "You can look" }).first().waitFor({ state: "attached" });
+    await heard(admin.frame, "status", "You can look");
     await counted(admin.frame.getByRole("checkbox"), 0);
     await admin.view.look("groups-read-only-now");
     await page.unroute(/\/links$/);
     await admin.button("Try again").click();
     await admin.group("Many 1").waitFor();
-    await admin.frame.getByRole("status").filter({ hasText: "You can make changes." }).first().waitFor({ state: "attached" });
+    await heard(admin.frame, "status", "You can make changes.");
   });
 });
 
@@ -443,7 +443,7 @@ describe("instances that come and go", () => {
     await admin.card(stage.plain).waitFor({ state: "detached", timeout: 40_000 });
     assert.deepEqual(stage.plain.installations.known, {});
     // Between two attempts it can be undone.
-    assert.match(said, /The relay tries until it has/);
+    assert.match(said, /The relay tries until it has( heard\.|, and until then you can undo this\.)/);
   });
 });
 

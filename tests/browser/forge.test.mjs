@@ -196,23 +196,19 @@ describe("the page in Forge", () => {
     await admin.seeIn(admin.card(stage.plain), "Connected");
   });
 
-  scene("a page whose first call fails says so, and can try again", async (stage) => {
-    stage.forge.invocations = "refused";
-    const admin = await open(stage);
-    await admin.see("Jira did not confirm who you are");
-    stage.forge.invocations = "ok";
-    await admin.button("Try again").click();
-    await admin.heading("Connect your first GitLab instance").waitFor();
-  });
-
-  scene("a relay that can't be reached at first is named, and the next try will do", async (stage) => {
-    stage.forge.invocations = "broken";
-    const admin = await open(stage);
-    await admin.see("The relay cannot be reached");
-    stage.forge.invocations = "ok";
-    await admin.button("Try again").click();
-    await admin.heading("Connect your first GitLab instance").waitFor();
-  });
+  for (const [how, said] of [
+    ["refused", "Jira did not confirm who you are"],
+    ["broken", "The relay cannot be reached"],
+  ]) {
+    scene(`a page whose first call is ${how} says so, and can try again`, async (stage) => {
+      stage.forge.invocations = how;
+      const admin = await open(stage);
+      await admin.see(said);
+      stage.forge.invocations = "ok";
+      await admin.button("Try again").click();
+      await admin.heading("Connect your first GitLab instance").waitFor();
+    });
+  }
 
   scene("outside of Forge it says where it belongs", async (stage) => {
     const view = await stage.visit(`${stage.forge.origin}/page/index.html?bare`);

@@ -241,25 +241,8 @@ describe("several groups at once", () => {
     await counted(admin.frame.getByText("3 groups linked."), 0);
   });
 
-  scene("who goes on to link groups while some are unlinked stops that first", async (stage) => {
-    await stage.link(stage.plain);
-    const paths = ["accounting", "backoffice", "catalogue", "data-warehouse", "e-commerce"];
-    stage.plain.subscriptions = paths.map((path, index) => subscription(stage, path, index + 1));
-    const admin = await Admin.open(stage);
-    await manage(admin, stage.plain);
-    await admin.frame.getByRole("checkbox", { name: "Select all" }).check();
-    const all = stage.plain.hold(UNLINKING);
-    await admin.button("Unlink 5 groups").click();
-    await admin.confirm("Unlink 5 groups");
-    await admin.see("Unlinking 0 of 5…");
-    await admin.button("Link groups").click();
-    await admin.button("Stop").and(admin.frame.locator("[aria-busy]")).waitFor();
-    all.release();
-    await admin.heading("Sign in to GitLab").waitFor();
-    assert.equal(stage.plain.linkedGroups.length, 2);
-  });
-
-  scene("who goes back while groups are unlinked stops that, and sees how many are left", async (stage) => {
+  // Five, of which none is answered before `all` is released.
+  async function unlinking(stage) {
     await stage.link(stage.plain);
     const paths = ["accounting", "backoffice", "catalogue", "data-warehouse", "e-commerce"];
     stage.plain.subscriptions = paths.map((path, index) => subscription(stage, path, index + 1));
@@ -271,6 +254,20 @@ describe("several groups at once", () => {
     await admin.confirm("Unlink 5 groups");
     await until("the first to be under way", () => asked(stage, "DELETE", "/subscriptions/").length === AT_ONCE);
     await admin.see("Unlinking 0 of 5…");
+    return { admin, all };
+  }
+
+  scene("who goes on to link groups while some are unlinked stops that first", async (stage) => {
+    const { admin, all } = await unlinking(stage);
+    await admin.button("Link groups").click();
+    await admin.button("Stop").and(admin.frame.locator("[aria-busy]")).waitFor();
+    all.release();
+    await admin.heading("Sign in to GitLab").waitFor();
+    assert.equal(stage.plain.linkedGroups.length, 2);
+  });
+
+  scene("who goes back while groups are unlinked stops that, and sees how many are left", async (stage) => {
+    const { admin, all } = await unlinking(stage);
     await admin.button("Back to instances").click();
     await admin.button("Stop").and(admin.frame.locator("[aria-busy]")).waitFor();
     all.release();

@@ -3,6 +3,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { heard as heardIn } from "./stage/admin.mjs";
 import { until } from "./stage/deadline.mjs";
 import { Gitlab } from "./stage/gitlab.mjs";
 import { Stage } from "./stage/index.mjs";
@@ -714,7 +715,7 @@ staged("the first load is light, and the second asks for the page alone", async 
 
 // A live region says it.
 async function heard(role, said) {
-  await view.frame.getByRole(role).filter({ hasText: said }).first().waitFor({ state: "attached" });
+  await heardIn(view.frame, role, said);
 }
 
 function luminance(color) {

@@ -277,7 +277,9 @@ async fn a_deletion_keeps_its_place() {
     stage.site.clear_requests();
     let options = json!({"sequence": 3});
     let (pushed, deleted) = tokio::join!(gitlab.send("devinfo", options), async {
+        let deadline = Instant::now() + PATIENCE;
         while stage.site.requests().is_empty() {
+            assert!(Instant::now() < deadline, "nothing was pushed");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         gitlab.send("branch_delete", branch).await

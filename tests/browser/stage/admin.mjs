@@ -114,6 +114,11 @@ export async function counted(locator, wanted) {
   await until(`${wanted} of ${locator}`, async () => (await locator.count()) === wanted);
 }
 
+// A live region says it.
+export async function heard(frame, role, said) {
+  await frame.getByRole(role).filter({ hasText: said }).first().waitFor({ state: "attached" });
+}
+
 export function addressOf({ url }) {
   return url.replace("http://", "");
 }

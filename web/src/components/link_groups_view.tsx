@@ -77,7 +77,7 @@ export function LinkGroupsView({
     if (!acts) {
       linking.clear();
     }
-    signOut();
+    setSession(null);
   };
 
   return (
